@@ -1,0 +1,124 @@
+"""Configuration in nanoGPT's manner: defaults, then config files, then --key=value; the command line always wins.
+
+    c, given = configure(Config, sys.argv[1:])      # Config is a flat dataclass, one commented field per line
+
+A config file is plain Python, run in a namespace of its own (it is your program: run only files you trust).
+Every public name that it leaves behind must be a field; names with a leading underscore are its own affair.
+"""
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+import types
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line that names the cause and the fix."""
+
+
+def exit_cleanly(main):
+    """Run `main()`; print a UserError as one line on stderr and exit with code 2."""
+    try:
+        sys.exit(main())
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def nearest(word, known):
+    """' (did you mean X?)', or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def convert(key, value, kind, where):
+    """`value` as the field's type `kind` (int, float, bool or str). Strings come from the command line.
+
+    1e9 is a good int, 1 a good float; nothing else changes its type. Raises UserError.
+    """
+    wrong = UserError(f"{where}: {key} must be {kind.__name__}, not {value!r}")
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise wrong
+    if isinstance(value, str):                        # from the command line, or a quoted number in a file
+        if not where.startswith("--"):
+            raise wrong
+        try:
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
+        except (ValueError, SyntaxError):
+            raise wrong from None
+    if kind is bool and value in (0, 1) and isinstance(value, int):
+        return bool(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or kind is bool:
+        raise wrong
+    if kind is int and (value != value or value in (float("inf"), -float("inf")) or value != int(value)):
+        raise wrong
+    return kind(value)
+
+
+def read_file(path):
+    """{name: (value, 'file:line')} of the public names that the config file `path` assigns."""
+    if not path.endswith(".py"):
+        raise UserError(f"{path}: a config file ends in .py, an override is --key=value")
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+        tree, space = ast.parse(source, path), {"__file__": path}
+        exec(compile(tree, path, "exec"), space)
+    except FileNotFoundError:
+        raise UserError(f"no such config file: {path}") from None
+    except SyntaxError as e:
+        raise UserError(f"{path}:{e.lineno}: {e.msg}") from None
+    except Exception as e:                            # the file is a program: whatever it raises is the user's to mend
+        raise UserError(f"{path}: {type(e).__name__}: {e}") from None
+    line = {n.id: n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {k: (v, f"{path}:{line.get(k, 1)}") for k, v in space.items()
+            if not k.startswith("_") and not isinstance(v, (types.ModuleType, types.FunctionType, type))}
+
+
+def read_args(args):
+    """Split the command line into {key: (text, '--key')} and a list of config files."""
+    overrides, files = {}, []
+    for arg in args:
+        if not arg.startswith("-"):
+            files.append(arg)
+            continue
+        key, equals, text = arg.lstrip("-").partition("=")
+        overrides[key] = (text if equals else "True", f"--{key}")
+    return overrides, files
+
+
+def set_fields(c, values):
+    """Return `c` with `values` {key: (value, where)} checked, converted and set. Raises UserError."""
+    kinds = {f.name: f.type if isinstance(f.type, type) else {"int": int, "float": float, "bool": bool,
+             "str": str}[f.type] for f in dataclasses.fields(c)}
+    for key, (value, where) in values.items():
+        if key not in kinds:
+            raise UserError(f"{where}: unknown key {key!r}{nearest(key, kinds)}; --help lists them all")
+    return dataclasses.replace(c, **{k: convert(k, v, kinds[k], w) for k, (v, w) in values.items()})
+
+
+def help_text(config_class):
+    """The fields with their defaults and trailing comments, straight from the source."""
+    source = inspect.getsource(config_class)
+    rows = re.findall(r"^    (\w+): \w+ = (.+?)  +# (.*)$|^    # (.*)$", source, re.M)
+    return "\n".join(f"\n{head}" if head else f"  --{k}={v:<24} {note}" for k, v, note, head in rows)
+
+
+def configure(config_class, args):
+    """Defaults, then config files, then command line -> (config, set of the keys that were given).
+
+    `--help` prints the fields and exits. Raises UserError for an unknown key, a wrong type or a bad file.
+    """
+    overrides, files = read_args(args)
+    if {"help", "h"} & set(overrides):
+        print(f"usage: train.py [config/FILE.py ...] [--key=value ...]\n{help_text(config_class)}")
+        sys.exit(0)
+    values = {}
+    for path in files:
+        values |= read_file(path)
+    values |= overrides
+    return set_fields(config_class(), values), set(values)

@@ -1,0 +1,567 @@
+"""Train one GPT: config -> data -> loop -> log, checkpoint, result.
+
+    python train.py config/scale_d64.py --seed=2
+    torchrun --nproc_per_node=4 train.py config/scale_d64.py
+
+A run directory (out_dir) receives config.json, log.jsonl (one object per logged step), ckpt.pt and, last and
+atomically, result.json: its presence means done. Exit codes: 0 done, 2 something to mend, 3 interrupted (resumable).
+"""
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve other processes; set before torch
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from configurator import UserError, configure, exit_cleanly
+from model import GPT, GPTConfig
+
+ROOT = Path(__file__).resolve().parent
+HORIZONS = ("max_iters", "target_tokens", "target_flops", "tokens_per_param", "epochs")
+
+
+@dataclass
+class Config:
+    # run
+    out_dir: str = "out/run"               # run directory; a study uses out/STUDY/RUN
+    resume: str = "auto"                   # auto: go on from ckpt.pt if there is one; never: start over
+    seed: int = 1337                       # initial weights, order of the data, dropout
+    # data
+    dataset: str = "shakespeare"           # directory under data/ with train.bin, val.bin, meta.json
+    batch_size: int = 32                   # sequences per optimizer step, over all devices and micro-batches
+    gradient_accumulation_steps: int = 1   # micro-batches per step; -1: as few as memory allows
+    block_size: int = 128                  # tokens of context
+    # model
+    n_layer: int = 4                       # transformer blocks
+    n_head: int = 4                        # attention heads; divides n_embd
+    n_embd: int = 64                       # width
+    dropout: float = 0.0                   # raise it when a run repeats its data
+    bias: bool = False                     # biases in linear layers and LayerNorms, as GPT-2 has
+    tie_weights: bool = True               # head and token embedding share weights
+    vocab_size: int = -1                   # -1: the dataset's; larger pads it (50304 is faster on GPUs)
+    parametrization: str = "gpt2"          # gpt2, or mup: learning rates carry over from base_width
+    base_width: int = 64                   # mup: n_embd at which learning_rate was tuned
+    # horizon: set exactly one
+    max_iters: int = -1                    # optimizer steps
+    target_tokens: float = -1              # training tokens
+    target_flops: float = -1               # FLOPs, counted exactly (GPT.flops_per_token)
+    tokens_per_param: float = -1           # tokens per non-embedding-plus-head parameter; Chinchilla: 20
+    epochs: float = -1                     # passes over train.bin
+    # optimizer
+    learning_rate: float = 1e-3            # peak; AdamW
+    schedule: str = "cosine"               # cosine, linear, constant, or wsd (warmup, stable, decay)
+    warmup_iters: int = -1                 # steps of linear warmup; -1: warmup_frac of the run
+    warmup_frac: float = 0.02              # used when warmup_iters is -1
+    lr_decay_iters: int = -1               # step where the decay ends; -1: where the run ends
+    cooldown_frac: float = 0.2             # wsd: share of the run that decays, as 1 - sqrt
+    min_lr: float = 0.0                    # learning rate at the end of the decay
+    weight_decay: float = 0.1              # on matrices and embeddings
+    beta1: float = 0.9                     # AdamW
+    beta2: float = 0.95                    # AdamW; nearer to 1 for small batches
+    grad_clip: float = 1.0                 # global norm; 0: off
+    # evaluation, log, checkpoints
+    eval_interval: int = -1                # steps; -1: a tenth of the run; 0: only at the end
+    eval_iters: int = -1                   # validation sequences of block_size tokens, from the start; -1: all
+    log_interval: int = -1                 # steps; -1: 1/200 of the run
+    ckpt_minutes: float = 5.0              # checkpoint this often, and when interrupted
+    # machine
+    device: str = "auto"                   # auto: cuda, else mps, else cpu
+    dtype: str = "auto"                    # auto: bfloat16 or float16 on cuda, else float32
+    compile: bool = True                   # torch.compile on cuda; elsewhere it does not pay and is left out
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; the checkpoint is written and the process exits with code 3."""
+
+
+# ---------------------------------------------------------------- configuration
+
+
+def load_meta(dataset: str) -> dict:
+    """The dataset's meta.json, with the sizes of its .bin files checked against it."""
+    folder = ROOT / "data" / dataset
+    fix = f"run: python data/{dataset.partition('_')[0]}/prepare.py"
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        sizes = {s: (folder / f"{s}.bin").stat().st_size for s in ("train", "val")}
+    except FileNotFoundError as e:
+        raise UserError(f"dataset {dataset!r} is not prepared ({e.filename} is missing); {fix}") from None
+    except ValueError as e:
+        raise UserError(f"{folder / 'meta.json'} is not valid JSON ({e}); {fix}") from None
+    for split, size in sizes.items():
+        if size != 2 * meta[f"{split}_tokens"]:
+            raise UserError(f"{folder / split}.bin has {size:,} bytes, its meta.json says "
+                            f"{2 * meta[f'{split}_tokens']:,}: it is truncated or stale; {fix}")
+    return meta
+
+
+def check(c: Config, meta: dict, world: int) -> None:
+    """Raise UserError for settings that contradict each other or the data."""
+    for key in ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "learning_rate", "base_width"):
+        if not 0 < getattr(c, key) < math.inf:
+            raise UserError(f"{key} must be positive, not {getattr(c, key)}")
+    choices = dict(schedule=("cosine", "linear", "constant", "wsd"), resume=("auto", "never"),
+                   parametrization=("gpt2", "mup"), dtype=("auto", "float32", "bfloat16", "float16"))
+    for key, allowed in choices.items():
+        if getattr(c, key) not in allowed:
+            raise UserError(f"{key} must be one of {', '.join(allowed)}, not {getattr(c, key)!r}")
+    if c.n_embd % c.n_head:
+        near = [h for h in range(1, c.n_embd + 1) if c.n_embd % h == 0]
+        raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; "
+                        f"try n_head={min(near, key=lambda h: abs(h - c.n_head))}")
+    given = [k for k in HORIZONS if getattr(c, k) != -1]
+    if len(given) != 1:
+        raise UserError(f"set exactly one horizon of {', '.join(HORIZONS)} "
+                        f"({'got ' + ' and '.join(given) if given else 'none is set; try --tokens_per_param=20'})")
+    if not 0 < getattr(c, given[0]) < math.inf:
+        raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
+    if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:
+        raise UserError(f"vocab_size {c.vocab_size} is smaller than the dataset's {meta['vocab_size']}; set it to -1")
+    for split in ("train", "val"):
+        if meta[f"{split}_tokens"] <= c.block_size:
+            raise UserError(f"block_size {c.block_size} needs more than the {meta[f'{split}_tokens']:,} tokens of "
+                            f"{split}.bin in {c.dataset!r}; lower block_size or prepare more text")
+    for key in ("dropout", "warmup_frac", "cooldown_frac", "beta1", "beta2"):
+        if not 0 <= getattr(c, key) <= 1 - (key in ("dropout", "beta1", "beta2")) * 1e-9:
+            raise UserError(f"{key} must be between 0 and 1, not {getattr(c, key)}")
+    if c.batch_size < world * max(1, c.gradient_accumulation_steps):
+        raise UserError(f"batch_size {c.batch_size} is smaller than {world} processes x "
+                        f"{c.gradient_accumulation_steps} gradient_accumulation_steps; raise batch_size")
+
+
+def derive(c: Config, meta: dict, device: str, world: int) -> Config:
+    """Every -1 and 'auto' replaced by its value."""
+    c = dataclasses.replace(c, device=device, vocab_size=c.vocab_size if c.vocab_size != -1 else meta["vocab_size"])
+    if c.dtype == "auto":
+        cuda = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
+        c.dtype = cuda if device.startswith("cuda") else "float32"
+    c.max_iters = horizon_steps(c, meta)
+    if c.warmup_iters == -1:
+        c.warmup_iters = round(c.warmup_frac * c.max_iters)
+    if c.lr_decay_iters == -1:
+        c.lr_decay_iters = c.max_iters
+    for key in ("warmup_iters", "lr_decay_iters"):
+        if not 0 <= getattr(c, key) <= c.max_iters:
+            raise UserError(f"{key} {getattr(c, key)} is outside the run's {c.max_iters} steps; set it to -1")
+    if c.eval_interval == -1:
+        c.eval_interval = max(1, c.max_iters // 10)
+    if c.log_interval < 1:
+        c.log_interval = max(1, c.max_iters // 200)
+    val_rows = (meta["val_tokens"] - 1) // c.block_size
+    c.eval_iters = min(c.eval_iters, val_rows) if c.eval_iters > 0 else val_rows
+    if c.gradient_accumulation_steps < 1:
+        c.gradient_accumulation_steps = accumulation(c, world)
+    return c
+
+
+def model_config(c: Config) -> GPTConfig:
+    return GPTConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(GPTConfig)})
+
+
+def shape_counts(c: Config) -> tuple[dict, dict]:
+    """(parameters by group, FLOPs per token by part) of the model that `c` describes, without building it."""
+    with torch.device("meta"):
+        model = GPT(model_config(c))
+    return model.count_params(), model.flops_per_token()
+
+
+def horizon_steps(c: Config, meta: dict) -> int:
+    """Optimizer steps for whichever horizon is set, rounded to the nearest, at least 1."""
+    if c.max_iters != -1:
+        return c.max_iters
+    params, flops = shape_counts(c)
+    tokens = (c.target_tokens if c.target_tokens != -1 else
+              c.target_flops / flops["total"] if c.target_flops != -1 else
+              c.tokens_per_param * (params["non_embedding"] + params["head"]) if c.tokens_per_param != -1 else
+              c.epochs * ((meta["train_tokens"] - 1) // c.block_size * c.block_size))
+    return max(1, round(tokens / (c.batch_size * c.block_size)))
+
+
+def accumulation(c: Config, world: int) -> int:
+    """Micro-batches per step, so that activations and logits take at most 60 % of the free memory.
+
+    Per token and layer about 34 D bytes at 2 bytes each (Korthikanti et al. 2022, eq. 2, without the T x T scores,
+    which SDPA does not keep), and three copies of the V logits.
+    """
+    size = 4 if c.dtype == "float32" else 2
+    per_token = c.n_layer * 17 * c.n_embd * size + 3 * c.vocab_size * 4
+    free = (torch.cuda.mem_get_info()[0] if c.device.startswith("cuda") else
+            os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    steps = math.ceil(c.batch_size / world * c.block_size * per_token / (0.6 * free))
+    return min(steps, c.batch_size // world)
+
+
+# ---------------------------------------------------------------- data and schedule
+
+
+class Batches:
+    """Rows of block_size tokens of a .bin file. Row r is tokens [rT, rT + T); its targets lie one further on."""
+
+    def __init__(self, path: Path, block_size: int, seed: int, device: str):
+        self.tokens = np.memmap(path, dtype=np.uint16, mode="r")
+        self.T, self.seed, self.device = block_size, seed, device
+        self.rows = (len(self.tokens) - 1) // block_size
+        self.epoch, self.order = -1, None
+
+    def row_ids(self, start: int, count: int) -> np.ndarray:
+        """Rows `start` to `start + count` of the endless sequence of epochs, each a permutation by (seed, epoch)."""
+        epoch, at = divmod(start, self.rows)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+        ids = self.order[at:at + count]
+        left = count - len(ids)                        # an epoch ends inside the batch: go on with the next
+        return np.concatenate([ids, self.row_ids(start + len(ids), left)]) if left else ids
+
+    def get(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(inputs, targets), each (len(ids), T) int64 on the device."""
+        window = self.tokens[ids[:, None] * self.T + np.arange(self.T + 1)].astype(np.int64)
+        window = torch.from_numpy(window)
+        if self.device.startswith("cuda"):
+            window = window.pin_memory()               # lets the copy run beside the previous step
+        window = window.to(self.device, non_blocking=True)
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+
+def learning_rate(step: int, c: Config) -> float:
+    """The rate for step `step` (0 is the first). WSD with a 1 - sqrt cooldown: Haegele et al. 2024, eq. 1."""
+    if step < c.warmup_iters:
+        return c.learning_rate * (step + 1) / (c.warmup_iters + 1)
+    done = min(1.0, (step - c.warmup_iters) / max(1, c.lr_decay_iters - c.warmup_iters))
+    if c.schedule == "wsd":
+        cooldown = max(1, round(c.cooldown_frac * c.lr_decay_iters))
+        into = (step - (c.lr_decay_iters - cooldown)) / cooldown
+        share = 1 - math.sqrt(min(1.0, max(0.0, into)))
+    else:
+        share = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[c.schedule]
+    return c.min_lr + share * (c.learning_rate - c.min_lr)
+
+
+# ---------------------------------------------------------------- files of a run
+
+
+def write_atomic(path: Path, write) -> None:
+    """`write(file)` into a file beside `path`, then rename: a full disk or a kill leaves what was there before."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as e:               # torch.save turns a failed write into RuntimeError
+        part.unlink(missing_ok=True)
+        kept = "the one written before is kept" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path} ({str(e).splitlines()[0]}); {kept}; "
+                        "free some space, then run the same command") from None
+
+
+def write_json(path: Path, obj: dict) -> None:
+    write_atomic(path, lambda f: f.write((json.dumps(obj, indent=1) + "\n").encode()))
+
+
+def require_same_run(old: dict, c: Config, path: Path) -> None:
+    """What `path` recorded must be the run that `c` describes, in all that bears on its result."""
+    free = ("out_dir", "resume", "device", "dtype", "compile", "gradient_accumulation_steps", "ckpt_minutes")
+    for key, value in dataclasses.asdict(c).items():
+        if key not in free and old.get(key) != value:
+            raise UserError(f"{path} was written with {key}={old.get(key)!r}, not {value!r}: choose another out_dir, "
+                            "restore the setting, or pass --resume=never to start over")
+
+
+def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        old, data = state["config"], state["data_sha256"]
+    except Exception as e:                             # unpickling garbage can raise almost anything
+        raise UserError(f"{path} is corrupt ({type(e).__name__}); delete it, or pass --resume=never, to start over") from None
+    require_same_run(old, c, path)
+    if data != meta["train_sha256"]:
+        raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text again, "
+                        "or pass --resume=never to start over")
+    return state
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop what was logged after `step`, and a torn last line: the resumed run logs them again, without a seam."""
+    kept = b""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        with contextlib.suppress(ValueError):          # torn by a kill, so later than the checkpoint
+            kept += line if json.loads(line)["step"] <= step else b""
+    write_atomic(path, lambda f: f.write(kept))
+
+
+def git_commit() -> str:
+    """The commit of this checkout, with -dirty where files differ from it; empty outside a checkout."""
+    out = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+                         capture_output=True, text=True)
+    return out.stdout.strip()
+
+
+# ---------------------------------------------------------------- one run
+
+
+def setup(device: str) -> tuple[int, int, str]:
+    """(rank, world size, device). Under torchrun: nccl on GPUs, gloo elsewhere."""
+    rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    here = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = here if device == "auto" else device
+    if device.partition(":")[0] not in (here, "cpu"):
+        raise UserError(f"device {device!r} is not available here; leave it at auto (it finds {here!r})")
+    if world > 1:
+        if device == "cuda":
+            device = f"cuda:{local}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return rank, world, device
+
+
+class Run:
+    """A run in progress: model, optimizer, data, and where it stands. `c` is fully derived."""
+
+    def __init__(self, c: Config, meta: dict, rank: int, world: int):
+        self.c, self.meta, self.rank, self.world = c, meta, rank, world
+        self.out, self.started = Path(c.out_dir), time.time()
+        self.step, self.elapsed = 0, 0.0               # steps done; seconds spent in earlier sessions
+        self.losses, self.grad_norm = [], None         # since the last log line: tensors, read only when logging
+        torch.manual_seed(c.seed)
+        torch.set_float32_matmul_precision("high")     # TF32 on GPUs that have it; no effect on CPU
+        self.raw = GPT(model_config(c)).to(c.device)
+        self.params, self.flops = self.raw.count_params(), self.raw.flops_per_token()
+        self.optimizer = torch.optim.AdamW(self.raw.optimizer_groups(c.weight_decay), lr=c.learning_rate,
+                                           betas=(c.beta1, c.beta2), fused=c.device != "mps")
+        kind = c.device.partition(":")[0]
+        self.scaler = torch.amp.GradScaler(kind, enabled=c.dtype == "float16")
+        self.autocast = torch.autocast(kind, dtype=getattr(torch, c.dtype), enabled=c.dtype != "float32")
+        self.model = torch.compile(self.raw) if c.compile and kind == "cuda" else self.raw
+        if world > 1:
+            self.model = torch.nn.parallel.DistributedDataParallel(self.model)
+        folder = ROOT / "data" / c.dataset
+        self.data = Batches(folder / "train.bin", c.block_size, c.seed, c.device)
+        self.val = Batches(folder / "val.bin", c.block_size, c.seed, c.device)
+
+    def sum_over_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
+    def train_step(self) -> None:
+        """One optimizer step on batch number `step`, shared by ranks and micro-batches."""
+        c, loss_sum = self.c, 0.0
+        rows = np.array_split(self.data.row_ids(self.step * c.batch_size, c.batch_size), self.world)[self.rank]
+        for i, ids in enumerate(np.array_split(rows, c.gradient_accumulation_steps)):
+            last = i == c.gradient_accumulation_steps - 1
+            with contextlib.nullcontext() if last or self.world == 1 else self.model.no_sync():
+                with self.autocast:
+                    loss = self.model(*self.data.get(ids))[1] * (len(ids) / c.batch_size)
+                self.scaler.scale(loss * self.world).backward()      # DDP averages over ranks; we want the sum
+            loss_sum = loss_sum + loss.detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.raw.parameters(), c.grad_clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss_sum)                   # this rank's share of the batch mean
+        self.step += 1
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss in nats over the first eval_iters rows of val.bin, whatever the batch size; ranks share the rows."""
+        rows = np.arange(self.c.eval_iters)[self.rank::self.world]
+        per_batch = max(1, min(16384, 2 ** 27 // self.c.vocab_size) // self.c.block_size)    # .5 GB of logits at most
+        total = 0.0
+        self.raw.eval()
+        for i in range(0, len(rows), per_batch):
+            x, y = self.val.get(rows[i:i + per_batch])
+            with self.autocast:
+                total += self.raw(x, y)[1].item() * len(x)
+        self.raw.train()
+        total = torch.tensor(total, dtype=torch.float32 if self.c.device == "mps" else torch.float64, device=self.c.device)
+        loss = self.sum_over_ranks(total).item() / self.c.eval_iters
+        self.require_finite([loss], self.step, "validation loss")
+        return loss
+
+    def require_finite(self, values: list, first_step: int, name: str) -> None:
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                raise UserError(f"{self.out}: the {name} is {value} at step {first_step + i}; lower learning_rate "
+                                f"(now {self.c.learning_rate:g}) or set grad_clip (now {self.c.grad_clip:g})")
+
+    def mean_loss(self) -> float:
+        """Mean training loss since the last log line, over all micro-batches and ranks. This waits for the device."""
+        values = self.sum_over_ranks(torch.stack(self.losses)).tolist()
+        self.require_finite(values, self.step - len(values) + 1, "training loss")
+        return sum(values) / len(values)
+
+    def seconds(self) -> float:
+        return self.elapsed + time.time() - self.started
+
+    def tokens(self) -> int:
+        return self.step * self.c.batch_size * self.c.block_size
+
+    def save(self) -> None:
+        """Write ckpt.pt, from which the run goes on bit for bit. A loss that is not finite stops here instead."""
+        losses = self.sum_over_ranks(torch.stack(self.losses)) if self.losses else torch.zeros(0)
+        self.require_finite(losses.tolist(), self.step - len(losses) + 1, "training loss")
+        if self.rank == 0:
+            state = dict(model=self.raw.state_dict(), optimizer=self.optimizer.state_dict(),
+                         scaler=self.scaler.state_dict(), rng=torch.get_rng_state(), step=self.step,
+                         elapsed=self.seconds(), losses=losses.cpu(), config=dataclasses.asdict(self.c),
+                         data_sha256=self.meta["train_sha256"])
+            write_atomic(self.out / "ckpt.pt", lambda f: torch.save(state, f))
+        self.losses = [x / self.world for x in losses.unbind()]
+
+    def load(self) -> None:
+        state = load_checkpoint(self.out / "ckpt.pt", self.c, self.meta)
+        self.raw.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.losses = [x / self.world for x in state["losses"].to(self.c.device).unbind()]
+
+    def start_files(self) -> None:
+        """config.json, and a log that ends where this run goes on."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "result.json").unlink(missing_ok=True)
+        trim_log(self.out / "log.jsonl", self.step)
+        write_json(self.out / "config.json", dataclasses.asdict(self.c) | dict(
+            commit=git_commit(), torch=torch.__version__, numpy=np.__version__, world_size=self.world,
+            device_name=device_name(self.c.device), data_sha256=self.meta["train_sha256"],
+            tokenizer=self.meta["tokenizer"], params=self.params, flops_per_token=self.flops))
+        total = self.c.max_iters * self.c.batch_size * self.c.block_size
+        print(f"{self.out}: {self.params['total']:,} parameters, {total:,} tokens in {self.c.max_iters:,} steps, "
+              f"{total * self.flops['total']:.3g} FLOPs on {self.c.device}"
+              + (f"; goes on from step {self.step:,}" if self.step else ""), flush=True)
+
+    def log(self, record: dict) -> None:
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(record) + "\n")
+        left = (self.c.max_iters - self.step) * record["elapsed_s"] / self.step
+        val = f" | val {record['val_loss']:.4f}" if "val_loss" in record else ""
+        print(f"step {self.step:,}/{self.c.max_iters:,} | train {record['train_loss']:.4f}{val} | lr {record['lr']:.2e} | "
+              f"norm {record['grad_norm']:.2f} | {record['tok_per_s']:,.0f} tok/s | ETA {left // 60:.0f}:{left % 60:02.0f}",
+              flush=True)
+
+    def result(self, record: dict) -> dict:
+        """The row of runs.csv (DESIGN: one name per column), from the last log record."""
+        c, p, epoch = self.c, self.params, self.data.rows * self.c.block_size
+        bits = record["val_loss"] / math.log(2) * self.meta["val_tokens"] / self.meta["val_bytes"]
+        return dict(
+            seed=c.seed, dataset=c.dataset, tokenizer=self.meta["tokenizer"], n_layer=c.n_layer, n_head=c.n_head,
+            n_embd=c.n_embd, block_size=c.block_size, batch_tokens=c.batch_size * c.block_size,
+            learning_rate=c.learning_rate, schedule=c.schedule, params_total=p["total"],
+            params_embedding=p["token_embedding"] + p["position_embedding"],
+            params_non_embedding=p["non_embedding"], params_head=p["head"], tokens=self.tokens(),
+            unique_tokens=min(self.tokens(), epoch), epochs=self.tokens() / epoch,
+            flops_6nd=6 * (p["non_embedding"] + p["head"]) * self.tokens(), flops_exact=record["flops"],
+            train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
+            val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
+            tok_per_s=round(self.tokens() / record["elapsed_s"], 1), device=device_name(c.device), dtype=c.dtype,
+            commit=git_commit())
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+@contextlib.contextmanager
+def caught_signals():
+    """A list that fills with SIGINT and SIGTERM as they come, instead of their killing the process."""
+    caught = []
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in signals}
+    try:
+        yield caught
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def loop(run: Run, caught: list) -> dict:
+    """Train from where `run` stands to the end. Returns the last log record; raises Interrupted after a signal."""
+    c, saved_at, logged_at, logged_step = run.c, time.time(), time.time(), run.step
+    while run.step < c.max_iters:
+        run.train_step()
+        last = run.step == c.max_iters
+        evaluating = last or (c.eval_interval and run.step % c.eval_interval == 0)
+        if evaluating or run.step % c.log_interval == 0:
+            record = dict(step=run.step, tokens=run.tokens(), flops=run.tokens() * run.flops["total"],
+                          train_loss=run.mean_loss())
+            rate = (run.step - logged_step) * c.batch_size * c.block_size / (time.time() - logged_at)
+            if evaluating:
+                record["val_loss"] = run.evaluate()
+            record.update(lr=learning_rate(run.step - 1, c), grad_norm=run.grad_norm.item(),
+                          tok_per_s=round(rate, 1), elapsed_s=round(run.seconds(), 3))
+            if run.rank == 0:
+                run.log(record)
+            run.losses, logged_at, logged_step = [], time.time(), run.step
+        if run.world > 1 and run.step % 10 and not last:
+            continue                                   # ranks must stop and save together: they agree every tenth step
+        wants = torch.tensor([len(caught), time.time() - saved_at > 60 * c.ckpt_minutes], dtype=torch.float32)
+        stop, due = run.sum_over_ranks(wants.to(c.device) if run.world > 1 else wants).tolist()
+        if last or stop or due:
+            run.save()
+            saved_at = time.time()
+        if stop and not last:
+            raise Interrupted(f"{run.out}: interrupted at step {run.step}; the same command goes on from there")
+    return record
+
+
+def train(c: Config) -> dict:
+    """Train the run that `c` describes, from its checkpoint if there is one. Returns what result.json holds.
+
+    Raises UserError (settings, data, space, a loss that is not finite) or Interrupted (SIGINT, SIGTERM).
+    """
+    rank, world, device = setup(c.device)
+    meta = load_meta(c.dataset)
+    check(c, meta, world)
+    c = derive(c, meta, device, world)
+    result_path = Path(c.out_dir) / "result.json"
+    if c.resume == "auto" and result_path.exists():
+        require_same_run(json.loads((Path(c.out_dir) / "config.json").read_text(encoding="utf-8")), c, result_path)
+        return json.loads(result_path.read_text(encoding="utf-8"))
+    run = Run(c, meta, rank, world)
+    if c.resume == "auto" and (run.out / "ckpt.pt").exists():
+        run.load()
+    if rank == 0:
+        run.start_files()
+    with caught_signals() as caught:
+        result = run.result(loop(run, caught))
+    if rank == 0:
+        write_json(result_path, result)
+    return result
+
+
+def main() -> int:
+    c, _ = configure(Config, sys.argv[1:])
+    try:
+        result = train(c)
+    except Interrupted as e:
+        print(e, flush=True)
+        return 3
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per "
+              f"byte, {result['tokens']:,} tokens in {result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
