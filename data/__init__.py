@@ -1,0 +1,1 @@
+"""One directory per dataset: its prepare.py makes train.bin, val.bin and meta.json. common.py is shared."""

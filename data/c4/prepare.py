@@ -1,0 +1,127 @@
+"""The first tokens of C4 (English web text), streamed: memory stays small, and a stopped run can go on.
+
+    python data/c4/prepare.py --num_tokens=1e8                                # from the Hugging Face Hub
+    python data/c4/prepare.py --num_tokens=1e7 --input c4-train.*.jsonl.gz --val_input c4-validation.jsonl.gz
+
+Ctrl-C and SIGTERM stop it; the same command goes on. Documents (of plain text: paragraphs) are separated by
+<|endoftext|>, or with --tokenizer=byte by three newlines. Validation text does not depend on --num_tokens.
+"""
+import json
+import os
+import signal
+import sys
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import UserError, exit_cleanly  # noqa: E402
+from data import common  # noqa: E402
+
+HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
+BATCH = 1024                                          # documents between two notes of how far it is
+
+
+def open_stream(files: list[str], split: str):
+    return common.open_stream(files, HUB, split, sample_by="paragraph")
+
+
+def take(stream, tok: common.Tokenizer, num_tokens: int) -> list[str]:
+    """The first documents of the stream, until they hold `num_tokens`."""
+    docs, total = [], 0
+    for doc in common.texts(stream):
+        docs.append(doc)
+        total += len(tok.encode(doc)) + len(tok.separator)
+        if total >= num_tokens:
+            break
+    return docs
+
+
+def load_state(path: Path, part: Path, settings: dict, num_tokens: int) -> dict:
+    """How far an interrupted run came, or a fresh start. `stream` is where `datasets` was in its input."""
+    if not path.is_file():
+        return {"settings": settings, "tokens": 0, "bytes": 0, "documents": 0, "dropped": 0, "stream": None}
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state["settings"] != settings or state["tokens"] > num_tokens:
+        raise UserError(f"{path} is of an unfinished run with other settings; delete it to start again")
+    if not part.is_file() or part.stat().st_size < 2 * state["tokens"]:
+        raise UserError(f"{part} is shorter than {path} says; delete {path} to start again")
+    return state
+
+
+def fill(part: Path, state_path: Path, state: dict, stream, tok, is_repeat, num_tokens: int) -> None:
+    """Append documents to `part` until it holds `num_tokens`; after a batch `state_path` says how far it is.
+
+    A batch is written where the text of that state ends, so no document comes twice wherever a run died.
+    """
+    if state["stream"]:
+        stream.load_state_dict(state["stream"])
+    docs = common.texts(stream)
+    with tqdm(total=num_tokens, initial=state["tokens"], unit="tok", unit_scale=True) as bar:
+        while state["tokens"] < num_tokens and (batch := list(islice(docs, BATCH))):
+            at, fresh = state["tokens"], [doc for doc in batch if doc and not is_repeat(doc)]
+            items = common.cut(common.pieces(fresh, tok, follows=at > 0), num_tokens - at, tok)
+            tokens, nbytes = common.write_pieces(part, items, at)
+            state |= {"tokens": at + tokens, "bytes": state["bytes"] + nbytes,
+                      "documents": state["documents"] + len(batch),
+                      "dropped": state["dropped"] + len(batch) - len(fresh), "stream": stream.state_dict()}
+            new = state_path.with_suffix(".part")
+            new.write_text(json.dumps(state), encoding="utf-8")
+            os.replace(new, state_path)
+            bar.update(tokens)
+
+
+def prepare(args) -> None:
+    """Validation text first, then training text, resumed or from the start; then both become visible."""
+    tok, origin, out = common.get_tokenizer(args.tokenizer), common.describe(args, HUB), common.out_dir(args)
+    out.mkdir(parents=True, exist_ok=True)
+    parts, state_path = {split: out / f"{split}.part" for split in ("train", "val")}, out / "state.json"
+    settings = {"tokenizer": tok.name, "val_tokens": args.val_tokens, **origin}
+    state = load_state(state_path, parts["train"], settings, args.num_tokens)
+    val_stream = open_stream(args.val_input or args.input, "validation")
+    val = take(val_stream, tok, args.val_tokens)
+    if args.input and not args.val_input and not state["stream"]:
+        state["stream"] = val_stream.state_dict()     # training text begins where the validation text ended
+    try:
+        val_items = common.cut(common.pieces(val, tok), args.val_tokens, tok)
+        counts = {"val": common.write_pieces(parts["val"], val_items)}
+        fill(parts["train"], state_path, state, open_stream(args.input, "train"), tok, common.repeats(val),
+             args.num_tokens)
+        counts["train"] = state["tokens"], state["bytes"]
+        place = "the validation files" if args.val_input else "--input" if args.input else "C4's own split"
+        common.publish(out, parts, tok, counts, name=args.name, **origin, documents=state["documents"],
+                       split=f"validation: the first {args.val_tokens:,} tokens of {place}",
+                       dropped={"rule": f"empty, or: {common.OVERLAP_RULE}", "documents": state["dropped"]})
+        state_path.unlink()
+    finally:
+        if not state_path.is_file():                  # then there is nothing that a later run could build on
+            for path in parts.values():
+                path.unlink(missing_ok=True)
+    if state["tokens"] < args.num_tokens:
+        print(f"the input ended before {args.num_tokens:,} tokens")
+
+
+def main(args: list[str] | None = None) -> int:
+    """Returns 0, or 130 when a signal stopped it."""
+    p = common.new_parser(__file__, __doc__, default="gpt2", tokenizers=("byte", "gpt2"))
+    p.add_argument("--num_tokens", type=common.count, default="1e8", help="training tokens (default 1e8)")
+    p.add_argument("--val_tokens", type=common.count, default="2e6", help="validation tokens (default 2e6)")
+    common.add_input(p)
+    args = p.parse_args(args)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)      # as Ctrl-C: KeyboardInterrupt
+    try:
+        prepare(args)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except OSError as e:
+        raise UserError(f"cannot write {common.out_dir(args)}: {e.strerror or e}; make room, then run the "
+                        "same command again") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

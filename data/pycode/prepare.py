@@ -1,0 +1,101 @@
+"""Python source code: the standard library and the installed packages of the interpreter that runs this.
+
+    python data/pycode/prepare.py                           # GPT-2 tokens
+    python data/pycode/prepare.py --tokenizer=byte --num_tokens=5e7
+
+Needs no network (but for GPT-2's vocabulary). What it finds depends on what is installed: see meta.json.
+Whole packages are held out. Files come in the order of their hashes, so the head of a split is a fair sample.
+"""
+import platform
+import sys
+import sysconfig
+from collections import Counter
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Iterator
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import UserError, exit_cleanly  # noqa: E402
+from data import common  # noqa: E402
+
+
+def python_files() -> list[tuple[str, Path]]:
+    """(package, path) of every .py file; a package is a top-level name of the library or site-packages."""
+    paths, files = sysconfig.get_paths(), []
+    for root in sorted({Path(paths[k]) for k in ("stdlib", "purelib", "platlib")}):
+        for path in sorted(root.rglob("*.py")):
+            package = path.relative_to(root).parts[0].removesuffix(".py")
+            if path.is_file() and package not in ("site-packages", "dist-packages"):     # roots themselves
+                files.append((package, path))
+    return files
+
+
+def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
+    """{sha256: (package, path, characters)}, one file per content, sorted by hash; and counts of the rest."""
+    found, dropped = {}, Counter()
+    for package, path in tqdm(files, desc="reading", unit="file"):
+        data = path.read_bytes()
+        try:
+            characters = len(data.decode("utf-8").strip())
+        except UnicodeDecodeError:
+            dropped["undecodable"] += 1
+            continue
+        digest = common.sha256(data)
+        if characters and digest not in found:
+            found[digest] = package, path, characters
+        else:
+            dropped["duplicate" if characters else "empty"] += 1
+    return dict(sorted(found.items())), dropped
+
+
+def held_out(files: dict, share: float = 0.05) -> set[str]:
+    """Packages for validation: by the hash of their names, each that fits in `share` of the characters."""
+    sizes, chosen = Counter(), set()
+    for package, _, characters in files.values():
+        sizes[package] += characters
+    room = share * sum(sizes.values())
+    for package in sorted(sizes, key=lambda name: common.sha256(name.encode())):
+        if sizes[package] <= room:
+            chosen.add(package)
+            room -= sizes[package]
+    return chosen
+
+
+def read(paths: list[Path], desc: str) -> Iterator[str]:
+    for path in tqdm(paths, desc=desc, unit="file"):
+        yield common.to_text(path.read_bytes(), path)
+
+
+def main(args: list[str] | None = None) -> None:
+    p = common.new_parser(__file__, __doc__, default="gpt2", tokenizers=("byte", "gpt2"))
+    p.add_argument("--num_tokens", type=common.count, help="stop after this many training tokens")
+    args = p.parse_args(args)
+    tok = common.get_tokenizer(args.tokenizer)
+    files, dropped = unique_files(python_files())
+    packages = held_out(files)
+    val = list(read([path for package, path, _ in files.values() if package in packages], "validation"))
+    if not val:
+        raise UserError("too little Python source to hold a package out; use a Python with more packages")
+    is_repeat = common.repeats(val)
+
+    def train():
+        for doc in read([path for package, path, _ in files.values() if package not in packages], "training"):
+            if is_repeat(doc):
+                dropped["repeats validation"] += 1
+            else:
+                yield doc
+
+    items = common.cut(common.pieces(train(), tok), args.num_tokens, tok)
+    common.save(common.out_dir(args), tok, items, common.pieces(val, tok), name=args.name,
+                source=f"standard library of Python {platform.python_version()} and installed packages",
+                sha256={"sorted sha256 of all files": common.sha256("".join(files).encode())},
+                versions=dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
+                split="by package: 5 % of the characters held out, picked by the hash of the packages' names",
+                val_works=sorted(packages), rule=common.OVERLAP_RULE, dropped=dropped)
+    print(f"held out {len(packages)} packages; dropped files: {dict(dropped)}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,51 @@
+"""Tiny Shakespeare, 1.1M characters: the first 90 % for training, the rest for validation.
+
+    python data/tinyshakespeare/prepare.py                        # GPT-2 tokens: 301,966 and 36,059
+    python data/tinyshakespeare/prepare.py --max_tokens=100000    # of the first 100,000: 90,000 and 10,000
+"""
+import sys
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import UserError, exit_cleanly  # noqa: E402
+from data import common  # noqa: E402
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+def download() -> bytes:
+    try:
+        with urllib.request.urlopen(URL, timeout=30) as reply:
+            return reply.read()
+    except OSError as e:
+        raise UserError(f"cannot download {URL} ({getattr(e, 'reason', e)}); check the network, or give a "
+                        "copy with --input=FILE") from None
+
+
+def main(args: list[str] | None = None) -> None:
+    p = common.new_parser(__file__, __doc__, default="gpt2")
+    p.add_argument("--input", help="a copy of the text; otherwise it comes from char-rnn's repository")
+    p.add_argument("--max_tokens", type=common.count, help="keep this many tokens, then split them 90/10")
+    args = p.parse_args(args)
+    origin = args.input or URL
+    text = common.to_text(common.read_bytes(origin) if args.input else download(), origin)
+    found = common.sha256(text.encode("utf-8"))
+    if found != SHA256:                               # of the decoded text, so other line ends are no matter
+        raise UserError(f"{origin} is not Tiny Shakespeare (sha256 {found}, not {SHA256}); get {URL}, or for "
+                        "text of your own use data/wikitext2/prepare.py --input FILE --out_dir=DIR")
+    tok = common.get_tokenizer(args.tokenizer, text)
+    whole = tok.encode(text)[:args.max_tokens] if args.max_tokens else text
+    halves = whole[:int(0.9 * len(whole))], whole[int(0.9 * len(whole)):]      # of the tokens or of the text
+    ids = halves if args.max_tokens else [tok.encode(half) for half in halves]
+    train, val = [tok.decode(half) for half in ids]
+    _, overlap = common.drop_repeats([train], [val])
+    common.save(common.out_dir(args), tok, [(ids[0], len(train.encode()))], [(ids[1], len(val.encode()))],
+                name=args.name, source=URL, sha256={"input.txt": SHA256}, max_tokens=args.max_tokens,
+                split=f"the first 90 % of the {'tokens' if args.max_tokens else 'characters'} for training",
+                overlap=overlap, dropped="nothing: overlap is only counted, so that published counts hold")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

