@@ -1,9 +1,10 @@
-"""Configuration in nanoGPT's manner: defaults, then config files, then --key=value; the command line always wins.
+"""Configuration as in nanoGPT: defaults, then config files, then --key=value; the command line always wins.
 
     c, given = configure(Config, sys.argv[1:])      # Config is a flat dataclass, one commented field per line
 
 A config file is plain Python, run in a namespace of its own (it is your program: run only files you trust).
-Every public name that it leaves behind must be a field; names with a leading underscore are its own affair.
+Every public name that it assigns must be a field. Names with a leading underscore are its own affair, and so
+are the modules, functions and classes that it imports or defines.
 """
 import ast
 import dataclasses
@@ -11,6 +12,7 @@ import difflib
 import inspect
 import re
 import sys
+import traceback
 import types
 from pathlib import Path
 
@@ -60,34 +62,43 @@ def convert(key, value, kind, where):
     return kind(value)
 
 
+def fault(error, path):
+    """'FILE:LINE: what went wrong', on one line, for an `error` that the config file `path` raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}:{error.lineno or 1}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    what = " ".join(traceback.format_exception_only(error)[0].split())
+    return f"{path}:{lines[-1]}: {what}" if lines else f"{path}: {what}"
+
+
 def read_file(path):
     """{name: (value, 'file:line')} of the public names that the config file `path` assigns."""
     if not path.endswith(".py"):
         raise UserError(f"{path}: a config file ends in .py, an override is --key=value")
+    if not Path(path).is_file():
+        raise UserError(f"no such config file: {path}")
+    space = {"__file__": path}
     try:
-        source = Path(path).read_text(encoding="utf-8")
-        tree, space = ast.parse(source, path), {"__file__": path}
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
         exec(compile(tree, path, "exec"), space)
-    except FileNotFoundError:
-        raise UserError(f"no such config file: {path}") from None
-    except SyntaxError as e:
-        raise UserError(f"{path}:{e.lineno}: {e.msg}") from None
-    except Exception as e:                            # the file is a program: whatever it raises is the user's to mend
-        raise UserError(f"{path}: {type(e).__name__}: {e}") from None
-    line = {n.id: n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return {k: (v, f"{path}:{line.get(k, 1)}") for k, v in space.items()
-            if not k.startswith("_") and not isinstance(v, (types.ModuleType, types.FunctionType, type))}
+    except Exception as e:                            # the file is a program: its author mends it
+        raise UserError(fault(e, path)) from None
+    scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)      # names inside them are not the file's
+    line = {n.id: n.lineno for statement in tree.body if not isinstance(statement, scopes)
+            for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return {k: (v, f"{path}:{line.get(k, 1)}") for k, v in space.items() if not k.startswith("_")
+            and (k in line or not (callable(v) or isinstance(v, types.ModuleType)))}
 
 
 def read_args(args):
-    """Split the command line into {key: (text, '--key')} and a list of config files."""
+    """Split the command line into {key: (text, '--key')} and a list of config files; a bare --key is True."""
     overrides, files = {}, []
     for arg in args:
         if not arg.startswith("-"):
             files.append(arg)
             continue
         key, equals, text = arg.lstrip("-").partition("=")
-        overrides[key] = (text if equals else "True", f"--{key}")
+        overrides[key] = (text if equals else True, f"--{key}")
     return overrides, files
 
 
@@ -105,7 +116,7 @@ def help_text(config_class):
     """The fields with their defaults and trailing comments, straight from the source."""
     source = inspect.getsource(config_class)
     rows = re.findall(r"^    (\w+): \w+ = (.+?)  +# (.*)$|^    # (.*)$", source, re.M)
-    return "\n".join(f"\n{head}" if head else f"  --{k}={v:<24} {note}" for k, v, note, head in rows)
+    return "\n".join(f"\n{head}" if head else f"  --{f'{k}={v}':<34} {note}" for k, v, note, head in rows)
 
 
 def configure(config_class, args):
@@ -115,7 +126,8 @@ def configure(config_class, args):
     """
     overrides, files = read_args(args)
     if {"help", "h"} & set(overrides):
-        print(f"usage: train.py [config/FILE.py ...] [--key=value ...]\n{help_text(config_class)}")
+        script = Path(sys.argv[0]).name
+        print(f"usage: python {script} [config/FILE.py ...] [--key=value ...]\n{help_text(config_class)}")
         sys.exit(0)
     values = {}
     for path in files:

@@ -43,9 +43,9 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)
         self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.n_head, self.dropout = c.n_head, c.dropout
-        # muP scales attention by 1/d_head, not 1/sqrt(d_head) (Yang et al. 2022, table 8); 8 makes them agree at 64.
+        # muP scales attention by 1/d_head, not 1/sqrt(d_head) (Yang et al. 2022, def. 4.1); 4 makes them agree at 16.
         d_head = c.n_embd // c.n_head
-        self.scale = 8 / d_head if c.parametrization == "mup" else 1 / math.sqrt(d_head)
+        self.scale = 4 / d_head if c.parametrization == "mup" else 1 / math.sqrt(d_head)
 
     def forward(self, x, cache=None):
         B, T, D = x.shape
@@ -103,7 +103,7 @@ class GPT(nn.Module):
         | muP          | init std           | learning rate  | forward             |
         |--------------|--------------------|----------------|---------------------|
         | embeddings   | .1                 | lr             |                     |
-        | hidden       | 1/sqrt(fan_in)     | lr/width_ratio | attention 8/d_head  |
+        | hidden       | 1/sqrt(fan_in)     | lr/width_ratio | attention 4/d_head  |
         | head (tied)  | .1                 | lr             | logits /width_ratio |
 
         Both: projections into the residual stream are divided by sqrt(2 n_layer) (Radford et al. 2019).

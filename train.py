@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from configurator import UserError, configure, exit_cleanly
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent
+META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
 HORIZONS = ("max_iters", "target_tokens", "target_flops", "tokens_per_param", "epochs")
 
 
@@ -76,6 +78,8 @@ class Config:
     eval_iters: int = -1                   # validation sequences of block_size tokens, from the start; -1: all
     log_interval: int = -1                 # steps; -1: 1/200 of the run
     ckpt_minutes: float = 5.0              # checkpoint this often, and when interrupted
+    keep_steps: str = ""                   # "1000,2000": keep the checkpoints of these steps as ckpt_STEP.pt
+    branch: str = ""                       # begin from such a kept checkpoint of a run that is equal up to there
     # machine
     device: str = "auto"                   # auto: cuda, else mps, else cpu
     dtype: str = "auto"                    # auto: bfloat16 or float16 on cuda, else float32
@@ -91,6 +95,8 @@ class Interrupted(Exception):
 
 def load_meta(dataset: str) -> dict:
     """The dataset's meta.json, with the sizes of its .bin files checked against it."""
+    if dataset in ("", "..") or Path(dataset).name != dataset:
+        raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     folder = ROOT / "data" / dataset
     fix = f"run: python data/{dataset.partition('_')[0]}/prepare.py"
     try:
@@ -98,8 +104,12 @@ def load_meta(dataset: str) -> dict:
         sizes = {s: (folder / f"{s}.bin").stat().st_size for s in ("train", "val")}
     except FileNotFoundError as e:
         raise UserError(f"dataset {dataset!r} is not prepared ({e.filename} is missing); {fix}") from None
-    except ValueError as e:
+    except (OSError, ValueError) as e:
         raise UserError(f"{folder / 'meta.json'} is not valid JSON ({e}); {fix}") from None
+    bad = [k for k, kind in META.items() if not isinstance(meta, dict) or not isinstance(meta.get(k), kind)
+           or kind is int and meta[k] < 1]
+    if bad:
+        raise UserError(f"{folder / 'meta.json'} lacks a valid {', '.join(bad)}; {fix}")
     for split, size in sizes.items():
         if size != 2 * meta[f"{split}_tokens"]:
             raise UserError(f"{folder / split}.bin has {size:,} bytes, its meta.json says "
@@ -112,6 +122,12 @@ def check(c: Config, meta: dict, world: int) -> None:
     for key in ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "learning_rate", "base_width"):
         if not 0 < getattr(c, key) < math.inf:
             raise UserError(f"{key} must be positive, not {getattr(c, key)}")
+    for key in ("seed", "weight_decay", "grad_clip", "min_lr", "ckpt_minutes"):
+        if not 0 <= getattr(c, key) < 2 ** 63:
+            raise UserError(f"{key} must be 0 or positive (and below 2^63), not {getattr(c, key)}")
+    for key in ("gradient_accumulation_steps", "eval_iters", "log_interval", "eval_interval"):
+        if getattr(c, key) < -1 or getattr(c, key) == 0 and key != "eval_interval":
+            raise UserError(f"{key} must be positive, or -1 to derive it, not {getattr(c, key)}")
     choices = dict(schedule=("cosine", "linear", "constant", "wsd"), resume=("auto", "never"),
                    parametrization=("gpt2", "mup"), dtype=("auto", "float32", "bfloat16", "float16"))
     for key, allowed in choices.items():
@@ -124,7 +140,7 @@ def check(c: Config, meta: dict, world: int) -> None:
     given = [k for k in HORIZONS if getattr(c, k) != -1]
     if len(given) != 1:
         raise UserError(f"set exactly one horizon of {', '.join(HORIZONS)} "
-                        f"({'got ' + ' and '.join(given) if given else 'none is set; try --tokens_per_param=20'})")
+                        f"({'got ' + ' and '.join(given) + '; -1 takes one away' if given else 'none is set; try --tokens_per_param=20'})")
     if not 0 < getattr(c, given[0]) < math.inf:
         raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
     if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:
@@ -133,6 +149,8 @@ def check(c: Config, meta: dict, world: int) -> None:
         if meta[f"{split}_tokens"] <= c.block_size:
             raise UserError(f"block_size {c.block_size} needs more than the {meta[f'{split}_tokens']:,} tokens of "
                             f"{split}.bin in {c.dataset!r}; lower block_size or prepare more text")
+    if not all(step.strip().isdigit() for step in c.keep_steps.split(",") if c.keep_steps):
+        raise UserError(f"keep_steps must list steps such as '1000,2000', not {c.keep_steps!r}")
     for key in ("dropout", "warmup_frac", "cooldown_frac", "beta1", "beta2"):
         if not 0 <= getattr(c, key) <= 1 - (key in ("dropout", "beta1", "beta2")) * 1e-9:
             raise UserError(f"{key} must be between 0 and 1, not {getattr(c, key)}")
@@ -196,9 +214,10 @@ def accumulation(c: Config, world: int) -> int:
     which SDPA does not keep), and three copies of the V logits.
     """
     size = 4 if c.dtype == "float32" else 2
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"     # macOS has no free ones
     per_token = c.n_layer * 17 * c.n_embd * size + 3 * c.vocab_size * 4
     free = (torch.cuda.mem_get_info()[0] if c.device.startswith("cuda") else
-            os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+            os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
     steps = math.ceil(c.batch_size / world * c.block_size * per_token / (0.6 * free))
     return min(steps, c.batch_size // world)
 
@@ -217,12 +236,14 @@ class Batches:
 
     def row_ids(self, start: int, count: int) -> np.ndarray:
         """Rows `start` to `start + count` of the endless sequence of epochs, each a permutation by (seed, epoch)."""
-        epoch, at = divmod(start, self.rows)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-        ids = self.order[at:at + count]
-        left = count - len(ids)                        # an epoch ends inside the batch: go on with the next
-        return np.concatenate([ids, self.row_ids(start + len(ids), left)]) if left else ids
+        parts = []
+        while count:                                   # an epoch may end inside the batch: go on with the next
+            epoch, at = divmod(start, self.rows)
+            if epoch != self.epoch:
+                self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            parts.append(self.order[at:at + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
 
     def get(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs, targets), each (len(ids), T) int64 on the device."""
@@ -264,11 +285,28 @@ def write_atomic(path: Path, write) -> None:
         part.unlink(missing_ok=True)
         kept = "the one written before is kept" if path.exists() else "nothing was written"
         raise UserError(f"cannot write {path} ({str(e).splitlines()[0]}); {kept}; "
-                        "free some space, then run the same command") from None
+                        "free some space or allow writing, then run the same command") from None
 
 
 def write_json(path: Path, obj: dict) -> None:
     write_atomic(path, lambda f: f.write((json.dumps(obj, indent=1) + "\n").encode()))
+
+
+@contextlib.contextmanager
+def named_errors(path: Path, fix: str):
+    """The system's refusal to make, change or read `path`, and what is not valid in it, as a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: {getattr(e, 'strerror', None) or type(e).__name__}; {fix}") from None
+
+
+def read_json(path: Path, needs: str) -> dict:
+    """What write_json wrote to `path`; it must have the key `needs`."""
+    with named_errors(path, "mend it, or pass --resume=never to start over"):
+        obj = json.loads(path.read_text(encoding="utf-8"))
+        obj[needs]
+    return obj
 
 
 def require_same_run(old: dict, c: Config, path: Path) -> None:
@@ -280,30 +318,61 @@ def require_same_run(old: dict, c: Config, path: Path) -> None:
                             "restore the setting, or pass --resume=never to start over")
 
 
-def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        old, data = state["config"], state["data_sha256"]
-    except Exception as e:                             # unpickling garbage can raise almost anything
-        raise UserError(f"{path} is corrupt ({type(e).__name__}); delete it, or pass --resume=never, to start over") from None
-    require_same_run(old, c, path)
-    if data != meta["train_sha256"]:
+def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
+    """A branch must equal the run that it leaves, learning rates included, over the `steps` that they share."""
+    later = dict(max_iters=c.max_iters, lr_decay_iters=c.lr_decay_iters, schedule=c.schedule, min_lr=c.min_lr,
+                 cooldown_frac=c.cooldown_frac, warmup_frac=c.warmup_frac, keep_steps=c.keep_steps, branch=c.branch,
+                 **{k: getattr(c, k) for k in HORIZONS if k != "max_iters"})
+    require_same_run(old | later, c, path)
+    for step in range(steps):
+        if learning_rate(step, c) != learning_rate(step, Config(**old)):
+            raise UserError(f"{path} cannot be branched from: the learning rates differ at step {step}; a branch needs the "
+                            "same warmup_iters and a cooldown that begins later")
+
+
+def require_same_text(sha256: str, c: Config, meta: dict, path: Path) -> None:
+    if sha256 != meta["train_sha256"]:
         raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text again, "
                         "or pass --resume=never to start over")
+
+
+def corrupt(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is corrupt ({type(error).__name__}); delete it, or pass --resume=never, to start over")
+
+
+def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
+    """The checkpoint at `path`, checked against `c` and the data."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        old, data, step = state["config"], state["data_sha256"], state["step"]
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint {path}; train the run that keeps it (keep_steps) first") from None
+    except Exception as e:                             # unpickling garbage can raise almost anything
+        raise corrupt(path, e) from None
+    if path.name == "ckpt.pt":
+        require_same_run(old, c, path)
+    else:
+        require_same_start(old, c, path, step)
+    require_same_text(data, c, meta, path)
     return state
 
 
 def trim_log(path: Path, step: int) -> None:
     """Drop what was logged after `step`, and a torn last line: the resumed run logs them again, without a seam."""
-    kept = b""
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        with contextlib.suppress(ValueError):          # torn by a kill, so later than the checkpoint
-            kept += line if json.loads(line)["step"] <= step else b""
-    write_atomic(path, lambda f: f.write(kept))
+    lines, kept = path.read_bytes().splitlines(keepends=True) if path.exists() else [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            kept += [line] if json.loads(line)["step"] <= step else []
+        except (ValueError, KeyError, TypeError):      # a torn last line is later than the checkpoint
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is damaged; delete it, or pass --resume=never to start over") from None
+    write_atomic(path, lambda f: f.write(b"".join(kept)))
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with -dirty where files differ from it; empty outside a checkout."""
+    """The commit of this checkout, with -dirty where files differ from it; empty outside a checkout or without git."""
+    if not shutil.which("git"):
+        return ""
     out = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
                          capture_output=True, text=True)
     return out.stdout.strip()
@@ -312,13 +381,18 @@ def git_commit() -> str:
 # ---------------------------------------------------------------- one run
 
 
+def find_device(device: str) -> str:
+    """'auto' resolved: cuda, else mps, else cpu. Raises UserError for a device that is not here."""
+    here = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device != "auto" and device.partition(":")[0] not in (here, "cpu"):
+        raise UserError(f"device {device!r} is not available here; leave it at auto (it finds {here!r})")
+    return here if device == "auto" else device
+
+
 def setup(device: str) -> tuple[int, int, str]:
     """(rank, world size, device). Under torchrun: nccl on GPUs, gloo elsewhere."""
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    here = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = here if device == "auto" else device
-    if device.partition(":")[0] not in (here, "cpu"):
-        raise UserError(f"device {device!r} is not available here; leave it at auto (it finds {here!r})")
+    device = find_device(device)
     if world > 1:
         if device == "cuda":
             device = f"cuda:{local}"
@@ -333,9 +407,10 @@ class Run:
 
     def __init__(self, c: Config, meta: dict, rank: int, world: int):
         self.c, self.meta, self.rank, self.world = c, meta, rank, world
-        self.out, self.started = Path(c.out_dir), time.time()
+        self.out, self.started = Path(c.out_dir), time.perf_counter()
         self.step, self.elapsed = 0, 0.0               # steps done; seconds spent in earlier sessions
         self.losses, self.grad_norm = [], None         # since the last log line: tensors, read only when logging
+        self.record = None                             # the last log line
         torch.manual_seed(c.seed)
         torch.set_float32_matmul_precision("high")     # TF32 on GPUs that have it; no effect on CPU
         self.raw = GPT(model_config(c)).to(c.device)
@@ -360,6 +435,9 @@ class Run:
     def train_step(self) -> None:
         """One optimizer step on batch number `step`, shared by ranks and micro-batches."""
         c, loss_sum = self.c, 0.0
+        if c.dropout:                                  # masks by (seed, step, rank) alone: exact resume on any device
+            state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
+            torch.manual_seed(int(state[0]))
         rows = np.array_split(self.data.row_ids(self.step * c.batch_size, c.batch_size), self.world)[self.rank]
         for i, ids in enumerate(np.array_split(rows, c.gradient_accumulation_steps)):
             last = i == c.gradient_accumulation_steps - 1
@@ -408,37 +486,45 @@ class Run:
         return sum(values) / len(values)
 
     def seconds(self) -> float:
-        return self.elapsed + time.time() - self.started
+        return self.elapsed + time.perf_counter() - self.started
 
     def tokens(self) -> int:
         return self.step * self.c.batch_size * self.c.block_size
 
-    def save(self) -> None:
-        """Write ckpt.pt, from which the run goes on bit for bit. A loss that is not finite stops here instead."""
+    def save(self, name: str = "ckpt.pt") -> None:
+        """Write a checkpoint, from which the run goes on bit for bit. A loss that is not finite stops here instead."""
         losses = self.sum_over_ranks(torch.stack(self.losses)) if self.losses else torch.zeros(0)
         self.require_finite(losses.tolist(), self.step - len(losses) + 1, "training loss")
+        weights = torch.nn.utils.get_total_norm(list(self.raw.parameters()))   # spoilt one step before the loss is
+        self.require_finite([weights.item()], self.step, "norm of the weights")
         if self.rank == 0:
             state = dict(model=self.raw.state_dict(), optimizer=self.optimizer.state_dict(),
-                         scaler=self.scaler.state_dict(), rng=torch.get_rng_state(), step=self.step,
+                         scaler=self.scaler.state_dict(), step=self.step, record=self.record,
                          elapsed=self.seconds(), losses=losses.cpu(), config=dataclasses.asdict(self.c),
                          data_sha256=self.meta["train_sha256"])
-            write_atomic(self.out / "ckpt.pt", lambda f: torch.save(state, f))
+            write_atomic(self.out / name, lambda f: torch.save(state, f))
         self.losses = [x / self.world for x in losses.unbind()]
 
-    def load(self) -> None:
-        state = load_checkpoint(self.out / "ckpt.pt", self.c, self.meta)
-        self.raw.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
-        self.losses = [x / self.world for x in state["losses"].to(self.c.device).unbind()]
+    def load(self, path: Path) -> None:
+        state = load_checkpoint(path, self.c, self.meta)
+        try:
+            self.raw.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step, self.elapsed, self.record = state["step"], state["elapsed"], state["record"]
+            self.losses = [x / self.world for x in state["losses"].to(self.c.device).unbind()]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:       # or of another version
+            raise corrupt(path, e) from None
 
-    def start_files(self) -> None:
-        """config.json, and a log that ends where this run goes on."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "result.json").unlink(missing_ok=True)
-        trim_log(self.out / "log.jsonl", self.step)
+    def start_files(self, resumed: bool) -> None:
+        """config.json, and a log that ends where this run goes on. Starting over, nothing of an earlier run is left."""
+        with named_errors(self.out, "allow writing, or choose another out_dir"):
+            for name in ("result.json",) if resumed else ("result.json", "ckpt.pt", "log.jsonl"):
+                (self.out / name).unlink(missing_ok=True)
+        log = self.out / "log.jsonl"
+        if self.c.branch and not log.exists():         # a branch's learning curve begins with that of its trunk
+            write_atomic(log, lambda f: f.write((Path(self.c.branch).parent / "log.jsonl").read_bytes()))
+        trim_log(log, self.step)
         write_json(self.out / "config.json", dataclasses.asdict(self.c) | dict(
             commit=git_commit(), torch=torch.__version__, numpy=np.__version__, world_size=self.world,
             device_name=device_name(self.c.device), data_sha256=self.meta["train_sha256"],
@@ -449,8 +535,9 @@ class Run:
               + (f"; goes on from step {self.step:,}" if self.step else ""), flush=True)
 
     def log(self, record: dict) -> None:
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(record) + "\n")
+        path, line = self.out / "log.jsonl", json.dumps(record) + "\n"
+        with named_errors(path, "free some space, then run the same command"), open(path, "a", encoding="utf-8") as f:
+            f.write(line)
         left = (self.c.max_iters - self.step) * record["elapsed_s"] / self.step
         val = f" | val {record['val_loss']:.4f}" if "val_loss" in record else ""
         print(f"step {self.step:,}/{self.c.max_iters:,} | train {record['train_loss']:.4f}{val} | lr {record['lr']:.2e} | "
@@ -494,32 +581,35 @@ def caught_signals():
 
 def loop(run: Run, caught: list) -> dict:
     """Train from where `run` stands to the end. Returns the last log record; raises Interrupted after a signal."""
-    c, saved_at, logged_at, logged_step = run.c, time.time(), time.time(), run.step
+    c, saved_at, logged_at, logged_step = run.c, time.perf_counter(), time.perf_counter(), run.step
+    keep = {int(step) for step in c.keep_steps.split(",") if step}
     while run.step < c.max_iters:
         run.train_step()
         last = run.step == c.max_iters
         evaluating = last or (c.eval_interval and run.step % c.eval_interval == 0)
         if evaluating or run.step % c.log_interval == 0:
-            record = dict(step=run.step, tokens=run.tokens(), flops=run.tokens() * run.flops["total"],
+            record = run.record = dict(step=run.step, tokens=run.tokens(), flops=run.tokens() * run.flops["total"],
                           train_loss=run.mean_loss())
-            rate = (run.step - logged_step) * c.batch_size * c.block_size / (time.time() - logged_at)
+            rate = (run.step - logged_step) * c.batch_size * c.block_size / (time.perf_counter() - logged_at)
             if evaluating:
                 record["val_loss"] = run.evaluate()
             record.update(lr=learning_rate(run.step - 1, c), grad_norm=run.grad_norm.item(),
                           tok_per_s=round(rate, 1), elapsed_s=round(run.seconds(), 3))
             if run.rank == 0:
                 run.log(record)
-            run.losses, logged_at, logged_step = [], time.time(), run.step
+            run.losses, logged_at, logged_step = [], time.perf_counter(), run.step
+        if run.step in keep:
+            run.save(f"ckpt_{run.step}.pt")
         if run.world > 1 and run.step % 10 and not last:
             continue                                   # ranks must stop and save together: they agree every tenth step
-        wants = torch.tensor([len(caught), time.time() - saved_at > 60 * c.ckpt_minutes], dtype=torch.float32)
+        wants = torch.tensor([len(caught), time.perf_counter() - saved_at > 60 * c.ckpt_minutes], dtype=torch.float32)
         stop, due = run.sum_over_ranks(wants.to(c.device) if run.world > 1 else wants).tolist()
         if last or stop or due:
             run.save()
-            saved_at = time.time()
+            saved_at = time.perf_counter()
         if stop and not last:
             raise Interrupted(f"{run.out}: interrupted at step {run.step}; the same command goes on from there")
-    return record
+    return run.record
 
 
 def train(c: Config) -> dict:
@@ -537,7 +627,9 @@ def train(c: Config) -> dict:
         return json.loads(result_path.read_text(encoding="utf-8"))
     run = Run(c, meta, rank, world)
     if c.resume == "auto" and (run.out / "ckpt.pt").exists():
-        run.load()
+        run.load(run.out / "ckpt.pt")
+    elif c.branch:
+        run.load(Path(c.branch))
     if rank == 0:
         run.start_files()
     with caught_signals() as caught:
