@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,8 @@ def load_meta(dataset: str) -> dict:
     if dataset in ("", "..") or Path(dataset).name != dataset:
         raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     folder = ROOT / "data" / dataset
-    fix = f"run: python data/{dataset.partition('_')[0]}/prepare.py"
+    name, _, tokenizer = dataset.partition("_")
+    fix = f"run: python data/{name}/prepare.py" + (f" --tokenizer={tokenizer}" if tokenizer else "")
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         sizes = {s: (folder / f"{s}.bin").stat().st_size for s in ("train", "val")}
@@ -140,7 +142,8 @@ def check(c: Config, meta: dict, world: int) -> None:
     given = [k for k in HORIZONS if getattr(c, k) != -1]
     if len(given) != 1:
         raise UserError(f"set exactly one horizon of {', '.join(HORIZONS)} "
-                        f"({'got ' + ' and '.join(given) + '; -1 takes one away' if given else 'none is set; try --tokens_per_param=20'})")
+                        + (f"(got {' and '.join(given)}; -1 takes one away)" if given else
+                           "(none is set; try --tokens_per_param=20)"))
     if not 0 < getattr(c, given[0]) < math.inf:
         raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
     if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:
@@ -214,7 +217,7 @@ def accumulation(c: Config, world: int) -> int:
     which SDPA does not keep), and three copies of the V logits.
     """
     size = 4 if c.dtype == "float32" else 2
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"     # macOS has no free ones
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"    # macOS: all there are
     per_token = c.n_layer * 17 * c.n_embd * size + 3 * c.vocab_size * 4
     free = (torch.cuda.mem_get_info()[0] if c.device.startswith("cuda") else
             os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
@@ -343,6 +346,9 @@ def corrupt(path: Path, error: Exception) -> UserError:
 def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
     """The checkpoint at `path`, checked against `c` and the data."""
     try:
+        with zipfile.ZipFile(path) as z:
+            if z.testzip():                            # torch.load ignores the checksums that torch.save writes
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
         old, data, step = state["config"], state["data_sha256"], state["step"]
     except FileNotFoundError:
@@ -365,7 +371,8 @@ def trim_log(path: Path, step: int) -> None:
             kept += [line] if json.loads(line)["step"] <= step else []
         except (ValueError, KeyError, TypeError):      # a torn last line is later than the checkpoint
             if number < len(lines):
-                raise UserError(f"{path}: line {number} is damaged; delete it, or pass --resume=never to start over") from None
+                raise UserError(f"{path}: line {number} is damaged; delete it, or pass --resume=never to "
+                                "start over") from None
     write_atomic(path, lambda f: f.write(b"".join(kept)))
 
 
@@ -435,7 +442,7 @@ class Run:
     def train_step(self) -> None:
         """One optimizer step on batch number `step`, shared by ranks and micro-batches."""
         c, loss_sum = self.c, 0.0
-        if c.dropout:                                  # masks by (seed, step, rank) alone: exact resume on any device
+        if c.dropout:                                  # masks depend on (seed, step, rank) alone, as the data does
             state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
         rows = np.array_split(self.data.row_ids(self.step * c.batch_size, c.batch_size), self.world)[self.rank]
@@ -588,16 +595,18 @@ def loop(run: Run, caught: list) -> dict:
         last = run.step == c.max_iters
         evaluating = last or (c.eval_interval and run.step % c.eval_interval == 0)
         if evaluating or run.step % c.log_interval == 0:
-            record = run.record = dict(step=run.step, tokens=run.tokens(), flops=run.tokens() * run.flops["total"],
+            record = dict(step=run.step, tokens=run.tokens(), flops=run.tokens() * run.flops["total"],
                           train_loss=run.mean_loss())
             rate = (run.step - logged_step) * c.batch_size * c.block_size / (time.perf_counter() - logged_at)
             if evaluating:
                 record["val_loss"] = run.evaluate()
             record.update(lr=learning_rate(run.step - 1, c), grad_norm=run.grad_norm.item(),
                           tok_per_s=round(rate, 1), elapsed_s=round(run.seconds(), 3))
+            if c.dtype != "float16":                   # there the scaler skips such a step
+                run.require_finite([record["grad_norm"]], run.step, "gradient norm")
             if run.rank == 0:
                 run.log(record)
-            run.losses, logged_at, logged_step = [], time.perf_counter(), run.step
+            run.losses, run.record, logged_at, logged_step = [], record, time.perf_counter(), run.step
         if run.step in keep:
             run.save(f"ckpt_{run.step}.pt")
         if run.world > 1 and run.step % 10 and not last:
@@ -621,21 +630,24 @@ def train(c: Config) -> dict:
     meta = load_meta(c.dataset)
     check(c, meta, world)
     c = derive(c, meta, device, world)
-    result_path = Path(c.out_dir) / "result.json"
-    if c.resume == "auto" and result_path.exists():
-        require_same_run(json.loads((Path(c.out_dir) / "config.json").read_text(encoding="utf-8")), c, result_path)
-        return json.loads(result_path.read_text(encoding="utf-8"))
-    run = Run(c, meta, rank, world)
-    if c.resume == "auto" and (run.out / "ckpt.pt").exists():
-        run.load(run.out / "ckpt.pt")
-    elif c.branch:
-        run.load(Path(c.branch))
-    if rank == 0:
-        run.start_files()
+    out = Path(c.out_dir)
+    with named_errors(out, "choose another out_dir"):
+        out.mkdir(parents=True, exist_ok=True)
+    if c.resume == "auto" and (out / "result.json").exists():
+        old = read_json(out / "config.json", "data_sha256")
+        require_same_run(old, c, out / "result.json")
+        require_same_text(old["data_sha256"], c, meta, out / "result.json")
+        return read_json(out / "result.json", "val_loss")
     with caught_signals() as caught:
+        run = Run(c, meta, rank, world)
+        resumed = c.resume == "auto" and (out / "ckpt.pt").exists()
+        if resumed or c.branch:
+            run.load(out / "ckpt.pt" if resumed else Path(c.branch))
+        if rank == 0:
+            run.start_files(resumed)
         result = run.result(loop(run, caught))
-    if rank == 0:
-        write_json(result_path, result)
+        if rank == 0:
+            write_json(out / "result.json", result)
     return result
 
 

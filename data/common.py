@@ -118,7 +118,10 @@ def open_stream(files: list[str], hub: tuple, split: str, sample_by: str):
 
     Plain text is cut by "line" or by "paragraph" (`sample_by`). UserError if it cannot be had.
     """
-    import datasets
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("this needs `pip install datasets`, also for files at hand") from None
     kinds = {LOADERS.get(Path(f.removesuffix(".gz")).suffix) for f in files}
     if len(kinds) > 1 or None in kinds:
         raise UserError(f"what format has {' '.join(files)}? Give files of one kind: {' '.join(LOADERS)}")

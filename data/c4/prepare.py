@@ -75,7 +75,6 @@ def fill(part: Path, state_path: Path, state: dict, stream, tok, is_repeat, num_
 def prepare(args) -> None:
     """Validation text first, then training text, resumed or from the start; then both become visible."""
     tok, origin, out = common.get_tokenizer(args.tokenizer), common.describe(args, HUB), common.out_dir(args)
-    out.mkdir(parents=True, exist_ok=True)
     parts, state_path = {split: out / f"{split}.part" for split in ("train", "val")}, out / "state.json"
     settings = {"tokenizer": tok.name, "val_tokens": args.val_tokens, **origin}
     state = load_state(state_path, parts["train"], settings, args.num_tokens)
@@ -83,6 +82,7 @@ def prepare(args) -> None:
     val = take(val_stream, tok, args.val_tokens)
     if args.input and not args.val_input and not state["stream"]:
         state["stream"] = val_stream.state_dict()     # training text begins where the validation text ended
+    out.mkdir(parents=True, exist_ok=True)
     try:
         val_items = common.cut(common.pieces(val, tok), args.val_tokens, tok)
         counts = {"val": common.write_pieces(parts["val"], val_items)}

@@ -1,0 +1,135 @@
+"""Text from a trained run.
+
+    python sample.py --out_dir=out/run
+    python sample.py --out_dir=out/run --start="ROMEO:" --num_samples=5 --temperature=0.7 --top_p=0.95
+
+Prints the prompt with each continuation. While both fit in block_size, keys and values are cached.
+Beyond, each token is drawn from the last block_size tokens, computed afresh: positions are learned, so
+when the window moves on by one, everything in it changes.
+"""
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from configurator import UserError, configure, exit_cleanly
+from data.common import Tokenizer, get_tokenizer
+from model import GPT, GPTConfig
+from train import find_device, load_meta
+
+
+@dataclass
+class Config:
+    out_dir: str = "out/run"    # run directory that train.py wrote
+    start: str = ""             # prompt, or FILE:PATH to read it from; empty: a new document
+    num_samples: int = 3        # continuations of the prompt
+    max_new_tokens: int = 500   # length of each
+    temperature: float = 0.8    # 0: always the likeliest token; 1: as trained; higher: more random
+    top_k: int = 200            # draw from the k likeliest tokens; 0: from all
+    top_p: float = 1.0          # of those, from the fewest that hold this probability; 1: from all
+    seed: int = 1337            # the same seed gives the same text (same settings, same kind of device)
+    device: str = "auto"        # auto: cuda, else mps, else cpu
+
+
+def check(c: Config) -> None:
+    """Raise UserError for a setting outside its range."""
+    for key, good, range_ in (("num_samples", c.num_samples > 0, "positive"),
+                              ("max_new_tokens", c.max_new_tokens > 0, "positive"),
+                              ("temperature", 0 <= c.temperature < math.inf, "positive, or 0 for greedy"),
+                              ("top_k", c.top_k >= 0, "positive, or 0 for off"),
+                              ("top_p", 0 < c.top_p <= 1, "above 0 and at most 1")):
+        if not good:
+            raise UserError(f"{key} must be {range_}, not {getattr(c, key)}")
+
+
+def load_run(out: Path) -> tuple[GPT, Tokenizer]:
+    """The model of the run directory `out`, on the CPU in eval mode, and the tokenizer of its training."""
+    try:
+        state = torch.load(out / "ckpt.pt", map_location="cpu", weights_only=True)
+        c, data = state["config"], state["data_sha256"]
+        model = GPT(GPTConfig(**{f.name: c[f.name] for f in dataclasses.fields(GPTConfig)}))
+        model.load_state_dict(state["model"])
+        tokenizer = json.loads((out / "config.json").read_text(encoding="utf-8"))["tokenizer"]
+    except FileNotFoundError as e:
+        raise UserError(f"{e.filename} is missing; train first: python train.py --out_dir={out}") from None
+    except Exception as e:                             # unpickling garbage can raise almost anything
+        raise UserError(f"{out}: ckpt.pt or config.json is corrupt ({type(e).__name__}); train again: "
+                        f"python train.py --out_dir={out} --resume=never") from None
+    meta = load_meta(c["dataset"])
+    # A char vocabulary is its text's, so it must be the same text; byte and gpt2 are the same for every text.
+    other_text = tokenizer == "char" and meta["train_sha256"] != data
+    if other_text or meta["tokenizer"] != tokenizer or meta["vocab_size"] > c["vocab_size"]:
+        raise UserError(f"{out} does not match data/{c['dataset']}: trained with tokenizer {tokenizer} and "
+                        f"{c['vocab_size']} ids, and that now holds {'other text, ' if other_text else ''}"
+                        f"tokenizer {meta['tokenizer']} and {meta['vocab_size']} ids; prepare it as it was")
+    return model.eval(), get_tokenizer(tokenizer, meta.get("chars", ""))
+
+
+def read_prompt(start: str) -> str:
+    """`start`, or the text of the file that FILE:PATH names."""
+    if not start.startswith("FILE:"):
+        return start
+    try:
+        return Path(start.removeprefix("FILE:")).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"--start={start}: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
+
+
+def encode_prompt(tok: Tokenizer, text: str) -> list[int]:
+    """Ids of the prompt. For the empty prompt they are what stands before a document in the training data."""
+    ids = tok.encode(text) if text else tok.separator
+    if not len(ids):
+        raise UserError("nothing separates documents in this run's text; give a prompt: --start=TEXT")
+    return ids.tolist()
+
+
+def pick(logits: torch.Tensor, c: Config, rng: torch.Generator) -> torch.Tensor:
+    """Logits (B, V) -> one id each (B, 1). top_p (Holtzman et al. 2020, section 3.1) cuts what top_k left."""
+    logits, ids = logits.float().sort(descending=True, stable=True)
+    if c.temperature == 0:
+        return ids[:, :1]
+    if c.top_k:
+        logits, ids = logits[:, :c.top_k], ids[:, :c.top_k]
+    probs = torch.softmax((logits - logits[:, :1]) / c.temperature, dim=1)
+    if c.top_p < 1:
+        probs[probs.cumsum(dim=1) - probs >= c.top_p] = 0        # likelier tokens alone hold top_p
+    return ids.gather(1, torch.multinomial(probs, 1, generator=rng))
+
+
+@torch.no_grad()
+def generate(model: GPT, idx: torch.Tensor, c: Config, rng: torch.Generator, vocab_size: int) -> torch.Tensor:
+    """Continue idx (B, T) int64 -> (B, max_new_tokens), every id below `vocab_size`."""
+    prompt, window = idx.shape[1], model.config.block_size
+    new, cache = idx, [[] for _ in model.transformer.h]
+    for _ in tqdm(range(c.max_new_tokens), desc="sampling", unit="token", leave=False, disable=None):
+        if idx.shape[1] > window:                                # the window moves: nothing cached holds
+            new, cache = idx[:, -window:], None
+        logits = model(new, cache=cache)[0][:, -1, :vocab_size]  # ids that pad the vocabulary mean nothing
+        new = pick(logits, c, rng)
+        idx = torch.cat([idx, new], dim=1)
+    return idx[:, prompt:]
+
+
+def main() -> int:
+    c, _ = configure(Config, sys.argv[1:])
+    check(c)
+    device = find_device(c.device)
+    model, tok = load_run(Path(c.out_dir))
+    text, model = read_prompt(c.start), model.to(device)
+    idx = torch.tensor([encode_prompt(tok, text)], device=device)
+    rng = torch.Generator(device).manual_seed(c.seed)
+    at_once = max(1, 2 ** 27 // (model.config.block_size * model.config.vocab_size))    # .5 GB of logits
+    for done in range(0, c.num_samples, at_once):
+        batch = idx.expand(min(at_once, c.num_samples - done), -1)
+        for ids in generate(model, batch, c, rng, tok.vocab_size).tolist():
+            print(f"{text}{tok.decode(ids)}\n---------------")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

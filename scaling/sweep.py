@@ -1,0 +1,351 @@
+"""Plan a sweep, run what is missing, then parse, fit, forecast and draw.
+
+    python -m scaling.sweep scaling/sweeps/laptop.py [--dry_run] [--jobs=N]
+
+A sweep file is plain Python (your own program: run only files you trust) that leaves behind
+    runs       a list of dicts: `name` and any train.py settings
+    held_out   the same, for models that are forecast before they are trained (optional)
+    base       settings shared by all (optional)
+Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding plus head), or `budgets`, a
+list: with the wsd schedule the longest of them trains whole and the others are cooldown branches from its checkpoints.
+Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again.
+"""
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is imported
+from tqdm import tqdm
+
+import train
+from configurator import UserError, exit_cleanly, nearest, read_file, set_fields
+from scaling import fit, forecast, logs, plots
+
+OUT = train.ROOT / "out"
+
+
+@dataclasses.dataclass
+class Planned:
+    """One run of the sweep: its resolved configuration and what it will cost."""
+    name: str
+    overrides: dict                 # what the sweep file says, for the command line
+    config: train.Config
+    params: int                     # non-embedding plus head
+    tokens: int
+    flops: float                    # exact, of the whole run
+    spent: float = 1.0              # share of the run that it trains itself: a branch only its cooldown
+    seconds: float = 0.0            # estimated, alone on one core or GPU
+    process: subprocess.Popen | None = None
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out_dir)
+
+    def done(self) -> bool:
+        return (self.out / "result.json").exists()
+
+    def progress(self) -> float:
+        """FLOPs of this run's own (a branch: of its cooldown) that are done so far."""
+        done = self.flops if self.done() else min(self.flops, self.log_tail().get("flops", 0))
+        return max(0.0, done - (1 - self.spent) * self.flops)
+
+    def ready(self) -> bool:
+        """A branch can start when its trunk has left it a checkpoint, or has ended without."""
+        return not self.config.branch or Path(self.config.branch).exists()
+
+    def log_tail(self) -> dict:
+        """The last whole record of log.jsonl, {} before the first."""
+        with contextlib.suppress(OSError, ValueError, IndexError), open(self.out / "log.jsonl", "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - 2000))
+            return json.loads(f.read().splitlines()[-1])
+        return {}
+
+
+# ---------------------------------------------------------------- plan
+
+
+def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
+    """(study name, runs, held-out runs) of a sweep file; each run is its settings with `name`."""
+    found = {k: v for k, (v, _) in read_file(path).items()}
+    for key in found:
+        if key not in ("base", "runs", "held_out"):
+            raise UserError(f"{path}: unknown name {key!r}{nearest(key, ('base', 'runs', 'held_out'))}; "
+                            "start the names of helpers with an underscore")
+    for key in found.keys() & {"runs", "held_out"}:
+        if not isinstance(found[key], list) or not all(isinstance(run, dict) for run in found[key]):
+            raise UserError(f"{path}: `{key}` must be a list of dicts, one for each run")
+    lists = [[found.get("base", {}) | run for run in found.get(key, [])] for key in ("runs", "held_out")]
+    names = [run.get("name") for runs in lists for run in runs]
+    if not lists[0]:
+        raise UserError(f"{path}: `runs` is missing or empty")
+    for name in names:
+        if not isinstance(name, str) or not name or Path(name).name != name or name.startswith("."):
+            raise UserError(f"{path}: every run needs a `name` that is a plain file name, not {name!r}")
+        if names.count(name) > 1:
+            raise UserError(f"{path}: two runs are named {name!r}")
+    return Path(path).stem, *lists
+
+
+def resolve(study: str, run: dict, path: str) -> tuple[train.Config, dict, dict]:
+    """(resolved config, parameters, FLOPs per token) of one run, as train.py will have them. UserErrors name the run."""
+    where = f"{path}: run {run['name']}"
+    try:
+        settings = {k: (v, where) for k, v in run.items() if k != "name"}
+        c = set_fields(train.Config(), settings | {"out_dir": (str(OUT / study / run["name"]), where)})
+        meta = train.load_meta(c.dataset)
+        train.check(c, meta, 1)
+        c = train.derive(c, meta, train.find_device(c.device), 1)
+    except UserError as e:
+        raise UserError(str(e) if str(e).startswith(where) else f"{where}: {e}") from None
+    return c, *train.shape_counts(c)
+
+
+def plan_run(study: str, run: dict, path: str) -> list["Planned"]:
+    """The run, or where it lists `budgets` the longest run and the branches that leave it."""
+    budgets = run.get("budgets", [run["budget"]] if "budget" in run else [])
+    run = {k: v for k, v in run.items() if k not in ("budget", "budgets")}
+    if not isinstance(budgets, (list, tuple)) or not all(isinstance(C, (int, float)) for C in budgets):
+        raise UserError(f"{path}: run {run['name']}: `budgets` must list numbers of FLOPs")
+    if not budgets:
+        return [planned(study, run, path)]
+    budgets = sorted(budgets)
+    c, params, _ = resolve(study, run | {"max_iters": 10 ** 9}, path)
+    tokens = [C / 6 / (params["non_embedding"] + params["head"]) for C in budgets]
+    names = [f"{run['name']}_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else run["name"] for C in budgets]
+    runs = [run | {"name": name, "target_tokens": D} for name, D in zip(names, tokens)]
+    if len(budgets) == 1:
+        return [planned(study, runs[0], path)]
+    if c.schedule != "wsd" or c.warmup_iters > 0.05 * 10 ** 9:
+        raise UserError(f"{path}: run {run['name']}: `budgets` needs schedule='wsd' and a warmup_iters that all share")
+    *short, longest = runs
+    branches = []
+    for branch in short:                               # each leaves the longest where its own cooldown begins
+        steps = resolve(study, branch, path)[0].max_iters
+        leave = steps - max(1, round(c.cooldown_frac * steps))
+        branches.append((branch, leave, OUT / study / longest["name"] / f"ckpt_{leave}.pt"))
+    trunk = planned(study, longest | {"keep_steps": ",".join(str(leave) for _, leave, _ in branches)}, path)
+    same = dict(log_interval=trunk.config.log_interval, eval_interval=trunk.config.eval_interval)
+    return [trunk] + [planned(study, run | same | {"branch": str(ckpt)}, path, leave) for run, leave, ckpt in branches]
+
+
+def planned(study: str, run: dict, path: str, leave: int = 0) -> "Planned":
+    c, params, flops = resolve(study, run, path)
+    tokens = c.max_iters * c.batch_size * c.block_size
+    overrides = {k: v for k, v in run.items() if k != "name"}
+    return Planned(run["name"], overrides, c, params["non_embedding"] + params["head"], tokens, tokens * flops["total"],
+                   spent=(c.max_iters - leave) / c.max_iters)
+
+
+def prepare_data(runs: list[dict]) -> None:
+    """Run data/NAME/prepare.py for every dataset of the sweep that is not there yet (NAME_TOKENIZER: see data/)."""
+    for dataset in sorted({run.get("dataset", train.Config.dataset) for run in runs}):
+        if (train.ROOT / "data" / dataset / "meta.json").exists():
+            continue
+        name, _, tokenizer = dataset.partition("_")
+        script = train.ROOT / "data" / name / "prepare.py"
+        if not script.exists():
+            raise UserError(f"dataset {dataset!r} is not prepared and there is no {script.relative_to(train.ROOT)}")
+        print(f"preparing {dataset}", flush=True)
+        if subprocess.run([sys.executable, script] + ([f"--tokenizer={tokenizer}"] if tokenizer else [])).returncode:
+            raise UserError(f"{script.relative_to(train.ROOT)} failed; its line above says why")
+
+
+def time_step(c: train.Config) -> tuple[float, float]:
+    """(seconds, FLOPs) of one small training step on one core: the shorter of five."""
+    import torch
+    model = train.GPT(train.model_config(c))
+    x = torch.zeros(4, c.block_size, dtype=torch.long)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        model(x, x)[1].backward()
+        times.append(time.perf_counter() - start)
+    return min(times[1:]), x.numel() * model.flops_per_token()["total"]
+
+
+def estimate(plan: list[Planned]) -> None:
+    """Fill in `seconds`: rates of finished runs where there are any, else two timed steps (overhead, then rate)."""
+    rates = sorted(p.flops / json.loads((p.out / "result.json").read_text())["wall_s"] for p in plan if p.done())
+    if rates:
+        for p in plan:
+            p.seconds = p.spent * p.flops / rates[len(rates) // 2]
+        return
+    small = train.Config(n_layer=1, n_embd=16, n_head=1, block_size=64, vocab_size=256)
+    overhead, _ = time_step(small)                     # a step this small is all dispatch
+    seconds, flops = time_step(dataclasses.replace(small, n_embd=256, block_size=256))
+    per_flop = max(seconds - overhead, seconds / 2) / flops
+    for p in plan:
+        p.seconds = p.spent * (p.flops * per_flop + p.config.max_iters * p.config.n_layer * overhead)
+
+
+def print_plan(plan: list[Planned], held: set[str], jobs: int) -> None:
+    print(f"{'run':<24}{'N':>12}{'D':>15}{'FLOPs':>11}{'minutes':>9}  status")
+    for p in plan:
+        step = p.log_tail().get("step")
+        status = "done" if p.done() else f"at step {step:,}" if step else "to do"
+        print(f"{p.name:<24}{p.params:>12,}{p.tokens:>15,}{p.flops:>11.3g}{p.seconds / 60:>9.1f}  {status}"
+              + (", held out" if p.name in held else ""))
+    left = sum(p.seconds for p in plan if not p.done())
+    print(f"{len(plan)} runs, {sum(p.spent * p.flops for p in plan):.3g} FLOPs; about {left / jobs / 60:.0f} minutes left "
+          f"on {jobs} process{'es' if jobs > 1 else ''}", flush=True)
+
+
+# ---------------------------------------------------------------- run
+
+
+def start(p: Planned, threads: int) -> None:
+    """Start train.py for one run; what it prints goes to train.txt in its directory."""
+    p.out.mkdir(parents=True, exist_ok=True)
+    flags = [f"--{k}={v}" for k, v in (p.overrides | dict(out_dir=str(p.out))).items()]
+    with open(p.out / "train.txt", "ab") as console:
+        p.process = subprocess.Popen([sys.executable, str(train.ROOT / "train.py"), *flags], stdout=console,
+                                     stderr=subprocess.STDOUT, start_new_session=True,
+                                     env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"})
+
+
+def last_line(p: Planned) -> str:
+    lines = (p.out / "train.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1] if lines else "it printed nothing"
+
+
+def stop_all(running: list[Planned]) -> None:
+    """Ask every run to checkpoint, and wait until it has."""
+    for p in running:
+        p.process.terminate()
+    for p in running:
+        p.process.wait()
+
+
+def run_all(plan: list[Planned], jobs: int) -> list[str]:
+    """Train what has no result, longest first, `jobs` at a time. Returns a line for each run that failed."""
+    todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    running, failed = [], []
+    bar = tqdm(total=sum(p.spent * p.flops for p in plan), unit="FLOP", unit_scale=True, disable=not todo,
+               initial=sum(p.progress() for p in plan), smoothing=0.05, dynamic_ncols=True,
+               mininterval=1.0 if sys.stderr.isatty() else 30.0)
+    try:
+        while todo or running:
+            ready = [p for p in todo if p.ready()]
+            for p in ready[:jobs - len(running)]:
+                todo.remove(p)
+                running.append(p)
+                start(p, threads)
+            if todo and not running:                   # their trunk failed
+                failed += [f"{p.name}: its trunk left no {p.config.branch}" for p in todo]
+                break
+            time.sleep(0.2)
+            for p in [p for p in running if p.process.poll() is not None]:
+                running.remove(p)
+                if not p.done():
+                    failed.append(f"{p.name}: exit code {p.process.returncode}: {last_line(p)}")
+                    tqdm.write(f"failed: {failed[-1]}")
+            bar.update(max(0.0, sum(p.progress() for p in plan) - bar.n))
+            bar.set_description(f"{sum(p.done() for p in plan)}/{len(plan)} runs, "
+                                f"now {', '.join(p.name for p in running)}"[:60], refresh=False)
+    except KeyboardInterrupt:
+        tqdm.write("interrupted: the running models write their checkpoints")
+        stop_all(running)
+        raise
+    finally:
+        bar.close()
+    return failed
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """One sweep at a time in a study's directory; the lock goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            raise UserError(f"another sweep (process {f.read().strip()}) works in {folder}; wait for it, or stop it") from None
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
+
+
+# ---------------------------------------------------------------- after the runs
+
+
+def parse(folder: Path, fitted: list[Planned]) -> None:
+    """out/STUDY/runs.csv and curves.csv from the run directories; held-out runs stay out of them."""
+    rows, problems = logs.parse_study(folder)
+    names = {p.name for p in fitted}
+    for problem in problems:
+        print(problem)
+    logs.write_table(folder / "runs.csv", [row for row in rows if row["run"] in names], logs.RUN_COLUMNS)
+    logs.write_curves(folder, folder / "curves.csv")
+
+
+def fit_study(folder: Path) -> dict:
+    """runs.csv -> fit.json and fit_card.json, with the table on the console."""
+    if fit.main([str(folder / "runs.csv"), f"--json={folder / 'fit.json'}", f"--card={folder / 'fit_card.json'}"]):
+        raise UserError(f"the fit of {folder / 'runs.csv'} failed; its lines above say why")
+    return json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+
+
+def seal_all(folder: Path, held: list[Planned], fitted: dict) -> None:
+    """Forecast every held-out run that has not been trained; the seal is written before its training starts."""
+    for p in held:
+        if not p.done():
+            target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens, flops=p.flops)
+            sealed = forecast.seal(folder, fitted, target)
+            print(f"forecast of {p.name}: {sealed['predicted']:.4f} "
+                  f"({sealed['lo95']:.4f} to {sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
+
+
+def print_scores(rows: list[dict]) -> None:
+    for row in rows:
+        if row.get("measured") not in (None, ""):
+            print(f"{row['run']}: forecast {row['predicted']:.4f} ({row['lo95']:.4f} to {row['hi95']:.4f}), measured "
+                  f"{row['measured']:.4f}: error {100 * row['error']:+.2f} %, {'inside' if row['inside'] else 'outside'}")
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scaling.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", help="scaling/sweeps/NAME.py")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one per core, or one on a GPU")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    a = parser.parse_args(args)
+    study, runs, held_out = read_sweep(a.sweep)
+    prepare_data(runs + held_out)
+    fitted, held = ([p for run in group for p in plan_run(study, run, a.sweep)] for group in (runs, held_out))
+    plan = fitted + held
+    jobs = a.jobs if a.jobs > 0 else 1 if plan[0].config.device.startswith("cuda") else os.cpu_count() or 1
+    estimate(plan)
+    print_plan(plan, {p.name for p in held}, jobs)
+    if a.dry_run:
+        return 0
+    folder = OUT / study
+    with locked(folder):
+        failed = run_all(fitted, jobs)
+        parse(folder, fitted)
+        law = fit_study(folder)
+        if held and not failed:
+            seal_all(folder, held, law)
+            failed += run_all(held, jobs)
+            print_scores(forecast.score(folder))
+        plots.draw_study(folder)
+    print(f"{folder.relative_to(train.ROOT)}: runs.csv, fit.json, forecasts.csv, figures/", flush=True)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        exit_cleanly(main)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(3)

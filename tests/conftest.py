@@ -1,0 +1,132 @@
+"""Fixtures: `lab` is a copy of the training code with a small dataset, so no test touches data/ or out/."""
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")          # before torch: one thread is exact, and leaves room
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+SMALL = dict(dataset="tiny", n_layer=1, n_head=2, n_embd=16, block_size=32, batch_size=8, max_iters=20,
+             device="cpu")
+
+
+def write_dataset(folder: Path, train_tokens: int = 40_000, val_tokens: int = 20_000) -> dict:
+    """A char dataset as prepare.py writes it, of the language reference in Python's library. Returns its meta."""
+    text = "\n\n".join(topics[k] for k in sorted(topics)).encode("ascii", "ignore").decode()
+    text = text[:train_tokens + val_tokens]
+    chars = "".join(sorted(set(text)))
+    meta = dict(name=folder.name, tokenizer="char", vocab_size=len(chars), chars=chars)
+    folder.mkdir(parents=True)
+    for split, part in (("train", text[:train_tokens]), ("val", text[train_tokens:])):
+        raw = b"".join(chars.index(ch).to_bytes(2, "little") for ch in part)
+        (folder / f"{split}.bin").write_bytes(raw)
+        meta |= {f"{split}_tokens": len(part), f"{split}_bytes": len(part),
+                 f"{split}_sha256": hashlib.sha256(raw).hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    return meta
+
+
+class Lab:
+    """train.py, model.py, configurator.py and data/tiny under `root`, which train.ROOT must be (see `lab`)."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.data = root / "data"
+        write_dataset(self.data / "tiny")
+        for name in ("train.py", "model.py", "configurator.py"):
+            shutil.copy(ROOT / name, root)
+
+    def out(self, name: str) -> Path:
+        return self.root / "out" / name
+
+    def settings(self, name: str = "run", **changes) -> dict:
+        """SMALL with changes; a change to None takes the setting away. `name` is the run's directory."""
+        wanted = SMALL | dict(out_dir=str(self.out(name))) | changes
+        return {k: v for k, v in wanted.items() if v is not None}
+
+    def config(self, name: str = "run", **changes):
+        import train
+        return train.Config(**self.settings(name, **changes))
+
+    def derived(self, name: str = "run", **changes):
+        """The configuration as a run would use it."""
+        import train
+        c = self.config(name, **changes)
+        meta = train.load_meta(c.dataset)
+        train.check(c, meta, 1)
+        return train.derive(c, meta, "cpu", 1)
+
+    def train(self, name: str = "run", **changes) -> dict:
+        import train
+        return train.train(self.config(name, **changes))
+
+    def arguments(self, name: str = "run", **changes) -> list[str]:
+        return [f"--{k}={v}" for k, v in self.settings(name, **changes).items()]
+
+    def command(self, name: str = "run", **changes) -> tuple[int, str, str]:
+        """`python train.py ...` within this process, which saves the import: (exit code, stdout, stderr)."""
+        return self.main(self.arguments(name, **changes))
+
+    def main(self, arguments: list[str]) -> tuple[int, str, str]:
+        import train
+        out, err, before = io.StringIO(), io.StringIO(), sys.argv
+        sys.argv = ["train.py", *arguments]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                with pytest.raises(SystemExit) as end:
+                    train.exit_cleanly(train.main)
+        finally:
+            sys.argv = before
+        return end.value.code or 0, out.getvalue(), err.getvalue()
+
+    def start(self, name: str = "run", launcher: tuple = (), **changes) -> subprocess.Popen:
+        """The same in a process of its own."""
+        command = [sys.executable, *launcher, str(self.root / "train.py"), *self.arguments(name, **changes)]
+        return subprocess.Popen(command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True, encoding="utf-8")
+
+    def log(self, name: str = "run") -> list[dict]:
+        text = (self.out(name) / "log.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def checkpoint(self, name: str = "run") -> dict:
+        import torch
+        return torch.load(self.out(name) / "ckpt.pt", weights_only=True)
+
+    def files(self) -> dict[str, bytes]:
+        """Every file under `root` but compiled code: what a refused command must leave as it was."""
+        return {str(p.relative_to(self.root)): p.read_bytes() for p in sorted(self.root.rglob("*"))
+                if p.is_file() and p.suffix != ".pyc"}
+
+
+def in_this_process(patch: pytest.MonkeyPatch, root: Path) -> None:
+    import train
+    patch.setattr(train, "ROOT", root)                 # a process of its own finds it: ROOT is where train.py is
+    patch.setattr(os, "fsync", lambda fd: None)        # no test cuts the power, and disks are slow
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch) -> Lab:
+    in_this_process(monkeypatch, tmp_path)
+    return Lab(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_lab(tmp_path_factory) -> Lab:
+    """One lab for all tests of a module; each writes run directories of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("lab")
+        in_this_process(patch, root)
+        yield Lab(root)

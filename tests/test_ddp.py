@@ -1,0 +1,107 @@
+"""torchrun with two processes (gloo, CPU) trains the same run as one process."""
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from test_resume import wait_for_lines
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+RUN = dict(max_iters=25, log_interval=5, eval_interval=10, learning_rate=1e-2)
+CASES = dict(plain={}, accumulated=dict(gradient_accumulation_steps=2),
+             uneven=dict(batch_size=7, gradient_accumulation_steps=3),         # ranks of 4 and 3 rows, in 2+1+1 and 1+1+1
+             one_row=dict(eval_iters=1), odd_rows=dict(eval_iters=5))
+
+# One launch for all cases, since importing torch costs more than training. Then the last two cases get a SIGTERM, at
+# one of their ranks, in step 13; the first of them goes on here with two processes, the other in the test with one.
+SCRIPT = """
+import json, os, signal, sys
+import torch.distributed as dist
+import train
+
+runs = [train.Config(**c) for c in json.load(open(sys.argv[1]))]
+for c in runs[:-2]:
+    train.train(c)
+step = train.Run.train_step
+def step_then_signal(run):
+    step(run)
+    if run.step == 13 and run.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+for c in runs[-2:]:
+    train.Run.train_step = step_then_signal
+    try:
+        train.train(c)
+        raise SystemExit("not interrupted")
+    except train.Interrupted as e:
+        print(e, flush=True)
+    train.Run.train_step = step
+train.train(runs[-2])
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def both(module_lab):
+    """A lab with every case trained by one process (NAME) and by two (NAME2); moved2 stands at step 20."""
+    names = [*CASES, "again", "moved"]
+    for name, changes in CASES.items():
+        module_lab.train(name, **RUN, **changes)
+    script, cases = module_lab.root / "cases.py", module_lab.root / "cases.json"
+    script.write_text(SCRIPT)
+    cases.write_text(json.dumps([module_lab.settings(f"{n}2", **RUN | CASES.get(n, {})) for n in names]))
+    done = subprocess.run([sys.executable, *LAUNCHER, str(script), str(cases)], cwd=module_lab.root,
+                          timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("interrupted at step 20") == 4    # two ranks, two runs: they stop together
+    return module_lab
+
+
+def assert_close_runs(lab, a: str, b: str) -> None:
+    """The same losses to 1e-5, relative; the same steps, rates and counts exactly."""
+    for x, y in zip(lab.log(a), lab.log(b), strict=True):
+        assert x.keys() == y.keys() and all(x[k] == y[k] for k in ("step", "tokens", "flops", "lr"))
+        for key in x.keys() & {"train_loss", "val_loss"}:
+            assert y[key] == pytest.approx(x[key], rel=1e-5), (key, x["step"])
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
+    x, y = (json.loads((lab.out(name) / "result.json").read_text()) for name in (a, b))
+    assert y["val_loss"] == pytest.approx(x["val_loss"], rel=1e-5)
+    assert [v for v in x.values() if isinstance(v, int)] == [v for v in y.values() if isinstance(v, int)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_what_one_does(both, case):
+    assert_close_runs(both, case, f"{case}2")
+    assert json.loads((both.out(f"{case}2") / "config.json").read_text())["world_size"] == 2
+
+
+def test_two_processes_go_on_as_two(both):
+    assert_close_runs(both, "plain", "again2")
+    one, other = both.checkpoint("plain2"), both.checkpoint("again2")          # here even bit for bit
+    assert all(torch.equal(one["model"][k], other["model"][k]) for k in one["model"])
+
+
+def test_one_process_goes_on_where_two_stopped(both):
+    assert both.checkpoint("moved2")["step"] == 20
+    both.train("moved2", **RUN)
+    assert_close_runs(both, "plain", "moved2")
+
+
+def test_sigterm_to_torchrun_leaves_a_checkpoint(lab):
+    settings = RUN | dict(max_iters=4000)
+    process = lab.start(launcher=LAUNCHER, **settings)
+    wait_for_lines(lab.out("run") / "log.jsonl", 3, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and not (lab.out("run") / "result.json").exists()
+    step = lab.checkpoint()["step"]
+    assert step >= 15 and step % 10 == 0 and f"interrupted at step {step}" in out
+
+
+def test_more_processes_than_rows_is_one_line(lab, monkeypatch):
+    import train
+    from configurator import UserError
+    with pytest.raises(UserError, match="batch_size 8 is smaller than 9 processes"):
+        train.check(lab.config(), train.load_meta("tiny"), 9)

@@ -1,0 +1,575 @@
+"""scaling/logs.py: tables, our own run directories, the logs of other projects, and the command line."""
+import contextlib
+import io
+import json
+import math
+import subprocess
+import sys
+import time
+import tracemalloc
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from configurator import UserError, exit_cleanly  # noqa: E402
+from scaling import logs  # noqa: E402
+from scaling.logs import read_log, read_table, write_table  # noqa: E402
+
+RESULT = dict(seed=1, dataset="toy", tokenizer="gpt2", n_layer=2, n_head=4, n_embd=32, block_size=64,
+              batch_tokens=4096, learning_rate=1e-3, schedule="cosine", params_total=100, params_embedding=40,
+              params_non_embedding=60, params_head=0, tokens=1_000_000, unique_tokens=500_000, epochs=2.0,
+              flops_6nd=3.6e8, flops_exact=4.1e8, train_loss=3.25, val_loss=3.5, val_bits_per_byte=1.1,
+              val_tokens=10_000, wall_s=12.5, tok_per_s=80_000.0, device="cpu", dtype="float32",
+              commit="5e10843")
+
+
+def record(step, **more):
+    """One line of log.jsonl, as train.py writes it."""
+    return json.dumps(dict(step=step, tokens=step * 4096, flops=step * 1e9, train_loss=10 / (step + 1),
+                           lr=1e-3, grad_norm=1.0, tok_per_s=8e4, elapsed_s=step / 10) | more)
+
+
+def make_run(study, name, lines=(), **changes):
+    """A finished run directory."""
+    run = study / name
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "result.json").write_text(json.dumps(RESULT | changes))
+    (run / "log.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return run
+
+
+def write(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def command(*args):
+    """`python -m scaling.logs ARGS` in this process -> (exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        exit_cleanly(lambda: logs.main([str(arg) for arg in args]))
+    code = stop.value.code or 0
+    return types.SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def read_error(path):
+    with pytest.raises(UserError) as error:
+        read_table(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+# -------------------------------------------------------------------------------- tables
+def test_columns_are_those_of_the_design():
+    assert logs.RUN_COLUMNS == (
+        "study,run,seed,dataset,tokenizer,n_layer,n_head,n_embd,block_size,batch_tokens,"
+        "learning_rate,schedule,params_total,params_embedding,params_non_embedding,params_head,tokens,"
+        "unique_tokens,epochs,flops_6nd,flops_exact,train_loss,val_loss,val_bits_per_byte,val_tokens,wall_s,"
+        "tok_per_s,device,dtype,commit").split(",")
+
+
+def test_numbers_text_and_gaps(tmp_path):
+    text = "\ufeffloss, name ,run,gap\r\n1e0,x,01,\r\n,,1_0,\r\n\r\n 2.5 ,3,1,\r\n"
+    table = read_table(write(tmp_path / "a.csv", text))
+    assert table["loss"].dtype == float and table["gap"].dtype == float
+    np.testing.assert_array_equal(table["loss"], [1, np.nan, 2.5])
+    assert np.isnan(table["gap"]).all()
+    assert table["name"].dtype == object and list(table["name"]) == ["x", "", "3"]
+    assert list(table["run"]) == ["01", "1_0", "1"]           # names stay names
+
+
+def test_names_that_look_like_numbers_are_not_numbers(tmp_path):
+    table = read_table(write(tmp_path / "a.csv", "run,commit,id\n01,5e10843,1_000\n1,1234567,1000\n"))
+    assert list(table["run"]) == ["01", "1"] and list(table["commit"]) == ["5e10843", "1234567"]
+    assert list(table["id"]) == ["1_000", "1000"]
+
+
+def test_text_after_many_numbers_keeps_the_spelling_of_all(tmp_path):
+    table = read_table(write(tmp_path / "a.csv", "id,x\n" + "1e0,2\n" * 25_000 + "last,3\n"))
+    assert table["id"].dtype == object and table["id"][0] == "1e0" and table["id"][-1] == "last"
+    assert table["x"].dtype == float and len(table["x"]) == 25_001
+
+
+def test_header_alone_is_an_empty_table(tmp_path):
+    table = read_table(write(tmp_path / "a.csv", "tokens,run\n"))
+    assert table["tokens"].shape == (0,) and table["tokens"].dtype == float and table["run"].dtype == object
+
+
+@pytest.mark.parametrize("text, says", [
+    ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
+    ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
+    (b"a,b\n1,\xff\n", "UTF-8"), (b"\xff\xfea\x00", "UTF-8"), ('a,b\n1,"2\n', ":2: unexpected end"),
+    ("a\n" + "x" * 200_000 + "\n", "field limit")])
+def test_bad_tables_name_the_cause(tmp_path, text, says):
+    assert says in read_error(write(tmp_path / "bad.csv", text))
+
+
+def test_missing_files_and_directories(tmp_path):
+    assert "No such file" in read_error(tmp_path / "none.csv")
+    assert "directory" in read_error(tmp_path)
+
+
+def test_write_is_deterministic_and_leaves_gaps_empty(tmp_path):
+    rows = [{"x": 0.1, "n": 3, "t": "a,b"}, {"x": math.nan, "n": None},
+            {"x": np.float64(1e-30), "n": np.int64(4)}]
+    for _ in range(2):
+        write_table(tmp_path / "a.csv", rows, ["n", "x", "t"])
+        assert (tmp_path / "a.csv").read_bytes() == b'n,x,t\n3,0.1,"a,b"\n,,\n4,1e-30,\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]   # no temporary file stays
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    write_table(tmp_path / "a.csv", [{"x": 1}], ["x"])
+
+    def rows():
+        yield {"x": 2}
+        raise UserError("the run went away")
+    with pytest.raises(UserError, match="went away"):
+        write_table(tmp_path / "a.csv", rows(), ["x"])
+    with pytest.raises(ValueError, match="surplus"):
+        write_table(tmp_path / "a.csv", [{"x": 3, "surplus": 1}], ["x"])
+    assert (tmp_path / "a.csv").read_text() == "x\n1\n" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_file_is_replaced_in_one_step(tmp_path, monkeypatch):
+    write_table(tmp_path / "a.csv", [{"x": 1}], ["x"])
+
+    def refuse(source, target):
+        assert Path(source).parent == tmp_path and Path(source).read_text() == "x\n2\n"     # whole, same disk
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(logs.os, "replace", refuse)
+    with pytest.raises(UserError, match="No space left"):
+        write_table(tmp_path / "a.csv", [{"x": 2}], ["x"])
+    assert (tmp_path / "a.csv").read_text() == "x\n1\n" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path):
+    for path in (tmp_path / "no" / "a.csv", write(tmp_path / "file", "") / "a.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot write"):
+            write_table(path, [{"x": 1}], ["x"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.floats(allow_nan=True), st.none() | st.integers(-2**53, 2**53),
+                          st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=8))))
+def test_round_trip(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "round.csv"
+    write_table(path, [dict(zip("xnt", row)) for row in rows] + [{"t": "text"}], list("xnt"))
+    table = read_table(path)
+    np.testing.assert_array_equal(table["x"][:-1], np.array([x for x, _, _ in rows], float))
+    np.testing.assert_array_equal(table["n"][:-1], np.array([n for _, n, _ in rows], float))
+    assert list(table["t"][:-1]) == [t for _, _, t in rows]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200) | st.text("a,1.\n\"é ", max_size=60).map(str.encode))
+def test_any_bytes_are_a_table_or_a_user_error(tmp_path_factory, data):
+    path = write(tmp_path_factory.getbasetemp() / "fuzz.csv", data)
+    try:
+        table = read_table(path)
+    except UserError:
+        return
+    assert len({len(values) for values in table.values()}) == 1
+
+
+def test_rate_and_memory_of_a_large_table(tmp_path):
+    """5 MB here: 50 MB must load in seconds, and memory must stay near the 8 bytes of each number."""
+    rows = "".join(f"r{i % 99},124000000.5,1234567890.25,3.14159265,\n" for i in range(110_000))
+    path = write(tmp_path / "big.csv", "run,params,tokens,loss,flops\n" + rows)
+    size = path.stat().st_size
+    assert size > 4.5e6
+    start = time.process_time()
+    table = read_table(path)
+    assert (time.process_time() - start) * 50e6 / size < 15    # about 3 s on one core
+    assert len(table["loss"]) == 110_000
+    tracemalloc.start()
+    read_table(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * 5 * 8 * 110_000 + 12e6                 # the table twice (chunks, whole) and one chunk
+
+
+# -------------------------------------------------------------------------------- our own runs
+def test_parse_run_and_study(tmp_path):
+    study = tmp_path / "kaplan"
+    for name in ("d64", "d32", "d128"):
+        make_run(study, name, seed=len(name))
+    (study / "figures").mkdir()
+    write(study / "runs.csv", "x\n")
+    rows, problems = logs.parse_study(study)
+    assert problems == [] and [row["run"] for row in rows] == ["d128", "d32", "d64"]
+    assert rows[1] == {"study": "kaplan", "run": "d32"} | RESULT | {"seed": 3}
+    write_table(study / "runs.csv", rows, logs.RUN_COLUMNS)
+    table = read_table(study / "runs.csv")
+    assert list(table) == logs.RUN_COLUMNS and list(table["commit"]) == ["5e10843"] * 3
+    assert list(table["learning_rate"]) == [1e-3] * 3
+
+
+def test_missing_numbers_stay_missing(tmp_path):
+    run = make_run(tmp_path / "s", "a", val_loss=None, train_loss=math.nan)
+    result = json.loads((run / "result.json").read_text())
+    del result["wall_s"]
+    write(run / "result.json", json.dumps(result))
+    write_table(tmp_path / "runs.csv", [logs.parse_run(run)], logs.RUN_COLUMNS)
+    table = read_table(tmp_path / "runs.csv")
+    assert all(np.isnan(table[key][0]) for key in ("val_loss", "train_loss", "wall_s"))
+
+
+@pytest.mark.parametrize("result, says", [
+    ("", "not JSON"), ('{"tokens": 1, "val_lo', "not JSON"), ("[1]", "a JSON object"),
+    ("[" * 100_000, "not JSON"), (b"\xff\xfe\x00", "not JSON"),
+    ("{}", "tokens is not in it"), ('{"tokens": 1}', "val_loss is not in it"),
+    ('{"tokens": 1, "val_loss": "3.1"}', "val_loss cannot be '3.1'"),
+    ('{"tokens": true, "val_loss": 3}', "tokens cannot be True"),
+    ('{"tokens": 1, "val_loss": 3, "device": 1}', "device cannot be 1"),
+    ('{"tokens": 1, "val_loss": 3, "mood": 1}', "unknown key 'mood'")])
+def test_unusable_results_are_reported_with_their_reason(tmp_path, result, says):
+    make_run(tmp_path / "s", "good")
+    write(make_run(tmp_path / "s", "bad") / "result.json", result)
+    rows, problems = logs.parse_study(tmp_path / "s")
+    assert [row["run"] for row in rows] == ["good"]
+    assert len(problems) == 1 and says in problems[0] and "bad" in problems[0] and "\n" not in problems[0]
+
+
+def test_an_unfinished_run_is_reported(tmp_path):
+    (make_run(tmp_path / "s", "a") / "result.json").unlink()
+    rows, problems = logs.parse_study(tmp_path / "s")
+    assert rows == [] and len(problems) == 1 and "not finished" in problems[0]
+    with pytest.raises(UserError, match="result.json: No such file"):
+        logs.parse_run(tmp_path / "s" / "a")
+    with pytest.raises(UserError, match="a study directory is needed"):
+        logs.parse_study(tmp_path / "typo")
+
+
+def read(path):
+    said = []
+    return list(read_log(path, said.append)), said
+
+
+def test_read_log_leaves_gaps_as_nan(tmp_path):
+    text = f'{record(0, val_loss=9.5)}\n{record(10, lr=None)}\n{{"step": 20}}\n'
+    records, said = read(write(tmp_path / "log.jsonl", text))
+    assert said == [] and [r["step"] for r in records] == [0, 10, 20]
+    assert records[0]["val_loss"] == 9.5
+    assert math.isnan(records[1]["val_loss"]) and math.isnan(records[1]["lr"])
+    assert set(records[2]) == set(logs.LOG_COLUMNS) and math.isnan(records[2]["train_loss"])
+
+
+@pytest.mark.parametrize("line", [
+    '{"step": 20, "tok', '{"step": 20, "tokens": "many"}', "[20]", "20", "", '{"tokens": 5}',
+    '{"step": null}', '{"step": -1}', '{"step": Infinity}', "[" * 9**5, '{"step": 1, "lr": true}',
+    '{"step": 1' + "0" * 400 + "}"])
+def test_a_malformed_line_is_reported_with_its_number(tmp_path, line):
+    text = f"{record(0)}\n{record(10)}\n{line}\n{record(30)}\n{record(40)[:50]}"
+    path = write(tmp_path / "log.jsonl", text)
+    records, said = read(path)
+    assert [r["step"] for r in records] == [0, 10, 30]
+    assert len(said) == 2 and f"{path}:3: malformed" in said[0] and f"{path}:5: malformed" in said[1]
+
+
+def test_undecodable_bytes_and_a_missing_log(tmp_path):
+    records, said = read(write(tmp_path / "log.jsonl", b'{"step": 1}\n\xff\xfe\x00\n'))
+    assert len(records) == 1 and len(said) == 1
+    with pytest.raises(UserError, match="No such file"):
+        read(tmp_path / "none.jsonl")
+
+
+def test_resumed_runs_keep_the_last_record_of_each_step(tmp_path):
+    # 0..50, killed; from 20 again to 40, killed; from 30 again to the end, 60.
+    lines = [record(s, elapsed_s=try_) for try_, first, last in ((1, 0, 50), (2, 20, 40), (3, 30, 60))
+             for s in range(first, last + 1, 10)]
+    records, said = read(write(tmp_path / "log.jsonl", "\n".join(lines) + "\n"))
+    assert said == [] and [(r["step"], r["elapsed_s"]) for r in records] == [
+        (0, 1), (10, 1), (20, 2), (30, 3), (40, 3), (50, 3), (60, 3)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=40))
+def test_any_sequence_of_steps_comes_out_rising(tmp_path_factory, steps):
+    path = tmp_path_factory.getbasetemp() / "steps.jsonl"
+    write(path, "".join(f'{{"step": {s}, "lr": {i}}}\n' for i, s in enumerate(steps)))
+    kept = [(r["step"], r["lr"]) for r in read_log(path)]
+    overtaken = [any(later <= s for later in steps[i + 1:]) for i, s in enumerate(steps)]
+    assert kept == [(s, i) for i, s in enumerate(steps) if not overtaken[i]]
+    assert len({s for s, _ in kept}) == len(kept)
+
+
+def test_memory_stays_bounded_on_a_long_log(tmp_path):
+    """200,000 lines, many of them logged again by a resumed run: 24 bytes a line, not the records."""
+    path = tmp_path / "log.jsonl"
+    with open(path, "w") as f:
+        for step in [*range(100_000), *range(50_000, 150_000)]:
+            f.write(f'{{"step": {step}, "train_loss": 3.25}}\n')
+    tracemalloc.start()
+    count = sum(1 for _ in read_log(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 150_000 and peak < 200_000 * 40 + 1e6
+
+
+def test_thin_keeps_evaluated_points_and_spreads_the_rest_in_log():
+    step = np.arange(0, 100_001, 10.0)
+    curve = np.column_stack([step] * 4 + [np.where(step % 25_000 == 0, 3.0, np.nan)])
+    thinned = logs.thin(curve)[:, 0]
+    assert len(thinned) <= 105 and {0, 25_000, 50_000, 75_000, 100_000} <= set(thinned)
+    assert np.max(np.diff(np.log(thinned[1:]))) < 1.1 and np.sum(thinned > 10_000) < 40
+    short = curve[:7]
+    assert np.array_equal(logs.thin(short)[:, 0], short[:, 0])
+    assert len(logs.thin(curve[:1])) == 1
+
+
+def test_write_curves(tmp_path, capsys):
+    study = tmp_path / "s"
+    make_run(study, "b", [record(s, **({"val_loss": 4.0} if s % 500 == 0 else {})) for s in range(0, 2001)])
+    make_run(study, "a", [record(1), record(2), '{"step": 3, "tok'])
+    make_run(study, "empty")
+    (make_run(study, "gone") / "log.jsonl").unlink()
+    (make_run(study, "unfinished", [record(1)]) / "result.json").unlink()
+    said = []
+    logs.write_curves(study, study / "curves.csv", said.append)
+    table = read_table(study / "curves.csv")
+    assert list(table) == ["run", "step", "tokens", "flops", "train_loss", "val_loss"]
+    assert list(table["run"][:2]) == ["a", "a"] and set(table["run"]) == {"a", "b"}
+    of_b = table["run"] == "b"
+    evaluated = ~np.isnan(table["val_loss"])
+    assert of_b.sum() <= 105 and list(table["step"][of_b & evaluated]) == [0, 500, 1000, 1500, 2000]
+    assert table["tokens"][of_b][-1] == 2000 * 4096 and table["train_loss"][of_b][-1] == 10 / 2001
+    assert len(said) == 2 and "a/log.jsonl:3" in said[0] and "gone" in said[1]
+    before = (study / "curves.csv").read_bytes()
+    logs.write_curves(study, study / "curves.csv", said.append)
+    assert (study / "curves.csv").read_bytes() == before
+
+
+# -------------------------------------------------------------------------------- other projects
+NANOGPT = """tokens per iteration will be: 491,520
+found vocab_size = 65 (inside data/meta.pkl)
+number of parameters: 123.59M
+step 0: train loss 10.9, val loss 10.8
+iter 0: loss 10.8765, time 12345.67ms, mfu -100.00%
+iter 100: loss 3.1, time 12.3ms, mfu 4.2%
+iter 200: loss 2
+step 500: train loss 2.1000, val loss 2.3000
+saving checkpoint to out
+step 1000: train loss 2.0000, val loss 2.2000
+step 1500: train loss 1.9000, val loss 2.1"""
+
+
+def points(path, out, *args):
+    done = command(path, f"--out={out}", *args)
+    assert done.returncode == 0, done.stderr
+    return read_table(out), done
+
+
+def test_nanogpt_console_log(tmp_path):
+    path = write(tmp_path / "train.log", NANOGPT)
+    table, done = points(path, tmp_path / "o.csv")
+    assert list(table) == ["run", "params", "tokens", "loss", "step"]
+    assert list(table["loss"]) == [2.3, 2.2] and list(table["tokens"]) == [500 * 491520, 1000 * 491520]
+    assert set(table["params"]) == {123.59e6} and "all but the position embeddings" in done.stderr
+    assert f"{path}:7: malformed" in done.stderr and f"{path}:11: malformed" in done.stderr
+    assert "1 points without tokens, the first at step 0" in done.stderr and "2 rows" in done.stdout
+    table, done = points(path, tmp_path / "o.csv", "--params=100", "--batch_tokens=10")
+    assert set(table["params"]) == {100} and list(table["tokens"]) == [5000, 10000]
+    assert "position" not in done.stderr
+
+
+def test_nanogpt_log_without_evaluations_uses_the_train_loss_and_says_so(tmp_path):
+    lines = [f"iter {step}: loss {loss}, time 12.3ms, mfu 4.2%\n"
+             for step, loss in ((100, 3.1), (200, math.nan), (300, 2.9), (300, 2.8))]
+    path = write(tmp_path / "train.log", "".join(lines))
+    table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=1000")
+    assert list(table["tokens"]) == [1e5, 3e5] and list(table["loss"]) == [3.1, 2.8]
+    assert "loss is the train loss" in done.stderr and "1 points without loss" in done.stderr
+
+
+def test_what_a_log_does_not_tell_must_be_given(tmp_path):
+    path = write(tmp_path / "train.log", "step 100: train loss 3.1, val loss 3.2\n")
+    for given_, lacks in ((["--params=1e6"], "--batch_tokens="), (["--batch_tokens=10"], "--params=")):
+        done = command(path, f"--out={tmp_path / 'o.csv'}", *given_)
+        assert done.returncode == 2 and f"give {lacks}" in done.stderr and not (tmp_path / "o.csv").exists()
+
+
+def test_hugging_face_trainer_state(tmp_path):
+    history = [{"epoch": .1, "loss": 4.0, "learning_rate": 1e-4, "step": 10}, {"eval_loss": 3.9, "step": 10},
+               {"loss": 3.5, "step": 20}, {"eval_loss": 3.4, "step": 20},
+               17, {"eval_loss": 1.0}, {"eval_loss": "x", "step": 5},
+               {"train_loss": 3.7, "total_flos": 1e15, "step": 20}, {"eval_loss": None, "step": 30}]
+    path = write(tmp_path / "trainer_state.json", json.dumps({"log_history": history, "global_step": 20}))
+    table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=1000")
+    assert list(table["tokens"]) == [10_000, 20_000] and list(table["loss"]) == [3.9, 3.4]
+    assert all(f"log_history[{i}]: malformed" in done.stderr for i in (4, 5, 6))
+    assert done.stderr.count("malformed") == 3
+    assert "1 points without loss, the first at step 30" in done.stderr
+
+
+def test_hugging_face_tokens_seen(tmp_path):
+    history = [{"loss": 4.0, "step": 10, "num_input_tokens_seen": 777}, {"loss": 3.0, "step": 20}]
+    path = write(tmp_path / "trainer_state.json", json.dumps({"log_history": history}))
+    table, done = points(path, tmp_path / "o.csv", "--params=1e6")
+    assert list(table["tokens"]) == [777] and "1 points without tokens, the first at step 20" in done.stderr
+
+
+def test_json_curves(tmp_path):
+    config = {"model_name": "gpt2_32", "n_layers": 12, "d_model": 32, "n_heads": 8, "batch_size": 32}
+    data = {"config": config, "train_loss": [[100, 9.1], [200, 7.6]],
+            "eval_loss": [[100, 7.8], [200, 7.4], [300], 4]}
+    path = write(tmp_path / "d32.json", json.dumps(data))
+    table, done = points(path, tmp_path / "o.csv", "--batch_tokens=32768")
+    assert set(table["params"]) == {152512}           # as in the published width sweep
+    assert list(table["tokens"]) == [3276800, 6553600] and list(table["loss"]) == [7.8, 7.4]
+    assert "eval_loss[2]: malformed" in done.stderr and "eval_loss[3]: malformed" in done.stderr
+    assert "non-embedding" in done.stderr
+    for odd in ({"d_model": 10**400}, {"d_model": -1}, {"d_model": "x"}, {"d_model": None}):
+        write(path, json.dumps(data | {"config": config | odd}))
+        assert "give --params=" in command(path, "--batch_tokens=1", f"--out={tmp_path / 'o.csv'}").stderr
+    write(path, json.dumps(data | {"config": config | {"n_positions": 1024}, "eval_loss": 3.0}))
+    table, done = points(path, tmp_path / "o.csv", "--params=5")
+    assert set(table["params"]) == {5} and list(table["tokens"]) == [3276800, 6553600]
+    assert list(table["loss"]) == [9.1, 7.6] and "loss is the train loss" in done.stderr
+
+
+def test_the_published_width_sweep_counts_as_we_count(tmp_path):
+    oracle = ROOT.parent / "shared" / "oracles" / "width_sweep_c4_curves.csv"
+    if not oracle.exists():
+        pytest.skip("needs ../shared/oracles")
+    table = read_table(oracle)
+    for run in sorted(set(table["run"])):
+        of_run = table["run"] == run
+        width = int(table["n_embd"][of_run][0])
+        shape = {"n_layers": 12, "d_model": width, "batch_size": 32, "n_positions": 1024}
+        pairs = [[int(s), loss] for s, loss in zip(table["step"][of_run], table["loss"][of_run])]
+        path = write(tmp_path / f"{run}.json", json.dumps({"config": shape, "eval_loss": pairs}))
+        rows = logs.usable(path, logs.curve_points(path, None, None, lambda text: None), print)
+        assert [r["tokens"] for r in rows] == list(table["tokens"][of_run])
+        assert {r["params"] for r in rows} == set(table["params_non_embedding"][of_run])
+
+
+def test_published_points_pass_through_unchanged(tmp_path):
+    oracle = ROOT.parent / "shared" / "oracles" / "chinchilla_svg.csv"
+    if not oracle.exists():
+        pytest.skip("needs ../shared/oracles")
+    theirs, (ours, done) = read_table(oracle), points(oracle, tmp_path / "o.csv")
+    assert done.stderr == "" and len(ours["loss"]) == 245
+    for name in ("params", "tokens", "loss", "flops"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_csv_with_other_names(tmp_path):
+    path = write(tmp_path / "wandb.csv", "Run,Tokens,val/loss,N,note\na,100,3.5,1e6,x\nb,200,,1e6,x\n"
+                                         "b,1x,3,1e6,x\nb,300,3.1\nb,400,3.0,1e6,x\n")
+    names = ["--map", "tokens=Tokens", "loss=val/loss", "params=N", "run=Run", "budget=N", "note=note"]
+    table, done = points(path, tmp_path / "o.csv", *names)
+    assert list(table) == ["run", "params", "tokens", "loss", "budget", "note"]
+    assert list(table["run"]) == ["a", "b"]
+    assert list(table["tokens"]) == [100, 400] and list(table["note"]) == ["x", "x"]
+    assert f"{path}:4: malformed" in done.stderr
+    assert f"{path}:5: 3 cells where the header has 5" in done.stderr
+    assert "1 points without loss, the first at line 3" in done.stderr
+
+
+def test_csv_with_steps_and_no_params(tmp_path):
+    path = write(tmp_path / "a.csv", "step,loss\n0,9\n10,3\n20,2.5\n")
+    table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=100")
+    assert list(table["tokens"]) == [1000, 2000] and set(table["params"]) == {1e6}
+    assert list(table["run"]) == [f"{tmp_path}/a:3", f"{tmp_path}/a:4"]        # clusters of one
+
+
+@pytest.mark.parametrize("args, says", [
+    ([], "no column 'params'; give --params=N or --map params=COLUMN with one of Loss, Tokens"),
+    (["--params=1", "--map", "loss=Los", "tokens=Tokens"], "no column 'Los' (did you mean 'Loss'?)"),
+    (["--params=1", "--map", "loss=Loss"], "--batch_tokens=N or --map tokens=COLUMN")])
+def test_csv_without_the_columns(tmp_path, args, says):
+    done = command(write(tmp_path / "a.csv", "Loss,Tokens\n1,2\n"), f"--out={tmp_path / 'o.csv'}", *args)
+    assert done.returncode == 2 and says in done.stderr
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.log", "hello\nworld\n"), ("a.log", ""), ("a.bin", b"\x00\xff" * 99), ("a.json", "{}"),
+    ("a.json", "[1, 2]"), ("a.json", '{"log_history": ['), ("a.json", '{"log_history": [], "train_loss": 3}'),
+    ("a.csv", ""), ("a.csv", "a,a\n"), ("a.csv", b"\xff\xfe"), ("a.csv", "params,tokens,loss\n"),
+    ("a.csv", "params,tokens,loss\n0,0,x\n")])
+def test_unrecognised_input_names_the_accepted_formats(tmp_path, name, text):
+    done = command(write(tmp_path / name, text), f"--out={tmp_path / 'o.csv'}")
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: nothing usable")
+    assert "nanoGPT" in last and "--map" in last
+    assert not (tmp_path / "o.csv").exists() and done.stdout == ""
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([".json", ".log", ".csv"]), st.binary(max_size=80) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from("log_history train_loss eval_loss config step loss d_model n_layers".split()),
+        inner, max_size=4)).map(lambda data: json.dumps(data).encode()))
+def test_no_foreign_log_is_a_traceback(tmp_path_factory, suffix, data):
+    path, said = tmp_path_factory.getbasetemp() / f"fuzz{suffix}", []
+    write(path, data)
+    try:
+        found = (logs.csv_points(path, {}, 1e6, None, said.append) if suffix == ".csv" else
+                 logs.curve_points(path, 1e6, 100, said.append))
+        rows = logs.usable(path, found, said.append)
+    except UserError as e:
+        rows = said.append(str(e)) or []
+    assert all(row["tokens"] > 0 and math.isfinite(row["loss"]) for row in rows)
+    assert rows or said                               # never silent
+
+
+# -------------------------------------------------------------------------------- command line
+def test_command_on_a_study_and_on_single_runs(tmp_path):
+    study, out = tmp_path / "out" / "s", tmp_path / "runs.csv"
+    make_run(study, "a"), make_run(study, "b")
+    (make_run(study, "c") / "result.json").unlink()
+    done = command(study, f"--out={out}")
+    assert done.returncode == 0 and "2 rows" in done.stdout and "c: no result.json" in done.stderr
+    whole = out.read_bytes()
+    done = command(study / "a", study / "b", study / "b", f"--out={out}")
+    assert done.returncode == 0 and out.read_bytes() == whole and done.stderr == ""
+
+
+def test_command_refuses(tmp_path):
+    study, out = tmp_path / "s", tmp_path / "o.csv"
+    make_run(study, "a")
+    (tmp_path / "empty").mkdir()
+    log = write(tmp_path / "a.csv", "params,tokens,loss\n1,2,3\n")
+    for args, says in (([study, log], "two files"), ([study, study / "a"], "s/a comes from two"),
+                       ([log, "--params=-1"], "above 0"), ([log, "--params=nan"], "above 0"),
+                       ([log, "--batch_tokens=0"], "above 0"), ([log, "--map", "x", "y"], "--map takes"),
+                       ([tmp_path / "empty"], "no runs in it"), ([tmp_path / "typo"], "No such file"),
+                       ([log, "--parms=3"], "--parms"), ([log, f"--out={log}"], "overwrite an input")):
+        done = command(f"--out={out}", *args)
+        assert done.returncode == 2 and says in done.stderr, (args, done.stderr)
+        assert not out.exists()
+    assert "--out" in command(log).stderr and log.read_text() == "params,tokens,loss\n1,2,3\n"
+
+
+def test_command_goes_on_after_a_bad_path(tmp_path):
+    good = write(tmp_path / "a.csv", "params,tokens,loss\n1,2,3\n")
+    bad = write(tmp_path / "b.csv", "x,x\n")
+    done = command(tmp_path / "none.csv", good, bad, f"--out={tmp_path / 'o.csv'}")
+    assert done.returncode == 0 and "1 rows; stderr has 2 lines" in done.stdout
+    assert "none.csv: No such file" in done.stderr and "'x' appears twice" in done.stderr
+
+
+def test_it_runs_as_a_module(tmp_path):
+    log = write(tmp_path / "a.log", "nothing\n")
+    done = subprocess.run([sys.executable, "-m", "scaling.logs", str(log), f"--out={tmp_path / 'o.csv'}"],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 2
+
+
+def test_what_train_writes_is_what_this_reads(lab, tmp_path):
+    lab.train("s/a", log_interval=1, eval_interval=10)
+    row = logs.parse_run(lab.out("s/a"))
+    assert list(row) == logs.RUN_COLUMNS and (row["study"], row["run"]) == ("s", "a")
+    logs.write_curves(lab.out("s"), tmp_path / "curves.csv")
+    table = read_table(tmp_path / "curves.csv")
+    assert table["tokens"][-1] == row["tokens"] and table["val_loss"][-1] == row["val_loss"]
+    assert len(table["step"]) > 10 and np.isfinite(table["train_loss"][1:]).all()

@@ -1,0 +1,268 @@
+"""A run that is interrupted or killed anywhere ends as if nothing had happened, bit for bit (CPU, float32)."""
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+import train
+
+RUN = dict(max_iters=30, log_interval=7, eval_interval=12, n_layer=2, learning_rate=1e-2)
+FREE = ("wall_s", "tok_per_s", "elapsed_s", "elapsed", "out_dir", "ckpt_minutes")      # may differ
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, so nothing is tidied up."""
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in FREE)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def assert_same_run(lab, a: str, b: str) -> None:
+    """Parameters, optimizer, random state, log and result of two runs are equal, but for times and names."""
+    one, other = lab.checkpoint(a), lab.checkpoint(b)
+    for key in one.keys() | other.keys():
+        assert key in FREE or same(one[key], other[key]), key
+    assert same(lab.log(a), lab.log(b))
+    result = [json.loads((lab.out(name) / "result.json").read_text()) for name in (a, b)]
+    assert same(*result) and list(result[0]) == list(result[1])
+    files = [sorted(p.name for p in lab.out(name).iterdir()) for name in (a, b)]
+    assert files[0] == files[1] == ["ckpt.pt", "config.json", "log.jsonl", "result.json"]
+
+
+@pytest.fixture(scope="module")
+def straight(module_lab):
+    """The lab with the undisturbed runs `dropout0.0` and `dropout0.2`."""
+    for dropout in (0.0, 0.2):
+        module_lab.train(f"dropout{dropout}", dropout=dropout, **RUN)
+    return module_lab
+
+
+@pytest.fixture
+def name(request):
+    """A run directory of the test's own, in the shared lab."""
+    return "".join(ch if ch.isalnum() else "-" for ch in request.node.name)
+
+
+def die(*args, **kwargs):
+    raise Killed
+
+
+def cut_off(patch, where: str, at: int) -> None:
+    """Patch train.py to send itself SIGTERM, or to die, at place `where` of step `at` (or soon after it)."""
+    train_step, evaluate, log = train.Run.train_step, train.Run.evaluate, train.Run.log
+    save, replace = torch.save, os.replace
+    now = []                                                   # the step done last
+
+    def step(run):
+        train_step(run)
+        now[:] = [run.step]
+        if run.step == at and where == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if run.step == at and where == "step":
+            die()
+
+    def late():
+        return bool(now) and now[0] >= at
+
+    def half_a_line(run, record):
+        if not late():
+            return log(run, record)
+        with open(run.out / "log.jsonl", "a") as f:
+            f.write(json.dumps(record)[:20 + at])
+        die()
+
+    def half_a_checkpoint(state, f):
+        if not late():
+            return save(state, f)
+        f.write(b"half a checkpoint")
+        f.flush()
+        die()
+
+    def rename(part, path):
+        if where == "result" and path.name == "result.json":
+            die()
+        replace(part, path)
+        if where == "renamed" and path.name == "ckpt.pt" and late():
+            die()
+
+    patch.setattr(train.Run, "train_step", step)
+    if where == "evaluate":
+        patch.setattr(train.Run, "evaluate", lambda run: die() if late() else evaluate(run))
+    if where == "log":
+        patch.setattr(train.Run, "log", half_a_line)
+    if where == "logged":
+        patch.setattr(train.Run, "log", lambda run, record: (log(run, record), late() and die()))
+    if where == "checkpoint":
+        patch.setattr(torch, "save", half_a_checkpoint)
+    patch.setattr(os, "replace", rename)
+
+
+PLACES = ["SIGTERM", "step", "evaluate", "log", "logged", "checkpoint", "renamed", "result"]
+
+
+def run_into(lab, name, where, at, **settings) -> None:
+    """Train until the cut that `cut_off` describes, if it is not past."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off(patch, where, at)
+        try:
+            lab.train(name, **settings)
+        except (Killed, train.Interrupted):
+            pass
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("at", [1, 14, 15, 24, 29])            # 14: a log line; 15: between; 24: an evaluation
+def test_half_and_half_equals_the_whole(straight, name, at, dropout):
+    settings = RUN | dict(dropout=dropout)
+    with pytest.raises(train.Interrupted, match=f"step {at};"), pytest.MonkeyPatch.context() as patch:
+        cut_off(patch, "SIGTERM", at)
+        straight.train(name, **settings)
+    assert straight.checkpoint(name)["step"] == at
+    straight.train(name, **settings)
+    assert_same_run(straight, name, f"dropout{dropout}")
+
+
+@pytest.mark.parametrize("where", PLACES[1:])
+@pytest.mark.parametrize("ckpt_minutes", [0, 5])               # at every step, or only at the end
+def test_killed_anywhere_after_a_checkpoint(straight, name, where, ckpt_minutes):
+    settings = RUN | dict(dropout=0.2, ckpt_minutes=ckpt_minutes)
+    run_into(straight, name, "SIGTERM", 10, **settings)        # a checkpoint amid the interval
+    run_into(straight, name, where, 17, **settings)
+    assert not (straight.out(name) / "result.json").exists()
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_kills(straight, name, seed):
+    """Up to 12 cuts at random places, some before the first checkpoint, some while going on from the last."""
+    rng = random.Random(seed)
+    for _ in range(12):
+        run_into(straight, name, rng.choice(PLACES), rng.randint(1, 30), dropout=0.2,
+                 ckpt_minutes=rng.choice([0, 5]), **RUN)
+    straight.train(name, dropout=0.2, **RUN)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+def test_a_checkpoint_does_not_disturb_the_run(straight, name):
+    straight.train(name, dropout=0.2, ckpt_minutes=0, **RUN)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+def test_killed_between_the_last_checkpoint_and_the_result(straight, name, monkeypatch):
+    run_into(straight, name, "result", 30, dropout=0.2, **RUN)
+    assert straight.checkpoint(name)["step"] == 30 and not (straight.out(name) / "result.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "train_step", die)            # nothing is left to train
+        straight.train(name, dropout=0.2, **RUN)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+def test_start_over_forgets_the_old_checkpoint(straight, name):
+    straight.train(name, dropout=0.2, **RUN)
+    run_into(straight, name, "step", 9, dropout=0.2, resume="never", **RUN)
+    assert not (straight.out(name) / "ckpt.pt").exists()       # or the next command would go on from it
+    straight.train(name, dropout=0.2, **RUN)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+@pytest.mark.parametrize("tail", ['{"step": 14, "tok', '{"step": 14}', "{}\n", "null\n", "\0\0\0", '"step"'])
+def test_a_corrupt_last_line_of_the_log_is_dropped(straight, name, tail):
+    settings = RUN | dict(dropout=0.0)
+    run_into(straight, name, "SIGTERM", 13, **settings)
+    with open(straight.out(name) / "log.jsonl", "a") as f:
+        f.write(tail)
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "dropout0.0")
+
+
+def test_a_log_damaged_before_its_end_is_refused(straight, name):
+    run_into(straight, name, "SIGTERM", 22, dropout=0.0, **RUN)
+    path = straight.out(name) / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:30] + "\n" + lines[2] + lines[3])
+    before = straight.files()
+    code, _, err = straight.command(name, dropout=0.0, **RUN)
+    assert code == 2 and err.count("\n") == 1 and "log.jsonl: line 2" in err and "--resume=never" in err
+    assert straight.files() == before
+
+
+def test_elapsed_time_adds_up_over_sessions(lab):
+    run_into(lab, "run", "SIGTERM", 15, **RUN)
+    before = lab.checkpoint()["elapsed"]
+    result = lab.train(**RUN)
+    times = [r["elapsed_s"] for r in lab.log()]
+    assert times == sorted(times) and result["wall_s"] == times[-1] > before > 0
+
+
+def wait_for_lines(path, count: int, process) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+
+
+def test_real_signals_to_a_real_process(lab):
+    """SIGTERM, SIGKILL and SIGINT, each as soon as the log has a few lines more."""
+    settings = dict(max_iters=200, log_interval=3, eval_interval=50, dropout=0.1)
+    lab.train("straight", **settings)
+    path, codes = lab.out("run") / "log.jsonl", []
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        process = lab.start(ckpt_minutes=0, **settings)
+        wait_for_lines(path, lines + 4, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        codes.append(process.returncode)
+        assert err == "" and (number == signal.SIGKILL or "the same command goes on from there" in out)
+    assert codes == [3, -signal.SIGKILL, 3]
+    assert not (lab.out("run") / "result.json").exists()
+    lab.train(**settings)
+    assert_same_run(lab, "run", "straight")
+
+
+WSD = dict(schedule="wsd", warmup_iters=3, cooldown_frac=0.2, dropout=0.2, n_layer=2, log_interval=7, eval_interval=10)
+
+
+@pytest.fixture(scope="module")
+def trunk(module_lab):
+    """A lab with the run `trunk` of 50 steps, which decays from step 40 and keeps steps 20 and 41."""
+    module_lab.train("trunk", max_iters=50, keep_steps="20,41", **WSD)
+    return module_lab
+
+
+@pytest.mark.parametrize("cut", [None, 22, 28])
+def test_a_branch_equals_the_run_that_it_shortens(trunk, name, cut):
+    kept = trunk.out("trunk") / "ckpt_20.pt"
+    before = kept.read_bytes()
+    trunk.train(f"{name}-whole", max_iters=30, **WSD)
+    if cut:
+        run_into(trunk, name, "step" if cut == 22 else "SIGTERM", cut, max_iters=30, branch=str(kept), **WSD)
+    trunk.train(name, max_iters=30, branch=str(kept), **WSD)
+    whole, branch = trunk.checkpoint(f"{name}-whole"), trunk.checkpoint(name)
+    assert same(whole["model"], branch["model"]) and same(whole["optimizer"], branch["optimizer"])
+    assert same(trunk.log(f"{name}-whole"), trunk.log(name))
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(learning_rate=0.5), "learning_rate=0.001, not 0.5"), (dict(warmup_iters=4), "warmup_iters"),
+    (dict(seed=2), "seed=1337, not 2"), (dict(max_iters=22), "the learning rates differ at step 19"),
+    (dict(step=41), "the learning rates differ at step 25"), (dict(step=40), "no checkpoint")])
+def test_a_branch_that_does_not_fit_its_trunk_is_refused(trunk, name, changes, says):
+    step = changes.get("step", 20)
+    settings = WSD | dict(max_iters=30) | {k: v for k, v in changes.items() if k != "step"}
+    code, _, err = trunk.command(name, branch=str(trunk.out("trunk") / f"ckpt_{step}.pt"), **settings)
+    assert code == 2 and says in err and err.count("\n") == 1
+    assert list(trunk.out(name).iterdir()) == []
