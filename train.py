@@ -136,9 +136,8 @@ def check(c: Config, meta: dict, world: int) -> None:
         if getattr(c, key) not in allowed:
             raise UserError(f"{key} must be one of {', '.join(allowed)}, not {getattr(c, key)!r}")
     if c.n_embd % c.n_head:
-        near = [h for h in range(1, c.n_embd + 1) if c.n_embd % h == 0]
-        raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; "
-                        f"try n_head={min(near, key=lambda h: abs(h - c.n_head))}")
+        near = next(h for h in range(min(c.n_head, c.n_embd), 0, -1) if c.n_embd % h == 0)
+        raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; try n_head={near}")
     given = [k for k in HORIZONS if getattr(c, k) != -1]
     if len(given) != 1:
         raise UserError(f"set exactly one horizon of {', '.join(HORIZONS)} "
@@ -152,7 +151,7 @@ def check(c: Config, meta: dict, world: int) -> None:
         if meta[f"{split}_tokens"] <= c.block_size:
             raise UserError(f"block_size {c.block_size} needs more than the {meta[f'{split}_tokens']:,} tokens of "
                             f"{split}.bin in {c.dataset!r}; lower block_size or prepare more text")
-    if not all(step.strip().isdigit() for step in c.keep_steps.split(",") if c.keep_steps):
+    if not all(step.strip().isdecimal() for step in c.keep_steps.split(",") if c.keep_steps):
         raise UserError(f"keep_steps must list steps such as '1000,2000', not {c.keep_steps!r}")
     for key in ("dropout", "warmup_frac", "cooldown_frac", "beta1", "beta2"):
         if not 0 <= getattr(c, key) <= 1 - (key in ("dropout", "beta1", "beta2")) * 1e-9:
@@ -327,8 +326,9 @@ def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
                  cooldown_frac=c.cooldown_frac, warmup_frac=c.warmup_frac, keep_steps=c.keep_steps, branch=c.branch,
                  **{k: getattr(c, k) for k in HORIZONS if k != "max_iters"})
     require_same_run(old | later, c, path)
+    trunk = Config(**old)
     for step in range(steps):
-        if learning_rate(step, c) != learning_rate(step, Config(**old)):
+        if learning_rate(step, c) != learning_rate(step, trunk):
             raise UserError(f"{path} cannot be branched from: the learning rates differ at step {step}; a branch needs the "
                             "same warmup_iters and a cooldown that begins later")
 
@@ -350,7 +350,7 @@ def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
             if z.testzip():                            # torch.load ignores the checksums that torch.save writes
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-        old, data, step = state["config"], state["data_sha256"], state["step"]
+        old, data, step = dict(state["config"]), state["data_sha256"], state["step"]
     except FileNotFoundError:
         raise UserError(f"no checkpoint {path}; train the run that keeps it (keep_steps) first") from None
     except Exception as e:                             # unpickling garbage can raise almost anything
@@ -417,6 +417,7 @@ class Run:
         self.out, self.started = Path(c.out_dir), time.perf_counter()
         self.step, self.elapsed = 0, 0.0               # steps done; seconds spent in earlier sessions
         self.losses, self.grad_norm = [], None         # since the last log line: tensors, read only when logging
+        self.noise, self.square = None, 0.0            # see add_noise; |this rank's gradient|^2, where there are several
         self.record = None                             # the last log line
         torch.manual_seed(c.seed)
         torch.set_float32_matmul_precision("high")     # TF32 on GPUs that have it; no effect on CPU
@@ -430,6 +431,7 @@ class Run:
         self.model = torch.compile(self.raw) if c.compile and kind == "cuda" else self.raw
         if world > 1:
             self.model = torch.nn.parallel.DistributedDataParallel(self.model)
+            self.model.register_comm_hook(self, average)
         folder = ROOT / "data" / c.dataset
         self.data = Batches(folder / "train.bin", c.block_size, c.seed, c.device)
         self.val = Batches(folder / "val.bin", c.block_size, c.seed, c.device)
@@ -446,6 +448,7 @@ class Run:
             state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
         rows = np.array_split(self.data.row_ids(self.step * c.batch_size, c.batch_size), self.world)[self.rank]
+        parts, before = [], 0.0                        # of the batch: |gradient|^2 and rows, for the noise scale
         for i, ids in enumerate(np.array_split(rows, c.gradient_accumulation_steps)):
             last = i == c.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if last or self.world == 1 else self.model.no_sync():
@@ -453,15 +456,35 @@ class Run:
                     loss = self.model(*self.data.get(ids))[1] * (len(ids) / c.batch_size)
                 self.scaler.scale(loss * self.world).backward()      # DDP averages over ranks; we want the sum
             loss_sum = loss_sum + loss.detach()
+            if c.gradient_accumulation_steps > 1 and self.world == 1:
+                gradient = torch.cat([p.grad.flatten() for p in self.raw.parameters()])
+                parts.append(((gradient - before).square().sum(), len(ids)))
+                before = gradient
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.raw.parameters(), c.grad_clip or math.inf)
+        if self.world > 1:
+            parts, self.square = [(self.square, len(rows))], 0.0
+        if parts and c.dtype != "float16":             # there gradients are scaled
+            self.add_noise(parts)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(loss_sum)                   # this rank's share of the batch mean
         self.step += 1
+
+    def add_noise(self, parts: list) -> None:
+        """Update the averages of tr(Sigma), of one sequence's gradient, and |G|^2, from which the noise scale follows.
+
+        Both are unbiased, from the gradients of parts of the batch and of all of it (McCandlish et al. 2018, appendix
+        A.1): this rank's or, with one process, each micro-batch's |gradient|^2 and rows. They run over about 50 steps.
+        """
+        B, whole = self.c.batch_size, self.grad_norm ** 2
+        trace = sum((square * (B / self.world / rows) ** 2 - whole) / (1 / rows - 1 / B) for square, rows in parts)
+        trace = trace / len(parts)
+        new = torch.stack([trace, whole - trace / B])
+        self.noise = new if self.noise is None else torch.lerp(self.noise, new, 1 / min(50, self.step + 1))
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -492,6 +515,13 @@ class Run:
         self.require_finite(values, self.step - len(values) + 1, "training loss")
         return sum(values) / len(values)
 
+    def noise_scale(self) -> dict:
+        """{noise_scale: tr(Sigma)/|G|^2 in tokens, the batch beyond which larger ones pay little}; {} where unknown."""
+        if self.noise is None:
+            return {}
+        trace, square = self.sum_over_ranks(self.noise.clone()).tolist()
+        return {"noise_scale": round(self.c.block_size * trace / square, 1)} if min(trace, square) > 0 else {}
+
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.started
 
@@ -502,12 +532,14 @@ class Run:
         """Write a checkpoint, from which the run goes on bit for bit. A loss that is not finite stops here instead."""
         losses = self.sum_over_ranks(torch.stack(self.losses)) if self.losses else torch.zeros(0)
         self.require_finite(losses.tolist(), self.step - len(losses) + 1, "training loss")
+        if self.noise is not None:
+            self.noise = self.sum_over_ranks(self.noise) / self.world
         weights = torch.nn.utils.get_total_norm(list(self.raw.parameters()))   # spoilt one step before the loss is
         self.require_finite([weights.item()], self.step, "norm of the weights")
         if self.rank == 0:
             state = dict(model=self.raw.state_dict(), optimizer=self.optimizer.state_dict(),
                          scaler=self.scaler.state_dict(), step=self.step, record=self.record,
-                         elapsed=self.seconds(), losses=losses.cpu(), config=dataclasses.asdict(self.c),
+                         elapsed=self.seconds(), losses=losses.cpu(), noise=self.noise, config=dataclasses.asdict(self.c),
                          data_sha256=self.meta["train_sha256"])
             write_atomic(self.out / name, lambda f: torch.save(state, f))
         self.losses = [x / self.world for x in losses.unbind()]
@@ -520,6 +552,8 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.elapsed, self.record = state["step"], state["elapsed"], state["record"]
             self.losses = [x / self.world for x in state["losses"].to(self.c.device).unbind()]
+            if state.get("noise") is not None:
+                self.noise = state["noise"].to(self.c.device)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:       # or of another version
             raise corrupt(path, e) from None
 
@@ -569,6 +603,13 @@ class Run:
             commit=git_commit())
 
 
+def average(run: Run, bucket):
+    """DDP's averaging of gradients over ranks; before it, the square of this rank's own is noted for the noise scale."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    run.square = run.square + bucket.buffer().square().sum()
+    return allreduce_hook(None, bucket)
+
+
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
@@ -602,6 +643,7 @@ def loop(run: Run, caught: list) -> dict:
                 record["val_loss"] = run.evaluate()
             record.update(lr=learning_rate(run.step - 1, c), grad_norm=run.grad_norm.item(),
                           tok_per_s=round(rate, 1), elapsed_s=round(run.seconds(), 3))
+            record.update(run.noise_scale())
             if c.dtype != "float16":                   # there the scaler skips such a step
                 run.require_finite([record["grad_norm"]], run.step, "gradient norm")
             if run.rank == 0:
@@ -617,7 +659,8 @@ def loop(run: Run, caught: list) -> dict:
             run.save()
             saved_at = time.perf_counter()
         if stop and not last:
-            raise Interrupted(f"{run.out}: interrupted at step {run.step}; the same command goes on from there")
+            raise Interrupted(f"{run.out}: interrupted at step {run.step}; the same command "
+                              f"{'less --resume=never ' if c.resume == 'never' else ''}goes on from there")
     return run.record
 
 

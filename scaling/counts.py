@@ -1,9 +1,9 @@
 """Parameters N and training FLOPs C of each run, under named conventions.
 
-The exponents of a scaling law depend on what is counted: Kaplan et al. 2020 leave out the embeddings, Hoffmann et
-al. 2022 count everything, and most of the distance between the two papers is in that choice (Pearce & Song 2024,
-Porian et al. 2024). So every number carries the name of its convention. All functions work on a whole table of
-runs, {column: array} as `scaling.logs.read_table` gives it.
+The exponents of a scaling law depend on what is counted: Kaplan et al. 2020 leave out the embeddings,
+Hoffmann et al. 2022 count everything, and most of the distance between the two papers is in that choice
+(Pearce & Song 2024, Porian et al. 2024). So every number carries the name of its convention. All functions
+work on a whole table of runs, {column: array} as `scaling.logs.read_table` gives it.
 """
 from collections.abc import Mapping
 
@@ -20,11 +20,13 @@ DEFAULT_PARAMS, DEFAULT_FLOPS = "non_embedding_plus_head", "6nd"
 def check_name(name: str, known: tuple[str, ...], what: str) -> None:
     """Raise UserError, with the nearest name, unless `name` is one of `known`."""
     if name not in known:
-        raise UserError(f"unknown {what} convention {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+        raise UserError(f"unknown {what} convention {name!r}{nearest(name, known)}; there are "
+                        + ", ".join(known))
 
 
 def column(table: Mapping[str, np.ndarray], name: str, why: str) -> np.ndarray:
-    """The column `name` as floats. Raises UserError, saying what it is needed for, when it is absent or text."""
+    """The column `name` as floats. Raises UserError, saying what it is needed for, when it is absent or
+    text."""
     if name not in table:
         raise UserError(f"no column {name!r}{nearest(name, table)}, which {why} needs")
     if table[name].dtype == object:
@@ -42,14 +44,17 @@ def is_number(cell: str) -> bool:
 
 
 def params(table: Mapping[str, np.ndarray], convention: str = DEFAULT_PARAMS) -> np.ndarray:
-    """N per run: `non_embedding` is attention + MLP + norms (Kaplan et al., section 2.1), `total` is every parameter
-    once (Hoffmann et al.), `non_embedding_plus_head` is what works on each token. Raises UserError."""
+    """N per run: `non_embedding` is attention + MLP + norms (Kaplan et al., section 2.1), `total` is every
+    parameter once (Hoffmann et al.), `non_embedding_plus_head` is what works on each token. Raises
+    UserError."""
     check_name(convention, PARAMS, "parameter")
     if convention == "total":
         return column(table, "params_total", "params=total")
     body = column(table, "params_non_embedding", f"params={convention}")
     # A tied head costs no parameters of its own, yet it multiplies every token: it counts here, tied or not.
-    return body if convention == "non_embedding" else body + column(table, "params_head", f"params={convention}")
+    if convention == "non_embedding":
+        return body
+    return body + column(table, "params_head", f"params={convention}")
 
 
 def flops(table: Mapping[str, np.ndarray], convention: str = DEFAULT_FLOPS,

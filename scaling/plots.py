@@ -2,13 +2,12 @@
 
     python -m scaling.plots [STUDY_DIR ...] [--out=FOLDER]
 
-Without a directory it regenerates every figure of assets/ from scaling/results/*; with directories it draws into
-each one's figures/, or into --out. Whatever is ordered (sizes, budgets) is coloured along viridis, whatever is not
-takes a colour of Okabe and Ito (2008): both survive colour blindness, viridis also a grey printer. A shaded band is a
-95 % interval, and a law is a solid line inside the range that it was fitted on and dashed outside.
+Without a directory it regenerates every figure of assets/ from scaling/results/*; with directories it draws
+into each one's figures/, or into --out. What is ordered (sizes, budgets) is coloured along viridis, what is
+not takes a colour of Okabe and Ito (2008): both survive colour blindness, viridis also a grey printer. A
+shaded band is a 95 % interval; a law is solid inside the range that it was fitted on, and dashed outside.
 """
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -21,18 +20,18 @@ from scipy.optimize import minimize
 
 from configurator import UserError, exit_cleanly
 from scaling import counts, fit, laws, logs
-from scaling.frontiers import group_budgets
+from scaling.frontiers import group_budgets, pareto
 
 ROOT = Path(__file__).resolve().parents[1]
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-VIRIDIS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))    # its yellow end fades in print
+BLACK, SKY, GREEN, BLUE, RED, PURPLE = "#000000", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+VIRIDIS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))   # no pale yellow
 WIDTH = 3.5                                             # inches: a column of a two-column paper
 N_LABEL = {"non_embedding": "parameters N, non-embedding", "total": "parameters N, total",
            "non_embedding_plus_head": "parameters N, non-embedding + head", "as given": "parameters N"}
 C_LABEL = {"6nd": "training compute C = 6ND (FLOPs)", "exact": "training compute C, exact (FLOPs)",
            "6nd_attention": "training compute C = 6ND + attention (FLOPs)",
-           "chinchilla": "training compute C, Chinchilla's count (FLOPs)", "as given": "training compute C (FLOPs)"}
+           "chinchilla": "training compute C, Chinchilla's count (FLOPs)",
+           "as given": "training compute C (FLOPs)"}
 N_DEFAULT, C_DEFAULT = N_LABEL[counts.DEFAULT_PARAMS], C_LABEL[counts.DEFAULT_FLOPS]
 D_LABEL, LOSS_LABEL = "training tokens D", "validation loss (nats per token)"
 matplotlib.rcParams.update({
@@ -49,7 +48,7 @@ Array = np.ndarray
 
 
 def axes(xlabel: str, ylabel: str, title: str = "", height: float = 2.6):
-    """(figure, axes) of one column's width. Made without pyplot, so nothing opens and nothing has to be closed."""
+    """(figure, axes) of one column's width. Made without pyplot: nothing opens, nothing has to be closed."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     ax = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     ax.set_title(title, loc="left")
@@ -65,7 +64,7 @@ def log_loss_axis(axis) -> None:
 
 
 def log_ticks(axis, low: float, high: float) -> None:
-    """Labels at powers of ten or, where the axis spans less than about two, at 1, 2 and 5 times them as well."""
+    """Labels at powers of ten or, where the axis spans less than about two, at 1, 2 and 5 times them."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,)))
     axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
     axis.set_minor_formatter(NullFormatter())
@@ -78,7 +77,7 @@ def log_x(ax) -> None:
 
 
 def frame(ax, x: Array, L: Array) -> None:
-    """Limits that hold the points (x, L) and a legend: an interval may leave the picture, the points never do."""
+    """Limits that hold the points (x, L) and a legend: an interval may leave the picture, a point never."""
     span = L.max() / L.min()
     ax.set(xlim=(x.min() / 1.3, x.max() * 1.3), ylim=(L.min() / span ** 0.1, L.max() * span ** 0.2))
     log_x(ax)
@@ -99,7 +98,7 @@ def color_bar(figure, ax, norm: Normalize, label: str) -> None:
 
 
 def draw_law(ax, x: Array, y: Array, valid: tuple, color: str = BLACK, label: str = "") -> None:
-    """A law's line: solid inside the range `valid` = (low, high) of x that it was fitted on, dashed outside."""
+    """A law's line: solid inside `valid` = (low, high), the x that it was fitted on, and dashed outside."""
     inside = (x >= valid[0] * (1 - 1e-9)) & (x <= valid[1] * (1 + 1e-9))
     ax.plot(x, np.where(inside, y, np.nan), color=color, label=label, zorder=3)
     ax.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.8, zorder=2.9)
@@ -123,6 +122,11 @@ def with_interval(fit: dict, key: str, digits: int = 3) -> str:
     return f"{fit[key]:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if low == low else "")
 
 
+def title_of(fit: dict) -> str:
+    """The law of the efficient frontier, with its exponent."""
+    return rf"$N_{{opt}} \propto C^a$,  a = {with_interval(fit, 'a')}"
+
+
 # ---------------------------------------------------------------- figures of a study
 
 
@@ -142,7 +146,7 @@ def draw_curves(ax, curves: dict, x: Array, norm: Normalize, **look) -> None:
 
 
 def loss_curves(curves: dict, n_label: str = N_DEFAULT) -> Figure:
-    """Loss against tokens while training, a line per run, coloured by size. `curves` is curves.csv plus `params`."""
+    """Loss against tokens while training, a line per run, coloured by size. `curves` as for `draw_curves`."""
     figure, ax = axes(D_LABEL, f"{curve_loss(curves)[1]} (nats per token)")
     norm = shades(curves["params"])
     draw_curves(ax, curves, curves["tokens"], norm, linewidth=0.7)
@@ -153,12 +157,11 @@ def loss_curves(curves: dict, n_label: str = N_DEFAULT) -> Figure:
 
 
 def isoflop(N: Array, L: Array, level: Array, isoflop_fit: dict, n_label: str = N_DEFAULT) -> Figure:
-    """Loss against N at each budget, with its parabola and its optimum; a refused budget has hollow points only.
+    """Loss against N at each budget, its parabola and its optimum; a refused budget has hollow points only.
 
     `level` (n,) is the budget of each run, nan for none, as `frontiers.group_budgets` gives it.
     """
-    title = rf"$N_{{opt}} \propto C^a$,  a = {with_interval(isoflop_fit, 'a')}"
-    figure, ax = axes(n_label, LOSS_LABEL, title)
+    figure, ax = axes(n_label, LOSS_LABEL, title_of(isoflop_fit))
     points = isoflop_fit["points"]
     norm = shades([p["C"] for p in points])
     for p in points:
@@ -166,9 +169,11 @@ def isoflop(N: Array, L: Array, level: Array, isoflop_fit: dict, n_label: str = 
         ax.plot(N[own], L[own], "o", color=color, mfc="none" if p["refused"] else color, mew=0.8)
         if not p["refused"]:
             x = np.geomspace(N[own].min() / 1.2, N[own].max() * 1.2, 100)
-            ax.plot(x, p["loss"] * np.exp(p["curvature"] * np.log(x / p["N_opt"]) ** 2), color=color, linewidth=0.8)
+            parabola = p["loss"] * np.exp(p["curvature"] * np.log(x / p["N_opt"]) ** 2)
+            ax.plot(x, parabola, color=color, linewidth=0.8)
             ax.plot(p["N_opt"], p["loss"], "D", color=RED, markersize=3, zorder=4)
-            ax.plot(p.get("ci", {}).get("N_opt", [p["N_opt"]] * 2), [p["loss"]] * 2, color=RED, linewidth=1.2, zorder=4)
+            span = p.get("ci", {}).get("N_opt", [p["N_opt"]] * 2)
+            ax.plot(span, [p["loss"]] * 2, color=RED, linewidth=1.2, zorder=4)
     frame(ax, N, L[np.isfinite(level)])
     color_bar(figure, ax, norm, "budget C (FLOPs)")
     ax.plot([], [], "-D", color=RED, markersize=3, label="optimum, 95 % interval")
@@ -179,16 +184,15 @@ def isoflop(N: Array, L: Array, level: Array, isoflop_fit: dict, n_label: str = 
 
 
 def envelope(curves: dict, envelope_fit: dict, n_label: str = N_DEFAULT) -> Figure:
-    """Approach 1: learning curves over compute, and on each the point where it is the best of all. `curves` as above."""
-    title = rf"$N_{{opt}} \propto C^a$,  a = {with_interval(envelope_fit, 'a')}"
+    """Approach 1: learning curves over compute, and on each the point where no other size is better."""
     key, name = curve_loss(curves)
-    figure, ax = axes(C_LABEL["6nd"], f"{name} (nats per token)", title)
-    norm, points, x = shades(curves["params"]), envelope_fit["points"], 6 * curves["params"] * curves["tokens"]
+    figure, ax = axes(C_LABEL["6nd"], f"{name} (nats per token)", title_of(envelope_fit))
+    norm, x = shades(curves["params"]), 6 * curves["params"] * curves["tokens"]
     draw_curves(ax, curves, x, norm, linewidth=0.6)
-    best = np.array([p["loss"] for p in points])
-    ax.plot([p["C"] for p in points], best, "D", color=RED, markersize=3.5, zorder=4, label="best size at this compute")
+    C, best = np.array([(p["C"], p["loss"]) for p in envelope_fit["points"]]).T
+    ax.plot(C, best, "D", color=RED, markersize=3.5, zorder=4, label="best size at this compute")
     low = np.nanmin(curves[key])
-    near = (curves[key] < low + 3 * (best.max() - low)) & (x > 0)             # the start of training tells nothing
+    near = (curves[key] < low + 3 * (best.max() - low)) & (x > 0)       # the start of training tells nothing
     frame(ax, x[near], curves[key][near])
     color_bar(figure, ax, norm, n_label)
     ax.legend(loc="best")
@@ -196,27 +200,30 @@ def envelope(curves: dict, envelope_fit: dict, n_label: str = N_DEFAULT) -> Figu
 
 
 def loss_vs_compute(C: Array, L: Array, law: dict, c_label: str = C_DEFAULT) -> Figure:
-    """Kaplan's L(C): runs or checkpoints, their lower-left hull, the law through its later part, and the kink, if any."""
-    figure, ax = axes(c_label, LOSS_LABEL, rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}")
-    hull, kink = law["hull"], law["kink"]
+    """Kaplan's L(C): runs or checkpoints, their lower-left hull, the law through its later part, the kink."""
+    title = rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}"
+    figure, ax = axes(c_label, LOSS_LABEL, title)
+    u, v, x = np.array(law["hull"]["C"]), np.array(law["hull"]["loss"]), reach(C)
+    late = slice(len(u) - law["hull"]["fitted"], None)                  # the part that the law was fitted to
     ax.plot(C, L, "o", color=SKY, markersize=1.5 if len(C) > 200 else 2.5, mew=0, label="runs")
-    ax.plot(hull["C"], hull["loss"], "-o", color=BLUE, mfc="white", markersize=3, linewidth=0.8, label="lower-left hull")
-    fitted = slice(len(hull["C"]) - hull["fitted"], None)
-    ax.plot(hull["C"][fitted], hull["loss"][fitted], "o", color=BLUE, markersize=3)
-    x = reach(C)
-    draw_law(ax, x, np.exp(law["alpha"] * (law["log_C_c"] - np.log(x))), (hull["C"][fitted][0], hull["C"][-1]), RED, "law, 95 %")
+    ax.plot(u, v, "-o", color=BLUE, mfc="white", markersize=3, linewidth=0.8, label="lower-left hull")
+    ax.plot(u[late], v[late], "o", color=BLUE, markersize=3)
+
+    def loss(p):
+        return np.exp(p["alpha"] * (p["log_C_c"] - np.log(x)))
+    draw_law(ax, x, loss(law), (u[late][0], u[-1]), RED, "law, 95 %")
     if law["boot"]:
-        draws = laws.draws_of(law)
-        band(ax, x, np.exp(draws["alpha"] * (draws["log_C_c"] - np.log(x))), RED)
-    if kink:
-        ax.axvspan(*kink["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0, label="kink: the slope changes here")
-    frame(ax, C, L[L <= 1.05 * max(hull["loss"])])
+        band(ax, x, loss(laws.draws_of(law)), RED)
+    if law["kink"]:
+        ax.axvspan(*law["kink"]["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0,
+                   label="kink: the slope changes here")
+    frame(ax, C, L[L <= 1.05 * v.max()])
     ax.legend(loc="best")
     return figure
 
 
 def forecast_marks(ax, x: Array, forecasts: dict) -> None:
-    """The sealed forecasts at `x` with their intervals, and what was measured; their numbers where there is one."""
+    """The sealed forecasts at `x`, with intervals, and what was measured; in numbers where there is one."""
     y, low, high, came = (forecasts[k] for k in ("predicted", "lo95", "hi95", "measured"))
     texts = ["forecasts, sealed before training", "measured"]
     if len(y) == 1:
@@ -228,31 +235,34 @@ def forecast_marks(ax, x: Array, forecasts: dict) -> None:
         ax.plot(x, came, "*", color=BLUE, markersize=4.5, mew=0, label=texts[1], zorder=6)
 
 
-def frontier(N: Array, D: Array, L: Array, surface: dict, curves: dict | None = None, forecasts: dict | None = None,
-             n_label: str = N_DEFAULT) -> Figure:
-    """Loss against C = 6 N D: runs and their curves, the compute-optimal loss of the surface, forecasts, what came."""
+def frontier(N: Array, D: Array, L: Array, surface: dict, curves: dict | None = None,
+             forecasts: dict | None = None, n_label: str = N_DEFAULT) -> Figure:
+    """Loss against C = 6 N D: runs, curves, the surface's compute-optimal loss, forecasts, what came."""
     figure, ax = axes(C_LABEL["6nd"], LOSS_LABEL)
-    new = {k: forecasts[k] if forecasts else np.array([]) for k in ("params", "tokens", "measured", "predicted")}
-    C, C_new, norm = 6 * N * D, 6 * new["params"] * new["tokens"], shades(np.concatenate([N, new["params"]]))
+    keys = ("params", "tokens", "measured", "predicted")
+    new = {k: forecasts[k] if forecasts else np.array([]) for k in keys}
+    C, C_new, norm = 6 * N * D, 6 * new["params"] * new["tokens"], shades(np.append(N, new["params"]))
     if curves:
-        draw_curves(ax, curves, 6 * curves["params"] * curves["tokens"], norm, linewidth=0.5, alpha=0.4, zorder=0)
+        at = 6 * curves["params"] * curves["tokens"]
+        draw_curves(ax, curves, at, norm, linewidth=0.5, alpha=0.4, zorder=0)
         ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.5, label=f"{curve_loss(curves)[1]} while training")
     ax.scatter(C, L, s=9, c=N, cmap=VIRIDIS, norm=norm, linewidth=0, zorder=2)
     x = reach(C, C_new)
-    draw_law(ax, x, laws.surface_optimum(surface, x)[2], surface["range"]["C"], label="compute-optimal loss, 95 %")
+    loss = laws.surface_optimum(surface, x)[2]
+    draw_law(ax, x, loss, surface["range"]["C"], label="compute-optimal loss, 95 %")
     if surface["boot"]:
         band(ax, x, laws.surface_optimum(laws.draws_of(surface), x)[2])
     if len(C_new):
         forecast_marks(ax, C_new, forecasts)
     known = np.concatenate([L, new["predicted"], new["measured"][np.isfinite(new["measured"])]])
-    frame(ax, np.concatenate([C, C_new]), known)
+    frame(ax, np.append(C, C_new), known)
     color_bar(figure, ax, norm, n_label)
     ax.legend(loc="best", fontsize=6.5)
     return figure
 
 
 def power_law(x: Array, L: Array, used: Array, law: dict, name: str, label: str) -> Figure:
-    """L(N) or L(D): the runs, those that the fit `used` (indices) filled, the law with its interval and its range."""
+    """L(N) or L(D), `name`: the runs, those that the fit `used` (indices) filled, the law and its range."""
     floor = f" + {law['L_inf']:.2f}" if law["L_inf"] > 0 else ""
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
     figure, ax = axes(label, LOSS_LABEL, title)
@@ -271,22 +281,23 @@ def power_law(x: Array, L: Array, used: Array, law: dict, name: str, label: str)
 
 
 def surface_contours(N: Array, D: Array, surface: dict, n_label: str = N_DEFAULT) -> Figure:
-    """Lines of equal loss over C and N, faint beyond the D of the runs; the efficient frontier N_opt(C), 95 %."""
-    title = rf"$N_{{opt}} \propto C^a$,  a = {with_interval(surface, 'a')}"
-    figure, ax = axes(C_LABEL["6nd"], n_label, title)
+    """Lines of equal loss over C and N, faint beyond the D of the runs; the efficient frontier N_opt(C)."""
+    figure, ax = axes(C_LABEL["6nd"], n_label, title_of(surface))
     x, y = reach(6 * N * D, factor=2), reach(N, factor=2)
     tokens = x / (6 * y[:, None])
-    loss, inside = laws.predict_surface(surface, y[:, None], tokens), (tokens > D.min() / 1.5) & (tokens < D.max() * 1.5)
+    loss = laws.predict_surface(surface, y[:, None], tokens)
+    inside = (tokens > D.min() / 1.5) & (tokens < D.max() * 1.5)
     levels = np.geomspace(loss[inside].min(), loss[inside].max(), 12)
     look = {"cmap": VIRIDIS.reversed(), "norm": LogNorm(levels[0], levels[-1])}
-    ax.contour(x, y, loss, levels, linewidths=0.6, alpha=0.25, **look)
+    ax.contour(x, y, loss, levels, linewidths=0.6, alpha=0.2, **look)
     ax.contour(x, y, np.where(inside, loss, np.nan), levels, linewidths=0.9, **look)
     N_opt = laws.surface_optimum(surface, x)[0]
-    beside = laws.predict_surface(surface, 2.5 * N_opt, x / (15 * N_opt))       # labels stand above the frontier
+    beside = laws.predict_surface(surface, 2.5 * N_opt, x / (15 * N_opt))      # labels stand above it
     for level in levels[1:-1:2]:
         place = (np.interp(-level, -beside, x), np.interp(-level, -beside, 2.5 * N_opt))
-        ax.text(*place, f"{level:.2f}", fontsize=6, ha="center", va="center", clip_on=True,
-                bbox={"color": "white", "pad": 0.5})
+        if x[0] * 1.2 < place[0] < x[-1] / 1.2 and place[1] < y[-1] / 1.2:
+            ax.text(*place, f"{level:.2f}", fontsize=6, ha="center", va="center",
+                    bbox={"color": "white", "pad": 0.5})
     ax.plot(6 * N * D, N, "o", color=BLACK, markersize=2, zorder=5)
     draw_law(ax, x, N_opt, surface["range"]["C"], RED, "efficient frontier, 95 %")
     if surface["boot"]:
@@ -297,7 +308,7 @@ def surface_contours(N: Array, D: Array, surface: dict, n_label: str = N_DEFAULT
 
 
 def residuals(N: Array, D: Array, L: Array, surface: dict, n_label: str = N_DEFAULT) -> Figure:
-    """Measured over fitted loss against compute, coloured by size: a pattern here is a law of the wrong form."""
+    """Measured over fitted loss against compute, coloured by size: a pattern means a wrong form."""
     figure, ax = axes(C_LABEL["6nd"], "measured / fitted loss - 1 (%)")
     norm, noise = shades(N), 196 * surface["noise"]
     ax.axhline(0, color=BLACK, linewidth=0.6)
@@ -312,28 +323,29 @@ def residuals(N: Array, D: Array, L: Array, surface: dict, n_label: str = N_DEFA
 
 
 def bootstrap_cloud(surface: dict) -> Figure:
-    """Each bootstrap resample's exponent a and irreducible loss E: what one fit hides, and how the two trade."""
+    """Exponent a and irreducible loss E of each bootstrap resample: what one fit hides."""
     figure, ax = axes("a, exponent of $N_{opt}$", "E, irreducible loss (nats per token)")
     draws = laws.draws_of(surface)
     ax.plot(draws["a"], draws["E"], "o", color=SKY, markersize=1.5, alpha=0.5, mew=0, rasterized=True)
     ax.plot(surface["ci"]["a"], [surface["E"]] * 2, color=BLACK, linewidth=1)
     ax.plot([surface["a"]] * 2, surface["ci"]["E"], color=BLACK, linewidth=1)
-    ax.plot(surface["a"], surface["E"], "o", color=RED, markersize=4, label="best fit, 95 % intervals", zorder=4)
+    ax.plot(surface["a"], surface["E"], "o", color=RED, markersize=4, zorder=4, label="fit, 95 % intervals")
     ax.set_title(f"{len(draws['a'])} resamples", loc="left")
     ax.legend(loc="best")
     return figure
 
 
 def profile_of_E(surface: dict) -> Figure:
-    """How much worse the surface fits as E is held at other values, all else refitted, and which of them 95 % allow."""
+    """How much worse the surface fits with E held elsewhere and all else refitted, and which E 95 % allow."""
     figure, ax = axes("E held at (nats per token)", "deviance from the best fit")
     profile = surface["profile_E"]
     grid, deviance = np.array(profile["grid"]), np.array(profile["deviance"])
     ax.plot(grid, deviance, color=BLUE)
-    ax.axhline(profile["cutoff"], color=BLACK, linestyle=":", linewidth=0.8, label="95 % cutoff, by bootstrap")
-    low, high = (profile[k] if profile[k] is not None else edge for k, edge in (("lo", grid[0]), ("hi", grid[-1])))
-    open_ends = " or ".join(k for k, side in (("below", "lo"), ("above", "hi")) if profile[side] is None)
-    text = f"not bounded {open_ends}" if open_ends else f"{low:.3f} to {high:.3f}"
+    ax.axhline(profile["cutoff"], color=BLACK, linestyle=":", linewidth=0.8, label="95 % cutoff (bootstrap)")
+    low = grid[0] if profile["lo"] is None else profile["lo"]
+    high = grid[-1] if profile["hi"] is None else profile["hi"]
+    sides = " or ".join(name for name, end in (("below", "lo"), ("above", "hi")) if profile[end] is None)
+    text = f"not bounded {sides}" if sides else f"{low:.3f} to {high:.3f}"
     ax.axvspan(low, high, color=BLUE, alpha=0.15, linewidth=0, label=f"allowed: {text}")
     ax.plot(surface["E"], 0, "o", color=RED, markersize=4, label=f"best fit: {surface['E']:.3f}", zorder=4)
     ax.set_ylim(-0.3 * profile["cutoff"], 8 * profile["cutoff"])
@@ -342,24 +354,28 @@ def profile_of_E(surface: dict) -> Figure:
 
 
 def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
-    """How far above its minimum the surface's objective is, at each iteration of L-BFGS-B from `start` {E, A, B, alpha,
-    beta}: the mean of Huber's loss at scipy's default tolerances, which is how it goes wrong, and at tight ones."""
-    X, y = np.log([N, D]), np.log(L)
-    best = laws.fit_surface(N, D, L, bootstrap=0)
-    theta = np.array([np.log(start["E"]), np.log(start["A"]), start["alpha"], np.log(start["B"]), start["beta"]])
+    """How far above its minimum the surface's objective is, at each iteration of L-BFGS-B from `start`.
 
-    def objective(t):
-        value, slope = laws.additive(t[None], X)
+    The objective is the mean Huber loss, minimised at scipy's default tolerances, which is how it goes wrong,
+    and at tight ones; `start` is {E, A, B, alpha, beta}.
+    """
+    X, y = np.log([N, D]), np.log(L)
+    least = laws.fit_surface(N, D, L, bootstrap=0)["objective"] / len(y)
+    E, A, B = np.log([start[k] for k in "EAB"])
+    first = np.array([E, A, start["alpha"], B, start["beta"]])
+
+    def objective(theta):
+        value, slope = laws.additive(theta[None], X)
         r = y - value[0]
         return laws.huber(r).mean(), -slope[0] @ np.clip(r, -laws.DELTA, laws.DELTA) / len(y)
     figure, ax = axes("iteration of L-BFGS-B", "objective / its minimum - 1")
-    for color, name, options in ((RED, "default tolerances", {}), (BLUE, "tight tolerances", {"ftol": 1e-15, "gtol": 1e-12})):
-        path = [objective(theta)[0]]
-        end = minimize(objective, theta, jac=True, method="L-BFGS-B", options=options | {"maxiter": 2000},
-                       callback=lambda t: path.append(objective(t)[0]))
-        excess = np.maximum(np.array(path) * len(y) / best["objective"] - 1, 1e-9)
+    for color, name, options in ((RED, "default", {}), (BLUE, "tight", {"ftol": 1e-15, "gtol": 1e-12})):
+        path = [objective(first)[0]]
+        end = minimize(objective, first, jac=True, method="L-BFGS-B", options=options | {"maxiter": 2000},
+                       callback=lambda theta: path.append(objective(theta)[0]))
         says = "\u201csuccess\u201d" if end.success else "\u201cfailure\u201d"
-        text = rf"{name}: {says}, $\alpha$ = {end.x[2]:.3f}, $\beta$ = {end.x[4]:.3f}"
+        text = rf"{name} tolerances: {says}, $\alpha$ = {end.x[2]:.3f}, $\beta$ = {end.x[4]:.3f}"
+        excess = np.maximum(np.array(path) / least - 1, 1e-9)
         ax.semilogy(excess, "-X", color=color, markersize=5, markevery=[-1], label=text)
     ax.lines[0].set_zorder(3)                           # the two paths are one until the first stops
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1))
@@ -367,8 +383,9 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
 
 
 def accounting(matrix: dict) -> Figure:
-    """The exponent a of the same runs under each way to count N (rows) and C (columns): {N: {C: {a, ci or refused}}}."""
-    figure, ax = axes("how C is counted", "how N is counted", "a, exponent of $N_{opt}$, with 95 % intervals", height=2.2)
+    """The exponent a of the same runs by each way to count N (rows) and C: {N: {C: {a, ci} or refused}}."""
+    title = "a, exponent of $N_{opt}$, with 95 % intervals"
+    figure, ax = axes("how C is counted", "how N is counted", title, height=2.2)
     rows, columns = list(matrix), list(next(iter(matrix.values())))
     a = np.array([[matrix[r][c].get("a", np.nan) for c in columns] for r in rows])
     ax.imshow(a, cmap=VIRIDIS, aspect="auto")
@@ -388,7 +405,7 @@ def accounting(matrix: dict) -> Figure:
 
 
 def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
-    """From one exponent to another, a change at a time: each step is {label, a, lo, hi} and `marks` are papers' values."""
+    """From one exponent to another, a change at a time: steps {label, a, lo, hi}; `marks`, papers' values."""
     figure, ax = axes("a, exponent of $N_{opt} \\propto C^a$", "", height=0.38 * len(steps) + 0.8)
     y = -np.arange(len(steps))
     a, low, high = (np.array([s[k] for s in steps]) for k in ("a", "lo", "hi"))
@@ -403,7 +420,7 @@ def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
 
 
 def forecast_board(forecasts: dict) -> Figure:
-    """Every sealed forecast as a percentage of what was measured, with its interval. Rows not yet measured are left out."""
+    """Every sealed forecast that has been measured: its error and its interval, in per cent."""
     came = np.flatnonzero(np.isfinite(forecasts["measured"]))
     figure, ax = axes("forecast / measured loss - 1 (%)", "", height=0.3 * len(came) + 0.9)
     names = []
@@ -419,19 +436,41 @@ def forecast_board(forecasts: dict) -> Figure:
     return figure
 
 
+def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure:
+    """A plan on a law's loss surface: N parameters, D tokens, its budget 6 N D, the interval `ci` of N."""
+    figure, ax = axes(N_LABEL[law["params"]], D_LABEL)
+    x, y = reach(N, *(ci or [N]), factor=20), reach(D, *(6 * N * D / (6 * np.array(ci or [N]))), factor=20)
+    loss = laws.surface_loss(law, x, y[:, None])
+    levels = np.geomspace(loss.min(), loss.max(), 14)[1:-1]
+    lines = ax.contour(x, y, loss, levels, cmap=VIRIDIS.reversed(), linewidths=0.8,
+                       norm=LogNorm(levels[0], levels[-1]))
+    ax.clabel(lines, lines.levels[::2], fmt="%.3g", fontsize=6)
+    ax.plot(x, N * D / x, color=BLACK, linewidth=0.8, label=f"6ND = {6 * N * D:.3g} FLOPs")
+    if ci:
+        ax.plot(ci, N * D / np.array(ci), color=RED, linewidth=3, alpha=0.5, solid_capstyle="butt",
+                label="95 % interval")
+    ax.plot(N, D, "D", color=RED, label=f"plan: {D / N:.3g} tokens per parameter")
+    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    ax.legend(loc="upper right")
+    return figure
+
+
 # ---------------------------------------------------------------- a study's figures, and the command
 
 
 def read_study(folder: str | Path) -> dict:
     """What a study directory holds: {name, data, fit, curves, forecasts}, {} where there is no such file.
 
-    `data` is the arrays that the fit used, from `fit.select`; the rows of `curves` get their run's `params`. UserError.
+    `data` is the arrays that the fit used, from `fit.select`; the rows of `curves` get their run's `params`.
+    Raises UserError.
     """
     folder = Path(folder)
     if not (folder / "runs.csv").is_file():
         raise UserError(f"{folder}: no runs.csv in it; give a study directory, e.g. out/laptop")
-    path, study = folder / "fit.json", {"name": folder.name}
-    study["fit"] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path, study = folder / "fit.json", {"name": folder.resolve().name}
+    study["fit"] = logs.load_json(path) if path.is_file() else {}
+    for law in (v for v in study["fit"].values() if isinstance(v, dict) and "boot" in v):
+        law["boot"] = {k: np.array(draws, float) for k, draws in law["boot"].items()}    # JSON's null is nan
     for name in ("curves", "forecasts"):
         study[name] = logs.read_table(folder / f"{name}.csv") if (folder / f"{name}.csv").is_file() else {}
     used = study["fit"].get("data", {"params": "as given", "flops": "as given"})
@@ -460,10 +499,11 @@ def study_figures(study: dict) -> dict[str, Figure]:
         rows = {"run": data["run"], "params": data["N"], "tokens": data["D"], "val_loss": data["L"]}
         figures["envelope"] = envelope(rows, found["envelope"], n_label)
     if "loss_vs_compute" in found:
-        figures["loss_vs_compute"] = loss_vs_compute(data["C"], data["L"], found["loss_vs_compute"], C_LABEL[data["flops"]])
+        law = found["loss_vs_compute"]
+        figures["loss_vs_compute"] = loss_vs_compute(data["C"], data["L"], law, C_LABEL[data["flops"]])
     for name, x, letter, label in (("loss_vs_params", N, "N", n_label), ("loss_vs_tokens", D, "D", D_LABEL)):
         if name in found:
-            figures[name] = power_law(x, L, fit.power_points(x, L), found[name], letter, label)
+            figures[name] = power_law(x, L, pareto(x, L), found[name], letter, label)
     if "surface" in found:
         figures |= surface_figures(N, D, L, found["surface"], study, n_label)
     if "accounting" in found:
@@ -473,10 +513,11 @@ def study_figures(study: dict) -> dict[str, Figure]:
     return figures
 
 
-def surface_figures(N: Array, D: Array, L: Array, surface: dict, study: dict, n_label: str) -> dict[str, Figure]:
-    """The figures that need the surface; the last two need its bootstrap too."""
+def surface_figures(N: Array, D: Array, L: Array, surface: dict, study: dict, n_label: str) -> dict:
+    """{name: figure} of those that need the surface; the last two need its bootstrap too."""
     figures = {"frontier": frontier(N, D, L, surface, study["curves"], study["forecasts"], n_label),
-               "surface": surface_contours(N, D, surface, n_label), "residuals": residuals(N, D, L, surface, n_label)}
+               "surface": surface_contours(N, D, surface, n_label),
+               "residuals": residuals(N, D, L, surface, n_label)}
     if surface["boot"]:
         figures["bootstrap"] = bootstrap_cloud(surface)
     if "profile_E" in surface:
@@ -504,10 +545,10 @@ def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.plots", description=__doc__.splitlines()[0])
-    parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: every directory of scaling/results")
+    parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: each of scaling/results")
     parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
     a = parser.parse_args(args)
-    studies = a.studies or sorted(p for p in (ROOT / "scaling" / "results").iterdir() if (p / "runs.csv").exists())
+    studies = a.studies or sorted(p.parent for p in (ROOT / "scaling" / "results").glob("*/runs.csv"))
     if not studies:
         raise UserError("scaling/results holds no study; give a directory, e.g. out/laptop")
     for folder in studies:

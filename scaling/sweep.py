@@ -8,6 +8,7 @@ A sweep file is plain Python (your own program: run only files you trust) that l
     base       settings shared by all (optional)
 Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding plus head), or `budgets`, a
 list: with the wsd schedule the longest of them trains whole and the others are cooldown branches from its checkpoints.
+`seeds=k` makes k runs of one, NAME_s1 to NAME_sk, with consecutive seeds.
 Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again.
 """
 import argparse
@@ -81,7 +82,8 @@ def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
     for key in found.keys() & {"runs", "held_out"}:
         if not isinstance(found[key], list) or not all(isinstance(run, dict) for run in found[key]):
             raise UserError(f"{path}: `{key}` must be a list of dicts, one for each run")
-    lists = [[found.get("base", {}) | run for run in found.get(key, [])] for key in ("runs", "held_out")]
+    lists = [[copy for run in found.get(key, []) for copy in with_seeds(found.get("base", {}) | run, path)]
+             for key in ("runs", "held_out")]
     names = [run.get("name") for runs in lists for run in runs]
     if not lists[0]:
         raise UserError(f"{path}: `runs` is missing or empty")
@@ -91,6 +93,18 @@ def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
         if names.count(name) > 1:
             raise UserError(f"{path}: two runs are named {name!r}")
     return Path(path).stem, *lists
+
+
+def with_seeds(run: dict, path: str) -> list[dict]:
+    """`run` once for each of its `seeds`, an int: the first has its `seed`. Their spread is the noise that fit.py uses."""
+    if "seeds" not in run or not isinstance(run.get("name"), str):      # read_sweep refuses a missing name
+        return [run]
+    seeds, first = run["seeds"], run.get("seed", train.Config.seed)
+    if type(seeds) is not int or seeds < 1 or type(first) is not int:
+        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which is the "
+                        f"first), not {seeds!r}")
+    run = {k: v for k, v in run.items() if k != "seeds"}
+    return [run | {"name": f"{run['name']}_s{i + 1}", "seed": first + i} for i in range(seeds)]
 
 
 def resolve(study: str, run: dict, path: str) -> tuple[train.Config, dict, dict]:
@@ -290,8 +304,7 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
 
 def fit_study(folder: Path) -> dict:
     """runs.csv -> fit.json and fit_card.json, with the table on the console."""
-    if fit.main([str(folder / "runs.csv"), f"--json={folder / 'fit.json'}", f"--card={folder / 'fit_card.json'}"]):
-        raise UserError(f"the fit of {folder / 'runs.csv'} failed; its lines above say why")
+    fit.main([str(folder / "runs.csv"), f"--json={folder / 'fit.json'}", f"--card={folder / 'fit_card.json'}"])
     return json.loads((folder / "fit.json").read_text(encoding="utf-8"))
 
 

@@ -43,7 +43,7 @@ class Lab:
 
     def __init__(self, root: Path):
         self.root = root
-        self.data = root / "data"
+        self.data, self.processes = root / "data", []
         write_dataset(self.data / "tiny")
         for name in ("train.py", "model.py", "configurator.py"):
             shutil.copy(ROOT / name, root)
@@ -93,9 +93,19 @@ class Lab:
 
     def start(self, name: str = "run", launcher: tuple = (), **changes) -> subprocess.Popen:
         """The same in a process of its own."""
-        command = [sys.executable, *launcher, str(self.root / "train.py"), *self.arguments(name, **changes)]
-        return subprocess.Popen(command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                text=True, encoding="utf-8")
+        return self.spawn(*launcher, str(self.root / "train.py"), *self.arguments(name, **changes))
+
+    def spawn(self, *arguments: str) -> subprocess.Popen:
+        self.processes += [subprocess.Popen([sys.executable, *arguments], cwd=self.root, text=True, encoding="utf-8",
+                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)]
+        return self.processes[-1]
+
+    def close(self) -> None:
+        """End what a failed test left running. SIGTERM: torchrun then ends its workers, too."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=60)
 
     def log(self, name: str = "run") -> list[dict]:
         text = (self.out(name) / "log.jsonl").read_text(encoding="utf-8")
@@ -120,7 +130,8 @@ def in_this_process(patch: pytest.MonkeyPatch, root: Path) -> None:
 @pytest.fixture
 def lab(tmp_path, monkeypatch) -> Lab:
     in_this_process(monkeypatch, tmp_path)
-    return Lab(tmp_path)
+    with contextlib.closing(Lab(tmp_path)) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
@@ -129,4 +140,5 @@ def module_lab(tmp_path_factory) -> Lab:
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("lab")
         in_this_process(patch, root)
-        yield Lab(root)
+        with contextlib.closing(Lab(root)) as lab:
+            yield lab

@@ -1,4 +1,4 @@
-"""Figures: what each one shows is checked on a simulated study whose law is known; each must be whole and small."""
+"""Figures: what each shows is checked on a simulated study of a known law; each must be whole and small."""
 import csv
 import json
 import shutil
@@ -12,8 +12,8 @@ from scaling import fit as fitting, frontiers, laws, plots
 
 TRUE = {"E": 1.0, "A": 30.0, "B": 300.0, "alpha": 0.33, "beta": 0.40}
 BUDGETS = np.geomspace(1e12, 1e14, 4)
-ALL = {"curves", "isoflop", "frontier", "surface", "residuals", "bootstrap", "loss_vs_params", "loss_vs_tokens",
-       "forecasts"}
+ALL = {"curves", "isoflop", "frontier", "surface", "residuals", "bootstrap", "profile_E", "loss_vs_params",
+       "loss_vs_tokens", "loss_vs_compute", "forecasts"}
 
 
 def write_csv(path, rows):
@@ -24,24 +24,28 @@ def write_csv(path, rows):
 
 
 def write_study(folder):
-    """20 runs on four budgets, their curves, the fit, one forecast that came and one that is not trained yet."""
+    """20 runs on four budgets, their curves, the fit, one forecast that came and one that has not."""
     rng, runs, curves = np.random.default_rng(1), [], []
     for b, C in enumerate(BUDGETS):
         for k, N in enumerate(laws.surface_optimum(TRUE, C)[0] * np.geomspace(1 / 4, 4, 5)):
             D, name = C / (6 * N), f"b{b}_{k}"
             loss = laws.surface_loss(TRUE, N, D) * np.exp(0.003 * rng.standard_normal())
             runs.append({"run": name, "params": N, "tokens": D, "loss": loss})
-            curves += [{"run": name, "step": int(100 * part), "tokens": D * part, "flops": C * part, "train_loss":
-                        loss * part ** -0.1, "val_loss": loss * part ** -0.1} for part in (0.01, 0.03, 0.1, 0.3, 1.0)]
-    curves.append({"run": "stranger", "step": 1, "tokens": 1e6, "flops": 1e12, "train_loss": 9.0, "val_loss": 9.0})
-    forecasts = [{"study": folder.name, "run": f"held{k}", "params": 2e6, "tokens": 8e7, "flops": 1e15, "predicted": 1.5,
-                  "lo95": 1.45, "hi95": 1.55, "measured": measured} for k, measured in enumerate(("1.48", ""))]
+            for part in (0.01, 0.03, 0.1, 0.3, 1.0):
+                early = loss * part ** -0.1
+                curves.append({"run": name, "step": int(100 * part), "tokens": D * part, "flops": C * part,
+                               "train_loss": early, "val_loss": early})
+    curves.append(curves[0] | {"run": "stranger"})
+    forecast = {"study": folder.name, "params": 2e6, "tokens": 8e7, "flops": 1e15, "predicted": 1.5,
+                "lo95": 1.45, "hi95": 1.55}
+    forecasts = [forecast | {"run": "held0", "measured": 1.48}, forecast | {"run": "held1", "measured": ""}]
     folder.mkdir(parents=True)
     write_csv(folder / "runs.csv", runs)
     write_csv(folder / "curves.csv", curves)
     write_csv(folder / "forecasts.csv", forecasts)
     table = {k: np.array([r[k] for r in runs], object if k == "run" else float) for k in runs[0]}
-    (folder / "fit.json").write_text(json.dumps(fitting.finite(fitting.fit_all(table, bootstrap=50))), encoding="utf-8")
+    fit = fitting.finite(fitting.fit_all(table, bootstrap=50))
+    (folder / "fit.json").write_text(json.dumps(fit), encoding="utf-8")
     return folder
 
 
@@ -61,8 +65,10 @@ def finals(study):
 
 
 @pytest.fixture(scope="module")
-def drawn(folder):
-    return plots.draw_study(folder)
+def drawn(study, folder):
+    """{name: (figure, its PNG)}: every figure of the study, drawn once."""
+    figures = plots.study_figures(study)
+    return {name: (figure, plots.save(figure, folder / f"{name}.png")) for name, figure in figures.items()}
 
 
 def line(figure, label):
@@ -73,23 +79,25 @@ def line(figure, label):
 # ---------------------------------------------------------------- the command
 
 
-def test_every_figure_of_a_study(folder, drawn):
+def test_every_figure_of_a_study_goes_beside_it(folder, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: path)
+    drawn = plots.draw_study(folder)
     assert {p.stem for p in drawn} >= ALL and all(p.parent == folder / "figures" for p in drawn)
 
 
 def test_figures_are_small_and_one_column_wide(drawn):
-    for path in drawn:
+    for name, (_, path) in drawn.items():
         raw = path.read_bytes()
         width, = struct.unpack(">I", raw[16:20])
-        assert len(raw) < 100_000 and width == plots.WIDTH * 160, path.name
+        assert len(raw) < 100_000 and width == plots.WIDTH * 160, name
 
 
-def test_nothing_is_cut_off(study):
+def test_nothing_is_cut_off(drawn):
     """All that a figure shows, long labels too, fits its fixed size."""
-    for name, figure in plots.study_figures(study).items():
-        figure.draw_without_rendering()
+    for name, (figure, _) in drawn.items():
         (x0, y0), (x1, y1) = figure.get_tightbbox().get_points()                       # inches
-        assert min(x0, y0) > -0.01 and x1 < figure.get_figwidth() + 0.01 and y1 < figure.get_figheight() + 0.01, name
+        width, height = figure.get_size_inches()
+        assert min(x0, y0) > -0.01 and x1 < width + 0.01 and y1 < height + 0.01, name
 
 
 def test_figures_need_only_the_files_that_they_show(folder, tmp_path):
@@ -105,14 +113,14 @@ def test_a_directory_without_runs_is_named(tmp_path):
         plots.main([str(tmp_path)])
 
 
-def test_no_argument_draws_all_results_into_assets_with_the_same_bytes(folder, drawn, tmp_path, monkeypatch, capsys):
+def test_no_argument_draws_all_results_with_the_same_bytes(folder, drawn, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plots, "ROOT", tmp_path)
     (tmp_path / "scaling").mkdir()
     shutil.copytree(folder, tmp_path / "scaling" / "results" / "toy")
     plots.main([])
     assert capsys.readouterr().out.count("toy_") == len(drawn)
-    for path in drawn:
-        assert (tmp_path / "assets" / f"toy_{path.name}").read_bytes() == path.read_bytes(), path.name
+    for name, (_, path) in drawn.items():
+        assert (tmp_path / "assets" / f"toy_{name}.png").read_bytes() == path.read_bytes(), name
 
 
 def test_no_results_is_an_error(tmp_path, monkeypatch):
@@ -202,7 +210,7 @@ def test_isoflop_parabola_touches_its_vertex(study):
 
 def test_power_law_fills_the_points_that_it_used(study):
     N, L, law = study["data"]["N"], study["data"]["L"], study["fit"]["loss_vs_params"]
-    used = fitting.power_points(N, L)
+    used = frontiers.pareto(N, L)
     figure = plots.power_law(N, L, used, law, "N", "parameters")
     assert set(line(figure, "best").get_xdata()) == set(N[used]) and len(used) == law["n"]
 
@@ -235,6 +243,58 @@ def test_board_leaves_out_what_is_not_measured(study):
     assert ax.lines[1].get_xdata()[0] == pytest.approx(100 * (1.5 / 1.48 - 1))
 
 
+def test_envelope_marks_where_each_size_is_best():
+    N, part = np.geomspace(1e4, 1e6, 6), np.geomspace(0.01, 1, 60)
+    D = np.outer(40 * N, part)
+    curves = {"run": np.repeat([f"{n:.0f}" for n in N], 60), "params": np.repeat(N, 60), "tokens": D.ravel(),
+              "val_loss": laws.surface_loss(TRUE, N[:, None], D).ravel()}
+    C = 6 * curves["params"] * curves["tokens"]
+    fit = frontiers.fit_envelope(curves["params"], C, curves["val_loss"], curves["run"], bootstrap=20)
+    figure = plots.envelope(curves, fit)
+    assert np.allclose(line(figure, "best size").get_xdata(), [p["C"] for p in fit["points"]])
+    assert len(figure.axes[0].lines) == len(N) + 1
+
+
+def test_kink_is_shaded_and_the_law_dashed_before_it():
+    C = np.geomspace(1e12, 1e16, 25)
+    L = np.where(C < 1e14, 4 * (C / 1e14) ** -0.12, 4 * (C / 1e14) ** -0.05)
+    law = frontiers.fit_loss_vs_compute(C, L, bootstrap=20)
+    figure = plots.loss_vs_compute(C, L, law)
+    shaded = [one for one in figure.axes[0].patches if one.get_label().startswith("kink")]
+    assert len(shaded) == 1 and 1e13 < shaded[0].get_x() < 1e15
+    x, y = line(figure, "law").get_data()
+    assert x[np.isfinite(y)].min() >= shaded[0].get_x()
+
+
+def test_profile_shades_what_it_allows(study):
+    surface = study["fit"]["surface"]
+    figure = plots.profile_of_E(surface)
+    allowed, = figure.axes[0].patches
+    assert allowed.get_x() == pytest.approx(surface["profile_E"]["lo"])
+    assert allowed.get_x() + allowed.get_width() == pytest.approx(surface["profile_E"]["hi"])
+    free = plots.profile_of_E(surface | {"profile_E": surface["profile_E"] | {"lo": None}})
+    assert "not bounded below" in free.axes[0].patches[0].get_label()
+
+
+def test_accounting_prints_every_cell():
+    matrix = {"total": {"6nd": {"a": 0.5, "ci": [0.4, 0.6]}, "exact": {"refused": "no column"}},
+              "non_embedding": {"6nd": {"a": 0.7, "ci": None}, "exact": {"a": 0.65, "ci": [0.6, 0.7]}}}
+    ax = plots.accounting(matrix).axes[0]
+    texts = [t.get_text() for t in ax.texts]
+    assert texts == ["0.500\n[0.40, 0.60]", "refused", "0.700", "0.650\n[0.60, 0.70]"]
+
+
+def test_a_draw_that_failed_is_left_out_of_the_band(study, folder, tmp_path):
+    """fit.json writes it as null."""
+    fit = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+    fit["surface"]["boot"] = {k: [None, *draws[1:]] for k, draws in fit["surface"]["boot"].items()}
+    (tmp_path / "fit.json").write_text(json.dumps(fit), encoding="utf-8")
+    (tmp_path / "runs.csv").write_bytes((folder / "runs.csv").read_bytes())
+    figure = plots.study_figures(plots.read_study(tmp_path))["frontier"]
+    shaded = figure.axes[0].collections[-1].get_paths()[0].vertices
+    assert np.isfinite(shaded).all()
+
+
 def test_walk_goes_downward_in_order():
     steps = [dict(label="from", a=0.8, lo=0.7, hi=0.9), dict(label="to", a=0.5, lo=0.4, hi=0.6)]
     ax = plots.walk(steps, {"paper": 0.5}).axes[0]
@@ -243,6 +303,6 @@ def test_walk_goes_downward_in_order():
 
 
 def test_ordered_colours_darken_in_grey():
-    """Viridis as used: lightness rises all the way, so the order survives a grey printer and any colour blindness."""
+    """Viridis as used: lightness rises all the way, so the order survives a grey printer."""
     lightness = plots.VIRIDIS(np.linspace(0, 1, 50))[:, :3] @ [0.299, 0.587, 0.114]
     assert (np.diff(lightness) > 0).all() and lightness[-1] < 0.8

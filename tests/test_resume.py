@@ -232,7 +232,7 @@ def test_real_signals_to_a_real_process(lab):
     assert_same_run(lab, "run", "straight")
 
 
-WSD = dict(schedule="wsd", warmup_iters=3, cooldown_frac=0.2, dropout=0.2, n_layer=2, log_interval=7, eval_interval=10)
+WSD = dict(schedule="wsd", warmup_iters=3, cooldown_frac=0.2, dropout=0.2, log_interval=7, eval_interval=10)
 
 
 @pytest.fixture(scope="module")

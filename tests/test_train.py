@@ -630,6 +630,7 @@ def test_a_signal_checkpoints_and_exits_with_3(lab, number):
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     assert lab.command()[0] == 0
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert "the same command less --resume=never goes on" in interrupt(lab, at=3, number=number, resume="never")[1]
 
 
 def test_a_signal_before_the_first_step_is_not_lost(lab, monkeypatch):

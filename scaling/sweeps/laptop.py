@@ -1,15 +1,15 @@
 # python -m scaling.sweep scaling/sweeps/laptop.py           (`make study` does this and all that comes before)
 #
-# Characters of Shakespeare, 20 runs of 9 widths on an IsoFLOP grid, then a forecast of one model of 3 times the compute
+# Characters of Shakespeare, 24 runs of 10 widths on an IsoFLOP grid, then a forecast of one model of 3 times the compute
 # of the largest, sealed before it trains. No run sees a character twice. The recipe is what the lab log
 # (scaling/LOG.md) found to measure size, not tuning: muP, 512 tokens a step, a context of 32, WSD with branches.
 base = dict(dataset="shakespeare", n_layer=3, n_head=2, block_size=32, batch_size=16, parametrization="mup", base_width=32,
             learning_rate=8e-3, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0, eval_interval=0)
 
-_grid = {1e11: (12, 16, 20, 24, 28),       # budget 6 N D in FLOPs: widths, chosen around each optimum
-         2e11: (16, 20, 24, 28, 32),
-         4e11: (20, 24, 28, 32, 40),
-         8e11: (28, 32, 40, 48, 56)}
+_grid = {1e11: (12, 16, 20, 24, 28, 32),   # budget 6 N D in FLOPs: widths, chosen around each optimum
+         2e11: (16, 20, 24, 28, 32, 40),
+         4e11: (20, 24, 28, 32, 40, 48),
+         8e11: (28, 32, 40, 48, 56, 64)}   # narrower models would need more text than there is
 _widths = sorted(set().union(*_grid.values()))
 runs = [dict(name=f"d{d}", n_embd=d, budgets=[C for C in _grid if d in _grid[C]]) for d in _widths]
 held_out = [dict(name="d48_2.4e12", n_embd=48, budget=2.4e12)]

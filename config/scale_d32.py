@@ -1,0 +1,10 @@
+# python train.py config/scale_d32.py
+# 3 layers, width 32, one pass over the characters of Shakespeare, with the recipe of the laptop study.
+# COST
+n_layer, n_head, n_embd = 3, 2, 32
+block_size, batch_size = 32, 16
+epochs = 1
+parametrization, base_width = "mup", 32        # the learning rate was tuned at width 32 and holds at others
+learning_rate, schedule, warmup_iters = 8e-3, "wsd", 100
+beta2, weight_decay = 0.99, 0.0
+out_dir = "out/scale_d32"

@@ -1,0 +1,365 @@
+"""The planner against closed forms, published numbers, train.py's own counts, and slips of the hand."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import configurator
+from configurator import UserError
+from scaling import counts, laws, logs, plan
+
+HOFFMANN, BESIROGLU, KAPLAN = (plan.PUBLISHED[k] for k in ("hoffmann", "besiroglu", "kaplan"))
+MUENNIGHOFF = plan.PUBLISHED["muennighoff"]
+
+
+def goal(law, C=0.0, N=0.0, D=0.0, L=0.0, unique=0.0):
+    return plan.solve_goal(law, C, N, D, L, unique)
+
+
+# ---- Published laws. ----
+
+@pytest.mark.parametrize("law, C, N, D", [
+    (HOFFMANN, 2.21e19, 389e6, 9.47e9), (BESIROGLU, 5.88e23, 7.302e10, 1.342e12),
+    (HOFFMANN | dict(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28), 2.21e19, 316e6, 11.65e9)])
+def test_published_optima(law, C, N, D):
+    """../shared/oracles/README.md: rounding Hoffmann et al.'s exponents moves the optimum by a fifth."""
+    assert goal(law, C) == pytest.approx((N, D), rel=2e-3)
+
+
+def test_besiroglus_loss_for_gopher():
+    assert plan.best_loss(BESIROGLU, 5.88e23) == pytest.approx(1.97386, abs=1e-5)
+
+
+def test_kaplan_in_pf_days():
+    N, D = goal(KAPLAN, 100 * counts.PF_DAY)
+    assert N == pytest.approx(1.3e9 * 100 ** 0.73) and 6 * N * D == pytest.approx(100 * counts.PF_DAY)
+    assert plan.best_loss(KAPLAN, 100 * counts.PF_DAY) == pytest.approx((3.1e8 / 100) ** 0.050)
+    with pytest.raises(UserError, match="only the best run of each budget"):
+        plan.make_plan(KAPLAN, plan.Options(params=1e9, tokens=1e9))
+
+
+def test_repeated_data_as_muennighoff_et_al_compute_it():
+    assert plan.loss_at(MUENNIGHOFF, 6.34e9, 242e9, 25e9) == pytest.approx(2.2256440889984477, abs=1e-9)
+    assert plan.loss_at(MUENNIGHOFF, 8.67e9, 178e9, 25e9) == pytest.approx(2.2269634075087867, abs=1e-9)
+    N, D = goal(MUENNIGHOFF, 1e22, unique=25e9)
+    assert (N, D, D / 25e9) == pytest.approx((7.0224e9, 237.34e9, 9.493), rel=1e-3)
+    made = plan.make_plan(MUENNIGHOFF, plan.Options(flops=1e22, unique_tokens=25e9))
+    assert plan.UNIDENTIFIED in made["notes"]
+    enough = plan.make_plan(MUENNIGHOFF, plan.Options(flops=1e18, unique_tokens=25e9))
+    assert plan.UNIDENTIFIED not in enough["notes"]
+    assert enough["N"] == pytest.approx(goal(MUENNIGHOFF, 1e18)[0])
+
+
+def test_serving_as_sardana_et_al_compute_it():
+    """Their figure 1: for 2T tokens served a 7B model of a 13B's quality saves 1.7e22 FLOPs, 17 %."""
+    law = HOFFMANN | dict(E=1.69, A=406.4, B=410.7, alpha=0.336, beta=0.283)
+    N, D = goal(law, N=13e9)
+    small, longer = plan.serving_optimum(law, plan.loss_at(law, N, D), 2e12)
+    cost, less = (6 * n * d + 2 * n * 2e12 for n, d in ((N, D), (small, longer)))
+    assert small == pytest.approx(7e9, rel=0.01)
+    assert plan.loss_at(law, small, longer) == pytest.approx(plan.loss_at(law, N, D))
+    assert (cost - less, 1 - less / cost) == (pytest.approx(1.7e22, rel=0.01), pytest.approx(0.17, abs=0.005))
+    assert plan.serving_optimum(law, plan.loss_at(law, N, D), 1e3)[0] == pytest.approx(N, rel=1e-3)
+
+
+# ---- Goals. ----
+
+@pytest.mark.parametrize("law", [HOFFMANN, KAPLAN], ids=["hoffmann", "kaplan"])
+def test_every_goal_alone_finds_the_same_optimum(law):
+    C = 1e21
+    N, D = goal(law, C)
+    for other in (dict(N=N), dict(D=D), dict(L=plan.best_loss(law, C))):
+        assert goal(law, **other) == pytest.approx((N, D), rel=1e-6)
+
+
+def test_two_goals_fix_size_and_tokens():
+    N, D, C = 1e9, 5e10, 3e20
+    L = plan.loss_at(HOFFMANN, N, D)
+    for pair in (dict(C=C, N=N), dict(C=C, D=D), dict(N=N, D=D), dict(N=N, L=L), dict(D=D, L=L)):
+        assert goal(HOFFMANN, **pair) == pytest.approx((N, D), rel=1e-6)
+    with pytest.raises(UserError, match="give fewer"):
+        goal(HOFFMANN, C=1e20, L=2.5)
+    with pytest.raises(UserError, match="cannot be reached.*2.053"):
+        goal(HOFFMANN, N=1e9, L=1.9)
+
+
+def test_the_published_formula_contradicts_itself():
+    """N = D = sqrt(C/6) and "400M parameters, 8B tokens for 1e18 FLOPs": 6 4e8 8e9 is 1.9e19."""
+    with pytest.raises(UserError) as e:
+        goal(HOFFMANN, C=1e18, N=4e8, D=8e9)
+    for fact in ("1.9e+19 FLOPs", "19 times", "4.17e+08 tokens for 4e+08", "2.08e+07 parameters",
+                 "4.08e+08 of each"):
+        assert fact in str(e.value)
+    assert goal(HOFFMANN, C=6 * 4e8 * 8e9, N=4e8, D=8e9) == (4e8, 8e9)
+
+
+def test_time_is_a_budget():
+    options = plan.Options(gpu_hours=10, tok_per_s="50000@1e8", gpus=4)
+    made = plan.make_plan(HOFFMANN, options)
+    assert made["flops"] == pytest.approx(10 * 3600 * 6 * 50000 * 1e8) and made["hours"] == pytest.approx(2.5)
+    again = plan.make_plan(HOFFMANN, plan.Options(deadline=2.5, tok_per_s="50000@1e8", gpus=4))
+    assert again["flops"] == pytest.approx(made["flops"])
+    late = plan.Options(flops=made["flops"], deadline=1.0, tok_per_s="50000@1e8")
+    assert "10 such devices" in plan.plan_text(HOFFMANN, plan.make_plan(HOFFMANN, late), late)
+
+
+def test_neighbours_cost_what_the_law_says():
+    made = plan.make_plan(HOFFMANN, plan.Options(flops=1e20))
+    half = next(line for line in plan.neighbours(HOFFMANN, made, 0.0) if line.endswith(" 0.5x")).split()
+    loss = plan.loss_at(HOFFMANN, made["N"] / 2, made["D"] * 2)
+    assert float(half[3]) == pytest.approx(loss, abs=1e-4)
+    assert half[4] == f"{loss / plan.best_loss(HOFFMANN, 1e20) - 1:+.2%}"
+
+
+# ---- Shapes. ----
+
+@pytest.mark.parametrize("N", [3e4, 1e6, 1.2e8, 7e9])
+@pytest.mark.parametrize("convention", counts.PARAMS)
+def test_shapes_come_near_and_can_be_built(N, convention):
+    built = plan.shape(N, 84, 128, convention)
+    assert built["n_embd"] % built["n_head"] == 0
+    depth, width = built["n_layer"], built["n_embd"]
+    assert abs(plan.size(depth, width, 84, 128, convention) / N - 1) < 0.08
+    assert N < 1e6 or 16 < width / depth < 256
+
+
+def test_shapes_are_counted_as_the_model_counts_itself():
+    import train
+    c = train.Config(n_layer=3, n_embd=48, n_head=3, vocab_size=84, block_size=32)
+    params, flops = train.shape_counts(c)
+    assert plan.flops_per_token(3, 48, 84, 32) == flops["total"]
+    assert plan.size(3, 48, 84, 32, "total") == params["total"]
+    assert plan.size(3, 48, 84, 32, "as given") == params["non_embedding"] + params["head"]
+
+
+def test_head_size_and_family():
+    assert 48 == (lambda s: s["n_embd"] / s["n_head"])(plan.shape(1e7, 84, 128, "total", head_size=48))
+    built = plan.shape(1e6, 84, 32, "non_embedding_plus_head", family={"n_layer": 3, "n_head": 2})
+    assert built["n_layer"] == 3 and built["n_head"] == 2
+    with pytest.raises(UserError, match="positive width"):
+        plan.shape(1e7, 84, 128, "total", head_size=-4)
+    with pytest.raises(UserError, match="widths from 4096 the smallest has"):
+        plan.shape(1e7, 84, 128, "total", head_size=4096)
+
+
+# ---- A study: fit.json with runs.csv beside it. ----
+
+LAW = {"E": 1.5, "A": 110.0, "alpha": 0.6, "B": 500.0, "beta": 0.55}
+SIZES = [(2, 16), (2, 32), (3, 48), (4, 64), (4, 96)]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(path of fit.json, law) of 20 runs of the shapes SIZES at four budgets, with 0.2 % noise."""
+    folder, rng, rows = tmp_path_factory.mktemp("out") / "lab", np.random.default_rng(0), []
+    folder.mkdir()
+    for i, C in enumerate((1e11, 3e11, 9e11, 2.7e12)):
+        for depth, width in SIZES:
+            N = plan.size(depth, width, 80, 32, "non_embedding_plus_head")
+            D = round(C / (6 * N))
+            loss = laws.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal())
+            rows.append(dict(
+                study="lab", run=f"d{width}_{i}", dataset="tiny", schedule="wsd", n_layer=depth, n_head=2,
+                n_embd=width, block_size=32, batch_tokens=512, learning_rate=4e-3, tokens=D, val_loss=loss,
+                params_non_embedding=plan.body(depth, width), params_head=80 * width, wall_s=D / 1e5,
+                params_total=plan.size(depth, width, 80, 32, "total"),
+                flops_exact=D * plan.flops_per_token(depth, width, 80, 32)))
+    logs.write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
+    N, D, L = (np.array([float(r[k]) for r in rows]) for k in ("params_non_embedding", "tokens", "val_loss"))
+    surface = laws.fit_surface(N + [r["params_head"] for r in rows], D, L, bootstrap=300)
+    fit = {"surface": surface, "data": {"params": "non_embedding_plus_head", "loss_column": "val_loss"}}
+    (folder / "fit.json").write_text(json.dumps(fit))
+    return folder / "fit.json"
+
+
+def test_a_study_lends_its_recipe_speed_and_forecast(study):
+    law, folder = plan.load_law(str(study))
+    made = plan.make_plan(law, plan.Options(flops=8e12), folder)
+    config = made["config"]
+    expected = dict(dataset="tiny", schedule="wsd", batch_size=16, learning_rate=4e-3, block_size=32, n_head=2)
+    assert expected.items() <= config.items() and made["vocab"] == 80
+    assert made["ci"]["N_opt"][0] < made["N"] < made["ci"]["N_opt"][1]
+    loss = made["loss"]
+    assert loss["lo95"] < laws.surface_loss(LAW, made["params"], made["tokens"]) < loss["hi95"]
+    biggest = plan.flops_per_token(4, 96, 80, 32) * 1e5
+    assert made["hours"] == pytest.approx(8e12 / biggest / 3600)
+    assert any("3.0 times outside" in n or "2.96 times outside" in n for n in made["notes"])
+    assert any("run directories are not here" in n for n in made["notes"])
+
+
+def test_config_json_completes_the_recipe(study, tmp_path):
+    (tmp_path / "runs.csv").write_bytes((study.parent / "runs.csv").read_bytes())
+    config = dict(parametrization="mup", base_width=32, beta1=0.9, beta2=0.99, weight_decay=0.0, min_lr=0.0,
+                  cooldown_frac=0.2, grad_clip=1.0, tie_weights=True, dropout=0.0, bias=False,
+                  warmup_iters=100, warmup_frac=0.02, max_iters=900)
+    for depth, width in SIZES:
+        for i in range(4):
+            (tmp_path / f"d{width}_{i}").mkdir()
+            (tmp_path / f"d{width}_{i}" / "config.json").write_text(json.dumps(config))
+    settings, facts = plan.recipe(tmp_path, 1e5, 1e7)
+    assert settings["parametrization"] == "mup" and settings["beta2"] == 0.99 and not facts.get("partial")
+    assert settings["warmup_iters"] == 100 and "warmup_frac" not in settings
+    assert facts["family"]["n_head"] == 2 and facts["family"]["n_layer"] in (3, 4)
+
+
+# ---- A config that runs. ----
+
+def test_the_config_trains_as_it_is_within_two_percent(lab, monkeypatch, capsys):
+    import train
+    monkeypatch.setattr(plan, "ROOT", lab.root)
+    path = lab.root / "my_plan.py"
+    plan.main(["hoffmann", "--params=60000", "--tokens=50000", "--dataset=tiny", "--block_size=32",
+               f"--write={path}"])
+    assert "run: python train.py" in capsys.readouterr().out
+    here = ["--device=cpu", f"--out_dir={lab.out('planned')}"]
+    c, _ = configurator.configure(train.Config, [str(path), *here])
+    result = train.train(c)
+    assert result["tokens"] == pytest.approx(50000, rel=0.02)
+    assert result["params_total"] == pytest.approx(60000, rel=0.1)
+
+
+@pytest.mark.parametrize("flops", [2e11, 1e13, 3e16])
+def test_a_budget_is_met_in_exact_flops(lab, monkeypatch, flops):
+    import train
+    monkeypatch.setattr(plan, "ROOT", lab.root)
+    path = lab.root / "my_plan.py"
+    plan.main(["hoffmann", f"--flops={flops}", "--dataset=tiny", "--block_size=32", f"--write={path}"])
+    c, _ = configurator.configure(train.Config, [str(path)])
+    meta = train.load_meta(c.dataset)
+    train.check(c, meta, 1)
+    c = train.derive(c, meta, "cpu", 1)
+    exact = c.max_iters * c.batch_size * c.block_size * train.shape_counts(c)[1]["total"]
+    assert exact == pytest.approx(flops, rel=0.02)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="exists"):
+        plan.main(["hoffmann", f"--flops={flops}", "--dataset=tiny", "--block_size=32", f"--write={path}"])
+    assert path.read_bytes() == before
+
+
+def test_reading_the_text_twice_is_said(lab, monkeypatch):
+    monkeypatch.setattr(plan, "ROOT", lab.root)
+    made = plan.make_plan(HOFFMANN, plan.Options(params=1e5, tokens=80_000, dataset="tiny", block_size=32))
+    assert any("read 2 times" in note for note in made["notes"])
+
+
+# ---- Two recipes. ----
+
+def jittered(law, seed, spread=0.01):
+    """`law` with 400 draws of A around it, as a fit would have."""
+    A = law["A"] * np.exp(spread * np.random.default_rng(seed).standard_normal(400))
+    boot = {k: np.full(400, law[k]).tolist() for k in ("E", "B", "alpha", "beta")} | {"A": A.tolist()}
+    return law | {"boot": boot}
+
+
+def test_compute_multiplier_in_closed_form():
+    """If a parameter and a token of the second are worth 1.5 of the first, the first needs 1.5^2 times the compute."""
+    A, B = HOFFMANN["A"] * 1.5 ** -HOFFMANN["alpha"], HOFFMANN["B"] * 1.5 ** -HOFFMANN["beta"]
+    better = HOFFMANN | {"A": A, "B": B}
+    m = plan.multiplier(jittered(HOFFMANN, 0), jittered(better, 1), 1e20)
+    assert m["factor"] == pytest.approx(2.25) and m["lo"] < 2.25 < m["hi"] < 2.6
+    back = plan.multiplier(jittered(better, 0), jittered(HOFFMANN, 1), 1e20)
+    assert back["factor"] == pytest.approx(1 / 2.25)
+    never = plan.multiplier(jittered(HOFFMANN | {"E": 9.0}, 0), jittered(HOFFMANN, 1), 1e20)
+    assert never["factor"] == math.inf
+
+
+def test_compare_on_the_command_line(study, capsys):
+    plan.main(["--compare", str(study), str(study)])
+    out = capsys.readouterr().out
+    assert "needs 1 times that" in out and "not clearly more or less" in out
+    for wrong in ([str(study)], [str(study), "hoffmann"]):
+        with pytest.raises(UserError, match="--compare"):
+            plan.main(["--compare", *wrong])
+
+
+# ---- Which runs next? ----
+
+def test_next_runs_shrink_what_refitting_finds(study):
+    """The promised change of the interval, against 60 simulated studies refitted with and without the runs."""
+    law = json.loads(study.read_text())["surface"] | LAW
+    table = logs.read_table(study.parent / "runs.csv")
+    N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
+    sizes = np.geomspace(N.min(), 4 * N.max(), 30)
+    found = plan.next_runs(law, {"N": N, "D": D}, 1e14, 2e13, sizes, 6 * sizes)
+    assert (6 * found["N"] * found["D"]).sum() == pytest.approx(2e13)
+    assert len(set(found["N"])) == len(found["N"])
+    assert (found["D"] / found["N"]).max() <= 2 * (D / N).max()
+
+    def spread(N, D):
+        rng, best = np.random.default_rng(3), []
+        for _ in range(60):
+            L = laws.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal(len(N)))
+            best.append(np.log(laws.surface_optimum(laws.fit_surface(N, D, L, bootstrap=0), 1e14)[0]))
+        return np.std(best)
+    seen = spread(np.append(N, found["N"]), np.append(D, found["D"])) / spread(N, D)
+    assert found["after"] < 0.8 * found["before"]
+    assert seen == pytest.approx(found["after"] / found["before"], rel=0.35)
+
+
+def test_next_writes_a_sweep(study, tmp_path, capsys):
+    import train
+    path = tmp_path / "more.py"
+    plan.main([str(study), "--flops=1e14", "--next=2e13", f"--write={path}"])
+    assert "after these" in capsys.readouterr().out
+    found = {k: v for k, (v, _) in configurator.read_file(str(path)).items()}
+    assert set(found) == {"base", "runs"} and len({r["name"] for r in found["runs"]}) == len(found["runs"])
+    total = 0.0
+    for run in found["runs"]:
+        settings = {k: (v, "here") for k, v in (found["base"] | run).items() if k != "name"}
+        c = configurator.set_fields(train.Config(vocab_size=80), settings)
+        total += c.target_tokens * train.shape_counts(c)[1]["total"]
+    assert total == pytest.approx(2e13, rel=0.01)
+    plan.main([str(study), "--flops=1e14", "--next=2e13", "--unique_tokens=1e7"])
+    assert "runs" in capsys.readouterr().out
+    with pytest.raises(UserError, match="suits that budget"):
+        plan.main([str(study), "--flops=1e14", "--next=1e6"])
+    for wrong in ([str(study), "--next=1e13"], ["hoffmann", "--flops=1e20", "--next=1e18"]):
+        with pytest.raises(UserError, match="--next needs"):
+            plan.main(wrong)
+
+
+# ---- Slips, and what is printed. ----
+
+@pytest.mark.parametrize("args, fix", [
+    (["hoffmann", "--tokens=1e18"], "did you mean --flops="), (["hoffmann", "--flops=1e40"], "FLOPs go"),
+    (["hoffmann", "--loss=50"], "nats per token"), (["hoffmann", "--flops=1e9"], "no GPT has"),
+    (["hoffmann", "--loss=1.6"], "cannot be reached"), (["hoffmann"], "nothing to plan for"),
+    (["hoffman", "--flops=1e18"], "hoffmann"), (["none.json", "--flops=1e18"], "none.json"), ([], None),
+    (["hoffmann", "--flops=1e18", "--head_size=100000"], "head_size"),
+    (["hoffmann", "--flop=1e18"], "'flops'"), (["hoffmann", "--gpu_hours=3"], "tok_per_s"),
+    (["hoffmann", "--gpu_hours=3", "--tok_per_s=9"], "90000@124e6"),
+    (["hoffmann", "--flops=1e18", "--gpu_hours=3"], "give one"),
+    (["hoffmann", "kaplan", "--flops=1e18"], "one law"),
+    (["hoffmann", "--flops=1e18", "--write=x.py"], "--dataset"), (["hoffmann", "--flops=x"], "float"),
+    (["hoffmann", "--flops=1e18", "--dataset=nowhere"], "python data/nowhere/prepare.py"),
+    (["hoffmann", "--flops=1e18", "--gpus=-1"], "devices"), (["hoffmann", "--flops=nan"], "float"),
+    (["kaplan", "--flops=1e18", "--inference_tokens=1e9"], "hoffmann"),
+    (["hoffmann", "--flops=1e18", "--figure=x.pdf"], ".png")])
+def test_slips_get_one_line(args, fix, capsys):
+    if fix is None:
+        plan.main(args or ["--help"])
+        assert "--inference_tokens" in capsys.readouterr().out
+        return
+    with pytest.raises(UserError) as e:
+        plan.main(args)
+    assert fix in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_fit_without_a_law_is_refused(tmp_path):
+    bare = {"skipped": {"surface": "two runs"}, "data": {"params": "total"}}
+    (tmp_path / "fit.json").write_text(json.dumps(bare))
+    with pytest.raises(UserError, match="neither a surface"):
+        plan.main([str(tmp_path / "fit.json"), "--flops=1e18"])
+
+
+def test_figure(tmp_path, study):
+    plan.main([str(study), "--flops=5e12", f"--figure={tmp_path}/plan.png"])
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("x, text", [(999.6, "1k"), (1.234e9, "1.23B"), (5e11, "500B"), (42, "42"),
+                                     (3e15, "3e+15")])
+def test_amounts(x, text):
+    assert plan.amount(x) == text
