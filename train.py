@@ -43,7 +43,7 @@ class Config:
     seed: int = 1337                       # initial weights, order of the data, dropout
     # data
     dataset: str = "shakespeare"           # directory under data/ with train.bin, val.bin, meta.json
-    batch_size: int = 32                   # sequences per optimizer step, over all devices and micro-batches
+    batch_size: int = 32                   # sequences per step, over all devices and micro-batches; -1: by a rule of C
     gradient_accumulation_steps: int = 1   # micro-batches per step; -1: as few as memory allows
     block_size: int = 128                  # tokens of context
     # model
@@ -63,7 +63,7 @@ class Config:
     tokens_per_param: float = -1           # tokens per non-embedding-plus-head parameter; Chinchilla: 20
     epochs: float = -1                     # passes over train.bin
     # optimizer
-    learning_rate: float = 1e-3            # peak; AdamW
+    learning_rate: float = 1e-3            # peak; AdamW; -1: by a rule of C (rule_of_compute)
     schedule: str = "cosine"               # cosine, linear, constant, or wsd (warmup, stable, decay)
     warmup_iters: int = -1                 # steps of linear warmup; -1: warmup_frac of the run
     warmup_frac: float = 0.02              # used when warmup_iters is -1
@@ -122,7 +122,7 @@ def load_meta(dataset: str) -> dict:
 def check(c: Config, meta: dict, world: int) -> None:
     """Raise UserError for settings that contradict each other or the data."""
     for key in ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "learning_rate", "base_width"):
-        if not 0 < getattr(c, key) < math.inf:
+        if not 0 < getattr(c, key) < math.inf and not (key in ("batch_size", "learning_rate") and getattr(c, key) == -1):
             raise UserError(f"{key} must be positive, not {getattr(c, key)}")
     for key in ("seed", "weight_decay", "grad_clip", "min_lr", "ckpt_minutes"):
         if not 0 <= getattr(c, key) < 2 ** 63:
@@ -156,7 +156,10 @@ def check(c: Config, meta: dict, world: int) -> None:
     for key in ("dropout", "warmup_frac", "cooldown_frac", "beta1", "beta2"):
         if not 0 <= getattr(c, key) <= 1 - (key in ("dropout", "beta1", "beta2")) * 1e-9:
             raise UserError(f"{key} must be between 0 and 1, not {getattr(c, key)}")
-    if c.batch_size < world * max(1, c.gradient_accumulation_steps):
+    if c.batch_size == -1 and c.max_iters != -1:
+        raise UserError("batch_size=-1 follows from the run's compute, which max_iters does not give; set target_tokens, "
+                        "target_flops, tokens_per_param or epochs instead, or batch_size")
+    if c.batch_size != -1 and c.batch_size < world * max(1, c.gradient_accumulation_steps):
         raise UserError(f"batch_size {c.batch_size} is smaller than {world} processes x "
                         f"{c.gradient_accumulation_steps} gradient_accumulation_steps; raise batch_size")
 
@@ -167,6 +170,8 @@ def derive(c: Config, meta: dict, device: str, world: int) -> Config:
     if c.dtype == "auto":
         cuda = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
         c.dtype = cuda if device.startswith("cuda") else "float32"
+    if -1 in (c.batch_size, c.learning_rate):
+        rule_of_compute(c, meta, world)
     c.max_iters = horizon_steps(c, meta)
     if c.warmup_iters == -1:
         c.warmup_iters = round(c.warmup_frac * c.max_iters)
@@ -197,16 +202,34 @@ def shape_counts(c: Config) -> tuple[dict, dict]:
     return model.count_params(), model.flops_per_token()
 
 
+def horizon_tokens(c: Config, meta: dict) -> float:
+    """Training tokens of whichever horizon is set."""
+    params, flops = shape_counts(c)
+    return (c.max_iters * c.batch_size * c.block_size if c.max_iters != -1 else
+            c.target_tokens if c.target_tokens != -1 else
+            c.target_flops / flops["total"] if c.target_flops != -1 else
+            c.tokens_per_param * (params["non_embedding"] + params["head"]) if c.tokens_per_param != -1 else
+            c.epochs * ((meta["train_tokens"] - 1) // c.block_size * c.block_size))
+
+
 def horizon_steps(c: Config, meta: dict) -> int:
     """Optimizer steps for whichever horizon is set, rounded to the nearest, at least 1."""
-    if c.max_iters != -1:
-        return c.max_iters
-    params, flops = shape_counts(c)
-    tokens = (c.target_tokens if c.target_tokens != -1 else
-              c.target_flops / flops["total"] if c.target_flops != -1 else
-              c.tokens_per_param * (params["non_embedding"] + params["head"]) if c.tokens_per_param != -1 else
-              c.epochs * ((meta["train_tokens"] - 1) // c.block_size * c.block_size))
-    return max(1, round(tokens / (c.batch_size * c.block_size)))
+    return c.max_iters if c.max_iters != -1 else max(1, round(horizon_tokens(c, meta) / (c.batch_size * c.block_size)))
+
+
+def rule_of_compute(c: Config, meta: dict, world: int) -> None:
+    """Set what is -1: batch 0.2920 C^0.3271 tokens, learning rate 0.3118 C^-0.125, C = 6 N D (Bi et al. 2024, eq. 1).
+
+    The batch becomes a power of 2 of sequences and at most a hundredth of the run, so that the schedule has steps.
+    Of the published rules these fit best at 1e10 to 1e12 FLOPs too, with muP (scaling/LOG.md).
+    """
+    params, tokens = shape_counts(c)[0], horizon_tokens(c, meta)
+    C = 6 * (params["non_embedding"] + params["head"]) * tokens
+    if c.batch_size == -1:
+        rows = 2 ** round(math.log2(0.2920 * C ** 0.3271 / c.block_size))
+        c.batch_size = max(world * max(1, c.gradient_accumulation_steps), min(rows, int(tokens / c.block_size / 100)))
+    if c.learning_rate == -1:
+        c.learning_rate = float(f"{0.3118 * C ** -0.125:.2g}")
 
 
 def accumulation(c: Config, world: int) -> int:
@@ -566,9 +589,12 @@ class Run:
         if self.c.branch and not log.exists():         # a branch's learning curve begins with that of its trunk
             write_atomic(log, lambda f: f.write((Path(self.c.branch).parent / "log.jsonl").read_bytes()))
         trim_log(log, self.step)
+        known = resumed and (self.out / "config.json").exists()
+        old = read_json(self.out / "config.json", "seed") if known else {}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(self.out / "config.json", dataclasses.asdict(self.c) | dict(
-            commit=git_commit(), torch=torch.__version__, numpy=np.__version__, world_size=self.world,
-            device_name=device_name(self.c.device), data_sha256=self.meta["train_sha256"],
+            started_at=old.get("started_at", now), commit=git_commit(), torch=torch.__version__,
+            numpy=np.__version__, world_size=self.world, device_name=device_name(self.c.device), data_sha256=self.meta["train_sha256"],
             tokenizer=self.meta["tokenizer"], params=self.params, flops_per_token=self.flops))
         total = self.c.max_iters * self.c.batch_size * self.c.block_size
         print(f"{self.out}: {self.params['total']:,} parameters, {total:,} tokens in {self.c.max_iters:,} steps, "

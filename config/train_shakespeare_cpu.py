@@ -1,5 +1,5 @@
 # python train.py config/train_shakespeare_cpu.py
-# A first model in about a minute: 3 layers, width 48, a context of 64 characters, 2M characters of Shakespeare.
+# A first model in about a minute: 3 layers, width 48, a context of 64, 2M characters of Shakespeare.
 # COST
 n_layer, n_head, n_embd = 3, 2, 48
 block_size, batch_size = 64, 8

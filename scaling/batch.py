@@ -1,12 +1,12 @@
-"""Critical batch size: beyond it a larger batch buys few steps, and compute spent there says little about size.
+"""Critical batch size: beyond it a larger batch saves few steps, and much of the compute is wasted.
 
     python -m scaling.batch out/batch [--correct=scaling/results/laptop]
 
-The study holds runs of one model at several batch sizes, each at a few constant learning rates (scaling/sweeps/batch.py).
-For each loss the steps S that each batch size B needs, at its best rate, follow S = S_min (1 + B_crit/B) (McCandlish et al.
-2018, eq. 2.11; Kaplan et al. 2020, eq. 5.1), and B_crit(L) = B_star / L^(1/alpha_B) (Kaplan, eq. 1.4). Beside it stands the
-gradient noise scale that the runs logged, which should be about as large (McCandlish, eq. 2.8). With --correct the
-runs of another study get S_min and C_min, what they would have cost far above and far below their critical batch.
+The study holds one model at several batch sizes, each at a few constant rates (scaling/sweeps/batch.py).
+For each loss, the steps S that batch size B needs at its best rate follow S = S_min (1 + B_crit/B)
+(McCandlish et al. 2018, eq. 2.11), and B_crit(L) = B_star / L^(1/alpha_B) (Kaplan et al. 2020, eq. 1.4).
+Beside it stands the gradient noise scale that the runs logged: the same size, in theory (McCandlish, eq. 2.8).
+With --correct the runs of another study get S_min and C_min, their cost far above and far below B_crit.
 Batches are in tokens. Writes points.csv and batch.json into the study, batch.csv into the corrected one.
 """
 import argparse
@@ -23,24 +23,29 @@ from configurator import UserError, exit_cleanly
 from scaling import frontiers, logs
 
 COLUMNS = ["run", "batch_tokens", "learning_rate", "loss", "steps", "noise_scale"]
-SPAN, LEVELS = 1.10, 5                     # the losses compared: from the worst batch's best up to 10 % above it
+SPAN, LEVELS = 1.10, 5                     # losses compared: the lowest that all batch sizes reach, to 10 % above
 
 
 def read_curve(run: Path) -> dict:
-    """{run, batch_tokens, learning_rate, step (n,), loss (n,), noise_scale (n,)} of a run's evaluations."""
-    config, records = logs.load_json(run / "config.json"), list(logs.read_log(run / "log.jsonl"))
-    rows = [(r["step"], r["val_loss"], logs.number(r.get("noise_scale"))) for r in records if r["val_loss"] == r["val_loss"]]
+    """{run, batch_tokens, learning_rate, step (n,), loss (n,), noise_scale (n,)} of a run's evaluations.
+
+    The loss is smoothed: small batches at a constant rate jitter, and a first crossing would flatter them.
+    """
+    c = logs.load_json(run / "config.json")
+    rows = [(r["step"], r["val_loss"], logs.number(r.get("noise_scale")))
+            for r in logs.read_log(run / "log.jsonl") if np.isfinite(r["val_loss"])]
     step, loss, noise = np.array(rows).reshape(-1, 3).T
-    return {"run": run.name, "batch_tokens": config["batch_size"] * config["block_size"],
-            "learning_rate": config["learning_rate"], "step": step, "loss": loss, "noise_scale": noise}
+    near = np.abs(np.log(step / step[:, None])) < 0.2
+    loss = np.exp((near * np.log(loss)).sum(1) / near.sum(1))
+    return {"run": run.name, "batch_tokens": c["batch_size"] * c["block_size"],
+            "learning_rate": c["learning_rate"], "step": step, "loss": loss, "noise_scale": noise}
 
 
 def steps_to(curve: dict, level: float) -> float:
-    """Steps until the loss first falls to `level`, interpolated in log-log; nan if it never does or begins below."""
-    below = curve["loss"] <= level
-    i = int(below.argmax())
-    if not below.any() or i == 0:
-        return np.nan
+    """Steps until the loss first falls to `level`, by log-log interpolation; inf if it does not."""
+    i = int((curve["loss"] <= level).argmax())
+    if curve["loss"].min() > level or i == 0:             # 0: below it before the first evaluation
+        return np.inf
     x, y = np.log(curve["step"][i - 1:i + 1]), np.log(curve["loss"][i - 1:i + 1])
     return float(np.exp(np.interp(-np.log(level), -y, x)))
 
@@ -53,17 +58,23 @@ def noise_near(curve: dict, step: float) -> float:
 
 
 def points(curves: list[dict]) -> Iterator[dict]:
-    """Rows of points.csv: for each loss level, and each batch size, the steps at the rate that needed the fewest."""
-    sizes = sorted({c["batch_tokens"] for c in curves})
-    lowest = max(min(c["loss"].min() for c in curves if c["batch_tokens"] == B) for B in sizes)
-    for level, B in itertools.product(np.ceil(1000 * lowest * np.geomspace(1, SPAN, LEVELS)) / 1000, sizes):
-        steps, _, best = min((steps_to(c, level), i, c) for i, c in enumerate(curves)
-                             if c["batch_tokens"] == B and steps_to(c, level) > 0)
-        yield {k: best[k] for k in COLUMNS[:3]} | {"loss": float(level), "steps": steps, "noise_scale": noise_near(best, steps)}
+    """Rows of points.csv: at each loss and batch size, the rate that needed the fewest steps."""
+    groups = {B: [c for c in curves if c["batch_tokens"] == B] for B in sorted({c["batch_tokens"] for c in curves})}
+    lowest = max(min(c["loss"].min() for c in group) for group in groups.values())
+    levels = np.ceil(1000 * lowest * np.geomspace(1, SPAN, LEVELS)) / 1000
+    for level, group in itertools.product(levels.tolist(), groups.values()):
+        best = min(group, key=lambda c: steps_to(c, level))
+        steps = steps_to(best, level)
+        if np.isfinite(steps):
+            yield {k: best[k] for k in COLUMNS[:3]} | {"loss": level, "steps": steps,
+                                                       "noise_scale": noise_near(best, steps)}
 
 
 def solve(B: np.ndarray, L: np.ndarray, S: np.ndarray) -> np.ndarray:
-    """Least squares in log S of S = S_min(L) (1 + B_star L^-p / B), S_min free at each loss -> [log B_star, p, log S_min ...]."""
+    """Least squares in log S of S = S_min(L) (1 + B_star L^-p / B), with S_min free at each loss.
+
+    Returns [log B_star, p, log S_min ...].
+    """
     level, at = np.unique(L, return_inverse=True)
 
     def off(theta):
@@ -73,63 +84,68 @@ def solve(B: np.ndarray, L: np.ndarray, S: np.ndarray) -> np.ndarray:
 
 
 def critical(table: dict) -> dict:
-    """Fit B_crit(L) to the columns of points.csv. Returns {B_star, alpha_B, levels, ci, noise}.
+    """Fit B_crit(L) to the columns of points.csv -> {B_star, p = 1/alpha_B, levels, ci, range}.
 
-    Intervals: jackknife over batch sizes, since the points of one batch size share their runs. Raises UserError.
+    Intervals: jackknife over batch sizes, since the points of one size share their runs. Raises UserError.
     """
     B, L, S = (table[k] for k in ("batch_tokens", "loss", "steps"))
-    sizes = np.unique(B)
-    if len(sizes) < 4 or len(np.unique(L)) < 3:
-        raise UserError(f"{len(sizes)} batch sizes at {len(np.unique(L))} losses cannot determine B_crit(L): 4 and 3 are needed")
-    theta, level = solve(B, L, S), np.unique(L)
+    sizes, level = np.unique(B), np.unique(L)
+    if len(sizes) < 4 or len(level) < 3:
+        raise UserError(f"{len(sizes)} batch sizes at {len(level)} losses cannot determine B_crit(L): "
+                        "4 and 3 are needed")
+    theta, middle = solve(B, L, S), np.log(level).mean()
     left_out = np.array([solve(B[B != b], L[B != b], S[B != b])[:2] for b in sizes])
-    n, middle = len(sizes), np.log(level).mean()
+    n = len(sizes)
 
-    def interval(f):
-        draws = f(left_out)
-        half = student.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((draws - draws.mean(0)) ** 2).sum(0))
-        return [float(f(theta[None])[0] - half), float(f(theta[None])[0] + half)]
-    S_min, B_crit = np.exp(theta[2:]), np.exp(theta[0] - theta[1] * np.log(level))
-    noise = [float(np.nanmedian(table["noise_scale"][L == x])) for x in level]
-    return {"form": "B_crit = B_star / L^(1/alpha_B), tokens", "B_star": float(np.exp(theta[0])), "alpha_B": float(1 / theta[1]),
-            "levels": [dict(loss=float(x), B_crit=float(b), S_min=float(s), E_min=float(b * s), noise_scale=v)
-                       for x, b, s, v in zip(level, B_crit, S_min, noise)],
-            "ci": {"1/alpha_B": interval(lambda t: t[:, 1]),
-                   "B_crit at the middle loss": np.exp(interval(lambda t: t[:, 0] - t[:, 1] * middle)).tolist()},
-            "range": {"L": [float(level[0]), float(level[-1])], "B": [float(sizes[0]), float(sizes[-1])]}}
+    def interval(of):
+        draws, value = of(left_out), of(theta[None])[0]
+        half = student.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((draws - draws.mean()) ** 2).sum())
+        return [float(value - half), float(value + half)]
+    fit = {"form": "B_crit = B_star / L^p, in tokens; p = 1/alpha_B",
+           "B_star": float(np.exp(theta[0])), "p": float(theta[1]), "n": len(S),
+           "ci": {"p": interval(lambda t: t[:, 1]),
+                  "B_crit": np.exp(interval(lambda t: t[:, 0] - t[:, 1] * middle)).tolist()},
+           "range": {"L": [float(level[0]), float(level[-1])], "B": [float(sizes[0]), float(sizes[-1])]}}
+    fit["levels"] = [{"loss": float(x), "S_min": float(np.exp(s)), "B_crit": float(b_crit(fit, x)),
+                      "noise_scale": float(np.nanmedian(table["noise_scale"][L == x]))}
+                     for x, s in zip(level, theta[2:])]
+    return fit
 
 
 def b_crit(fit: dict, L: np.ndarray) -> np.ndarray:
     """Critical batch in tokens at loss `L`: Kaplan et al. 2020, eq. 1.4."""
-    return fit["B_star"] * np.asarray(L) ** (-1 / fit["alpha_B"])
+    return fit["B_star"] * np.asarray(L) ** -fit["p"]
 
 
 def corrected(fit: dict, runs: dict) -> dict:
-    """{run, loss, B_crit, S_min, C_min} of the rows of a runs.csv: Kaplan et al. 2020, eqs. 5.4 and 5.5, on 6 N D."""
-    B, L = runs["batch_tokens"], runs["val_loss"]
-    ratio = B / b_crit(fit, L)
-    return {"run": runs["run"], "loss": L, "flops": runs["flops_6nd"], "B_crit": B / ratio,
-            "S_min": runs["tokens"] / B / (1 + 1 / ratio), "C_min": runs["flops_6nd"] / (1 + ratio)}
+    """{run, loss, flops, B_crit, S_min, C_min} of a runs.csv, on C = 6 N D: Kaplan et al. 2020, eqs. 5.4 and 5.5."""
+    B, L, C = (runs[k] for k in ("batch_tokens", "val_loss", "flops_6nd"))
+    critical_batch = b_crit(fit, L)
+    return {"run": runs["run"], "loss": L, "flops": C, "B_crit": critical_batch,
+            "S_min": runs["tokens"] / B / (1 + critical_batch / B), "C_min": C / (1 + B / critical_batch)}
 
 
 def correct_study(fit: dict, folder: Path) -> str:
-    """Write `folder`/batch.csv. Returns the line that sets L(C_min) beside L(C), or says how far this extrapolates."""
+    """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C) and says how far it extrapolates."""
     table = corrected(fit, logs.read_table(folder / "runs.csv"))
     logs.write_table(folder / "batch.csv", [dict(zip(table, row)) for row in zip(*table.values())], list(table))
     low, high = fit["range"]["L"]
     outside = np.mean((table["loss"] < low) | (table["loss"] > high))
-    laws = [frontiers.fit_loss_vs_compute(table[k], table["loss"]) for k in ("flops", "C_min")]
-    return (f"{folder}: C_min is {np.median(table['C_min'] / table['flops']):.2f} of C in the median run; alpha of L(C) "
-            + ", of L(C_min) ".join(f"{law['alpha']:.4f} [{law['ci']['alpha'][0]:.4f}, {law['ci']['alpha'][1]:.4f}]" for law in laws)
-            + f"; {100 * outside:.0f} % of the runs are outside the losses that B_crit was fitted on")
+    alphas = []
+    for key in ("flops", "C_min"):
+        law = frontiers.fit_loss_vs_compute(table[key], table["loss"])
+        alphas.append("{:.3f} [{:.3f}, {:.3f}]".format(law["alpha"], *law["ci"]["alpha"]))
+    return (f"{folder}: C_min/C is {(table['C_min'] / table['flops']).min():.2f} to "
+            f"{(table['C_min'] / table['flops']).max():.2f}; alpha of L(C) {alphas[0]}, of L(C_min) {alphas[1]}; "
+            f"{100 * outside:.0f} % of the runs lie outside the losses that B_crit was fitted on")
 
 
 def report(fit: dict) -> str:
-    low, high = fit["ci"]["1/alpha_B"]
-    rows = [f"{x['loss']:>8.3f}{x['S_min']:>9.0f}{x['E_min']:>11.3g}{x['B_crit']:>9.0f}{x['noise_scale']:>13.0f}" for x in fit["levels"]]
-    middle = "{:.0f} to {:.0f}".format(*fit["ci"]["B_crit at the middle loss"])
-    return "\n".join([f"{'loss':>8}{'S_min':>9}{'E_min':>11}{'B_crit':>9}{'noise scale':>13}   (tokens; steps)", *rows,
-                      f"B_crit(L) = {fit['B_star']:.3g} / L^{1 / fit['alpha_B']:.2f} [{low:.2f}, {high:.2f}]; at the middle loss {middle}"])
+    rows = [f"{x['loss']:>8.3f}{x['S_min']:>9.0f}{x['S_min'] * x['B_crit']:>11.3g}{x['B_crit']:>9.0f}"
+            f"{x['noise_scale']:>13.0f}" for x in fit["levels"]]
+    law = "B_crit(L) = {:.3g} / L^{:.2f}, exponent {:.2f} to {:.2f}; ".format(fit["B_star"], fit["p"], *fit["ci"]["p"])
+    return "\n".join([f"{'loss':>8}{'S_min':>9}{'E_min':>11}{'B_crit':>9}{'noise scale':>13}   (steps; tokens)", *rows,
+                      law + "in the middle {:.0f} to {:.0f} tokens (95 %)".format(*fit["ci"]["B_crit"])])
 
 
 def main(args: list[str] | None = None) -> int:

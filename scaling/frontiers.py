@@ -232,7 +232,7 @@ def frontier_loss(u: Array, y: Array, Y: Array) -> tuple[dict, dict]:
     theta, F = minimise(additive, starts, X, y, np.ones((1, len(u))), lo, hi)
     best, seen = theta[[F.argmin()]], np.isfinite(Y)
     many = np.repeat(best, len(Y), 0)
-    worlds = np.where(seen, Y - y + additive(best, X)[0], 0)            # the optima's noise about the fitted law
+    worlds = np.where(seen, Y - y + additive(best, X)[0], 0)        # the optima's noise about the law
     draws, _ = minimise(additive, many, X, worlds, seen * 1.0, lo, hi, *DRAW)
 
     def read(t):
@@ -360,20 +360,20 @@ def slope_of(u: Array, v: Array) -> float:
     return float(np.polyfit(u - u.mean(), v, 1)[0]) if len(u) > 1 else float("nan")
 
 
-def find_kink(u: Array, v: Array) -> dict | None:
+def find_kink(u: Array, v: Array, last: int) -> dict | None:
     """Two straight regimes against one in the points (u, v), sorted by u: {between, slopes, p}, or None.
 
-    Each regime has three or more points; `between` brackets the break in C = e^u. Two lines and a break must
-    beat one line in an F-test at `p` < 0.01. A smooth bend passes too, as it should: one exponent does not
-    describe it.
+    Each regime has three or more points, and the later one starts before point `last`; `between` brackets the
+    break in C = e^u. Two lines and a break must beat one line in an F-test at `p` < 0.01. A smooth bend
+    passes too, as it should: one exponent does not describe it.
     """
     n = len(u)
-    if n < 6:
+    if n < 6 or last < 4:
         return None
 
     def rest(s):
         return float(((v[s] - np.polyval(np.polyfit(u[s], v[s], 1), u[s])) ** 2).sum())
-    two, cut = min((rest(slice(0, c)) + rest(slice(c, n)), c) for c in range(3, n - 2))
+    two, cut = min((rest(slice(0, c)) + rest(slice(c, n)), c) for c in range(3, min(n - 2, last)))
     p = float(f_test.sf((rest(slice(0, n)) - two) / 3 / (max(two, 1e-300) / (n - 5)), 3, n - 5))
     if not p < 0.01:
         return None
@@ -412,8 +412,8 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
         own = [rows[lower_hull(u[rows], v[rows])] for rows in (np.flatnonzero(group == g) for g in range(G))]
         u, v, group = (w[np.concatenate(own)] for w in (u, v, group))
     hull = lower_hull(u, v)
-    alone = hull[: np.flatnonzero(group[hull] == group[hull[-1]]).min() + 1]      # without the last run's own tail
-    kink = find_kink(u[alone], v[alone])
+    tail = int(np.flatnonzero(group[hull] == group[hull[-1]]).min())        # from here the last run is alone
+    kink = find_kink(u[hull], v[hull], tail)
     start = np.log(kink["between"][1]) - 1e-9 if kink else -np.inf
     late = hull[u[hull] >= start]
     if len(late) < 3:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What the laws were fitted on: Hoffmann et al. 2022, abstract and section 3.2; Kaplan et al. 2020, section 3.
 HOFFMANN_RANGE = {"N": [7e7, 1.6e10], "D": [5e9, 5e11], "C": [6e18, 3e21]}
 PUBLISHED = {
-    # Before rounding (Besiroglu et al. 2024): the exponents as printed, .34 and .28, move N_opt by a fifth.
+    # Before rounding (Besiroglu et al. 2024): the exponents as printed, .34 and .28, move N_opt by a sixth.
     "hoffmann": {"form": "surface", "E": math.exp(0.5267228), "A": math.exp(6.0073404),
                  "B": math.exp(6.0179186), "alpha": 0.33917084, "beta": 0.2849083, "range": HOFFMANN_RANGE,
                  "params": "total", "boot": {}, "source": "Hoffmann et al. 2022, approach 3, unrounded"},
@@ -256,7 +256,7 @@ def recipe(folder: Path | None, N: float, D: float) -> tuple[dict, dict]:
 
 
 def speed(options: Options, folder: Path | None) -> float:
-    """FLOPs per second of one device: --tok_per_s, else that of the study's largest model; nan when unknown."""
+    """FLOPs per second of one device: --tok_per_s, else that of the study's largest model; nan if unknown."""
     if options.tok_per_s:
         try:
             tokens, params = map(float, options.tok_per_s.split("@"))

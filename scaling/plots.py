@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import (LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, NullLocator,
                                ScalarFormatter)
 from scipy.optimize import minimize
@@ -439,7 +440,7 @@ def forecast_board(forecasts: dict) -> Figure:
 def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure:
     """A plan on a law's loss surface: N parameters, D tokens, its budget 6 N D, the interval `ci` of N."""
     figure, ax = axes(N_LABEL[law["params"]], D_LABEL)
-    x, y = reach(N, *(ci or [N]), factor=20), reach(D, *(6 * N * D / (6 * np.array(ci or [N]))), factor=20)
+    x, y = reach(N, *(ci or []), factor=20), reach(D, *(N * D / np.array(ci or [N])), factor=20)
     loss = laws.surface_loss(law, x, y[:, None])
     levels = np.geomspace(loss.min(), loss.max(), 14)[1:-1]
     lines = ax.contour(x, y, loss, levels, cmap=VIRIDIS.reversed(), linewidths=0.8,
@@ -453,6 +454,87 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
     ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     ax.legend(loc="upper right")
     return figure
+
+
+# ---------------------------------------------------------------- figures of the recipe
+
+
+def panels(xlabel: str, ylabel: str, titles: list[str], sharey: bool = True):
+    """(figure, axes (n,)): panels side by side."""
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    both = figure.subplots(1, len(titles), sharey=sharey)
+    for ax, title in zip(both, titles):
+        ax.set_title(title, loc="left")
+        ax.set_xlabel(xlabel)
+    both[0].set_ylabel(ylabel)
+    return figure, both
+
+
+def transfer(table: dict) -> Figure:
+    """Loss against learning rate, a line per width, its best marked: muP and GPT-2's. `table`: transfer.csv."""
+    figure, both = panels("learning rate", LOSS_LABEL, ["muP", "GPT-2"])
+    norm = shades(table["n_embd"])
+    for ax, kind in zip(both, ("mup", "gpt2")):
+        for width in np.unique(table["n_embd"]):
+            own = np.flatnonzero((table["parametrization"] == kind) & (table["n_embd"] == width))
+            own = own[np.argsort(table["learning_rate"][own])]
+            x, y = table["learning_rate"][own], table["val_loss"][own]
+            ax.plot(x, y, "-o", color=VIRIDIS(norm(width)), markersize=2)
+            ax.plot(x[y.argmin()], y.min(), "*", color=RED, markersize=7, zorder=4)
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis, *ax.get_xlim())
+    figure.legend(handles=[Line2D([], [], color=VIRIDIS(norm(w)), label=f"d {w:.0f}") for w in np.unique(table["n_embd"])]
+                  + [Line2D([], [], color=RED, marker="*", linestyle="", label="best")], loc="outside lower center", ncols=5)
+    return figure
+
+
+def coordinates(table: dict) -> Figure:
+    """How far four Adam steps move activations, against width: the coordinate check. `table`: coordinates.csv."""
+    figure, both = panels("width d", "change after 4 Adam steps (rms)", ["muP: flat", "GPT-2: grows"])
+    last = table["step"] == table["step"].max()
+    names = ("attention", "mlp", "residual stream", "logits")
+    for ax, kind in zip(both, ("mup", "gpt2")):
+        for name, color, marker in zip(names, (BLUE, RED, BLACK, GREEN), "os^D"):
+            own = last & (table["parametrization"] == kind) & (table["activation"] == name)
+            widths = np.unique(table["n_embd"])
+            moved = [np.exp(np.log(table["moved"][own & (table["n_embd"] == w)]).mean()) for w in widths]
+            ax.loglog(widths, moved, "-", color=color, marker=marker, label=name)
+        ax.set_xticks(widths, [f"{w:.0f}" for w in widths])
+        ax.xaxis.set_minor_locator(NullLocator())
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def critical_batch(table: dict, found: dict) -> Figure:
+    """Steps and tokens to the same loss at each batch size, and B_crit(L) beside the noise scale: points.csv, batch.json."""
+    figure, (left, right) = panels("", "steps", ["cost of a loss", "critical batch"], sharey=False)
+    norm = Normalize(table["loss"].min(), table["loss"].max())
+    for level in found["levels"]:
+        own, color = table["loss"] == level["loss"], VIRIDIS(1 - norm(level["loss"]))
+        B = reach(table["batch_tokens"])
+        S = level["S_min"] * (1 + level["B_crit"] / B)
+        left.plot(B * S, S, color=color, linewidth=0.8, label=f"{level['loss']:.2f}")
+        left.plot((table["batch_tokens"] * table["steps"])[own], table["steps"][own], "o", color=color, markersize=2.5)
+    left.set(xscale="log", yscale="log", xlabel="tokens")
+    left.legend(title="loss", title_fontsize=7)
+    L = np.array([level["loss"] for level in found["levels"]])
+    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
+    right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
+    right.set(yscale="log", xlabel="loss (nats per token)", ylabel="tokens")
+    right.invert_xaxis()
+    right.legend()
+    return figure
+
+
+def recipe_figures(folder: Path) -> dict[str, Figure]:
+    """{name: figure} of a transfer study (scaling.mup) or a batch study (scaling.batch); {} of any other."""
+    figures = {}
+    for name, draw in (("transfer", transfer), ("coordinates", coordinates)):
+        if (folder / f"{name}.csv").is_file():
+            figures[name] = draw(logs.read_table(folder / f"{name}.csv"))
+    if (folder / "points.csv").is_file() and (folder / "batch.json").is_file():
+        figures["critical"] = critical_batch(logs.read_table(folder / "points.csv"), logs.load_json(folder / "batch.json"))
+    return figures
 
 
 # ---------------------------------------------------------------- a study's figures, and the command
@@ -540,7 +622,8 @@ def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
     study = read_study(folder)
     place = Path(folder) / "figures" if out is None else Path(out)
     prefix = "" if out is None else f"{study['name']}_"
-    return [save(figure, place / f"{prefix}{name}.png") for name, figure in study_figures(study).items()]
+    figures = study_figures(study) | recipe_figures(Path(folder))
+    return [save(figure, place / f"{prefix}{name}.png") for name, figure in figures.items()]
 
 
 def main(args: list[str] | None = None) -> int:

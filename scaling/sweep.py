@@ -6,8 +6,8 @@ A sweep file is plain Python (your own program: run only files you trust) that l
     runs       a list of dicts: `name` and any train.py settings
     held_out   the same, for models that are forecast before they are trained (optional)
     base       settings shared by all (optional)
-Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding plus head), or `budgets`, a
-list: with the wsd schedule the longest of them trains whole and the others are cooldown branches from its checkpoints.
+Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or `budgets`,
+a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its checkpoints.
 `seeds=k` makes k runs of one, NAME_s1 to NAME_sk, with consecutive seeds.
 Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again.
 """
@@ -96,19 +96,19 @@ def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
 
 
 def with_seeds(run: dict, path: str) -> list[dict]:
-    """`run` once for each of its `seeds`, an int: the first has its `seed`. Their spread is the noise that fit.py uses."""
+    """`run` once for each of its `seeds`, an int, from its `seed` on. Their spread is the noise that fit.py uses."""
     if "seeds" not in run or not isinstance(run.get("name"), str):      # read_sweep refuses a missing name
         return [run]
     seeds, first = run["seeds"], run.get("seed", train.Config.seed)
     if type(seeds) is not int or seeds < 1 or type(first) is not int:
-        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which is the "
-                        f"first), not {seeds!r}")
+        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which is "
+                        f"the first), not {seeds!r}")
     run = {k: v for k, v in run.items() if k != "seeds"}
     return [run | {"name": f"{run['name']}_s{i + 1}", "seed": first + i} for i in range(seeds)]
 
 
 def resolve(study: str, run: dict, path: str) -> tuple[train.Config, dict, dict]:
-    """(resolved config, parameters, FLOPs per token) of one run, as train.py will have them. UserErrors name the run."""
+    """(resolved config, parameters, FLOPs per token) of one run, as train.py has them. Errors name the run."""
     where = f"{path}: run {run['name']}"
     try:
         settings = {k: (v, where) for k, v in run.items() if k != "name"}
@@ -132,12 +132,13 @@ def plan_run(study: str, run: dict, path: str) -> list["Planned"]:
     budgets = sorted(budgets)
     c, params, _ = resolve(study, run | {"max_iters": 10 ** 9}, path)
     tokens = [C / 6 / (params["non_embedding"] + params["head"]) for C in budgets]
-    names = [f"{run['name']}_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else run["name"] for C in budgets]
+    levels = [f"_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else "" for C in budgets]
+    names = [run["name"] + level for level in levels]
     runs = [run | {"name": name, "target_tokens": D} for name, D in zip(names, tokens)]
     if len(budgets) == 1:
         return [planned(study, runs[0], path)]
     if c.schedule != "wsd" or c.warmup_iters > 0.05 * 10 ** 9:
-        raise UserError(f"{path}: run {run['name']}: `budgets` needs schedule='wsd' and a warmup_iters that all share")
+        raise UserError(f"{path}: run {run['name']}: `budgets` needs schedule='wsd' and one warmup_iters")
     *short, longest = runs
     branches = []
     for branch in short:                               # each leaves the longest where its own cooldown begins
@@ -146,28 +147,30 @@ def plan_run(study: str, run: dict, path: str) -> list["Planned"]:
         branches.append((branch, leave, OUT / study / longest["name"] / f"ckpt_{leave}.pt"))
     trunk = planned(study, longest | {"keep_steps": ",".join(str(leave) for _, leave, _ in branches)}, path)
     same = dict(log_interval=trunk.config.log_interval, eval_interval=trunk.config.eval_interval)
-    return [trunk] + [planned(study, run | same | {"branch": str(ckpt)}, path, leave) for run, leave, ckpt in branches]
+    return [trunk] + [planned(study, branch | same | {"branch": str(ckpt)}, path, leave)
+                      for branch, leave, ckpt in branches]
 
 
 def planned(study: str, run: dict, path: str, leave: int = 0) -> "Planned":
     c, params, flops = resolve(study, run, path)
     tokens = c.max_iters * c.batch_size * c.block_size
     overrides = {k: v for k, v in run.items() if k != "name"}
-    return Planned(run["name"], overrides, c, params["non_embedding"] + params["head"], tokens, tokens * flops["total"],
-                   spent=(c.max_iters - leave) / c.max_iters)
+    return Planned(run["name"], overrides, c, params["non_embedding"] + params["head"], tokens,
+                   tokens * flops["total"], spent=(c.max_iters - leave) / c.max_iters)
 
 
 def prepare_data(runs: list[dict]) -> None:
-    """Run data/NAME/prepare.py for every dataset of the sweep that is not there yet (NAME_TOKENIZER: see data/)."""
+    """Run data/NAME/prepare.py for every dataset of the sweep that is not there (NAME or NAME_TOKENIZER)."""
     for dataset in sorted({run.get("dataset", train.Config.dataset) for run in runs}):
         if (train.ROOT / "data" / dataset / "meta.json").exists():
             continue
         name, _, tokenizer = dataset.partition("_")
         script = train.ROOT / "data" / name / "prepare.py"
         if not script.exists():
-            raise UserError(f"dataset {dataset!r} is not prepared and there is no {script.relative_to(train.ROOT)}")
+            raise UserError(f"dataset {dataset!r} is not prepared, and data/{name}/prepare.py does not exist")
         print(f"preparing {dataset}", flush=True)
-        if subprocess.run([sys.executable, script] + ([f"--tokenizer={tokenizer}"] if tokenizer else [])).returncode:
+        flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
+        if subprocess.run([sys.executable, script, *flags]).returncode:
             raise UserError(f"{script.relative_to(train.ROOT)} failed; its line above says why")
 
 
@@ -185,8 +188,9 @@ def time_step(c: train.Config) -> tuple[float, float]:
 
 
 def estimate(plan: list[Planned]) -> None:
-    """Fill in `seconds`: rates of finished runs where there are any, else two timed steps (overhead, then rate)."""
-    rates = sorted(p.flops / json.loads((p.out / "result.json").read_text())["wall_s"] for p in plan if p.done())
+    """Fill in `seconds`: by the rate of finished runs where there are any, else by two timed steps."""
+    done = {p.name: json.loads((p.out / "result.json").read_text(encoding="utf-8")) for p in plan if p.done()}
+    rates = sorted(p.flops / done[p.name]["wall_s"] for p in plan if p.name in done)
     if rates:
         for p in plan:
             p.seconds = p.spent * p.flops / rates[len(rates) // 2]
@@ -207,8 +211,8 @@ def print_plan(plan: list[Planned], held: set[str], jobs: int) -> None:
         print(f"{p.name:<24}{p.params:>12,}{p.tokens:>15,}{p.flops:>11.3g}{p.seconds / 60:>9.1f}  {status}"
               + (", held out" if p.name in held else ""))
     left = sum(p.seconds for p in plan if not p.done())
-    print(f"{len(plan)} runs, {sum(p.spent * p.flops for p in plan):.3g} FLOPs; about {left / jobs / 60:.0f} minutes left "
-          f"on {jobs} process{'es' if jobs > 1 else ''}", flush=True)
+    print(f"{len(plan)} runs, {sum(p.spent * p.flops for p in plan):.3g} FLOPs; about {left / jobs / 60:.0f} "
+          f"minutes left on {jobs} process{'es' if jobs > 1 else ''}", flush=True)
 
 
 # ---------------------------------------------------------------- run
@@ -218,10 +222,10 @@ def start(p: Planned, threads: int) -> None:
     """Start train.py for one run; what it prints goes to train.txt in its directory."""
     p.out.mkdir(parents=True, exist_ok=True)
     flags = [f"--{k}={v}" for k, v in (p.overrides | dict(out_dir=str(p.out))).items()]
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with open(p.out / "train.txt", "ab") as console:
-        p.process = subprocess.Popen([sys.executable, str(train.ROOT / "train.py"), *flags], stdout=console,
-                                     stderr=subprocess.STDOUT, start_new_session=True,
-                                     env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"})
+        p.process = subprocess.Popen([sys.executable, str(train.ROOT / "train.py"), *flags], env=env,
+                                     stdout=console, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def last_line(p: Planned) -> str:
@@ -282,7 +286,8 @@ def locked(folder: Path):
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            raise UserError(f"another sweep (process {f.read().strip()}) works in {folder}; wait for it, or stop it") from None
+            raise UserError(f"another sweep (process {f.read().strip()}) works in {folder}; "
+                            "wait for it, or stop it") from None
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()
@@ -304,15 +309,17 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
 
 def fit_study(folder: Path) -> dict:
     """runs.csv -> fit.json and fit_card.json, with the table on the console."""
-    fit.main([str(folder / "runs.csv"), f"--json={folder / 'fit.json'}", f"--card={folder / 'fit_card.json'}"])
+    fit.main([str(folder / "runs.csv"), f"--json={folder / 'fit.json'}",
+              f"--card={folder / 'fit_card.json'}"])
     return json.loads((folder / "fit.json").read_text(encoding="utf-8"))
 
 
 def seal_all(folder: Path, held: list[Planned], fitted: dict) -> None:
-    """Forecast every held-out run that has not been trained; the seal is written before its training starts."""
+    """Forecast every held-out run that is not trained yet; the seal is written before its training starts."""
     for p in held:
         if not p.done():
-            target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens, flops=p.flops)
+            target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens,
+                          flops=p.flops)
             sealed = forecast.seal(folder, fitted, target)
             print(f"forecast of {p.name}: {sealed['predicted']:.4f} "
                   f"({sealed['lo95']:.4f} to {sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
@@ -321,14 +328,15 @@ def seal_all(folder: Path, held: list[Planned], fitted: dict) -> None:
 def print_scores(rows: list[dict]) -> None:
     for row in rows:
         if row.get("measured") not in (None, ""):
-            print(f"{row['run']}: forecast {row['predicted']:.4f} ({row['lo95']:.4f} to {row['hi95']:.4f}), measured "
-                  f"{row['measured']:.4f}: error {100 * row['error']:+.2f} %, {'inside' if row['inside'] else 'outside'}")
+            print(f"{row['run']}: forecast {row['predicted']:.4f} ({row['lo95']:.4f} to {row['hi95']:.4f}), "
+                  f"measured {row['measured']:.4f}: error {100 * row['error']:+.2f} %, "
+                  f"{'inside' if row['inside'] else 'outside'}")
 
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("sweep", help="scaling/sweeps/NAME.py")
-    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one per core, or one on a GPU")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one a core, one on a GPU")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     a = parser.parse_args(args)
     study, runs, held_out = read_sweep(a.sweep)
@@ -348,6 +356,7 @@ def main(args: list[str] | None = None) -> int:
         if held and not failed:
             seal_all(folder, held, law)
             failed += run_all(held, jobs)
+            parse(folder, fitted)                      # again, for the held-out runs' curves
             print_scores(forecast.score(folder))
         plots.draw_study(folder)
     print(f"{folder.relative_to(train.ROOT)}: runs.csv, fit.json, forecasts.csv, figures/", flush=True)

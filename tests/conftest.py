@@ -23,7 +23,7 @@ SMALL = dict(dataset="tiny", n_layer=1, n_head=2, n_embd=16, block_size=32, batc
 
 
 def write_dataset(folder: Path, train_tokens: int = 40_000, val_tokens: int = 20_000) -> dict:
-    """A char dataset as prepare.py writes it, of the language reference in Python's library. Returns its meta."""
+    """A char dataset as prepare.py writes it, of the help texts in Python's library. Returns its meta.json."""
     text = "\n\n".join(topics[k] for k in sorted(topics)).encode("ascii", "ignore").decode()
     text = text[:train_tokens + val_tokens]
     chars = "".join(sorted(set(text)))
@@ -96,8 +96,8 @@ class Lab:
         return self.spawn(*launcher, str(self.root / "train.py"), *self.arguments(name, **changes))
 
     def spawn(self, *arguments: str) -> subprocess.Popen:
-        self.processes += [subprocess.Popen([sys.executable, *arguments], cwd=self.root, text=True, encoding="utf-8",
-                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        self.processes.append(subprocess.Popen([sys.executable, *arguments], cwd=self.root, **pipes))
         return self.processes[-1]
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Lab:
 
 def in_this_process(patch: pytest.MonkeyPatch, root: Path) -> None:
     import train
-    patch.setattr(train, "ROOT", root)                 # a process of its own finds it: ROOT is where train.py is
+    patch.setattr(train, "ROOT", root)                 # a process of its own needs no help: it runs the copy
     patch.setattr(os, "fsync", lambda fd: None)        # no test cuts the power, and disks are slow
 
 

@@ -98,7 +98,7 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(lab):
     process = lab.start(launcher=LAUNCHER, **settings)
     wait_for_lines(lab.out("run") / "log.jsonl", 3, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode != 0 and not (lab.out("run") / "result.json").exists()
     step = lab.checkpoint()["step"]
     assert step >= 15 and step % 10 == 0 and f"interrupted at step {step}" in out

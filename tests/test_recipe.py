@@ -1,10 +1,13 @@
 """The recipe's instruments: the gradient noise scale, the critical batch size, seeds in a sweep."""
+import json
+
+import numpy as np
 import pytest
 import torch
 
 import train
 from configurator import UserError
-from scaling import sweep
+from scaling import batch, logs, sweep
 
 
 # ---------------------------------------------------------------- gradient noise scale
@@ -89,3 +92,103 @@ def test_seeds_that_are_no_count_are_refused(read, seeds):
 def test_a_run_without_a_name_is_refused_with_seeds_too(read):
     with pytest.raises(UserError, match="needs a `name`"):
         read("runs = [dict(seeds=2)]")
+
+
+# ---------------------------------------------------------------- critical batch size
+
+
+B_STAR, POWER = 9e4, 5.0
+
+
+def curve(B: int, rate: float, worse: float = 1.0) -> dict:
+    """A curve whose steps to loss L are worse * S_min(L) (1 + B_crit(L)/B), with S_min = 40 (3/L)^9, to 2.2 or so."""
+    loss = np.linspace(3, 2.1, 60)
+    step = worse * 40 * (3 / loss) ** 9 * (1 + B_STAR * loss ** -POWER / B)
+    return {"run": f"b{B}_{rate}", "batch_tokens": B, "learning_rate": rate, "step": step, "loss": loss,
+            "noise_scale": B_STAR * loss ** -POWER}
+
+
+def made_points() -> list[dict]:
+    """Six batch sizes at three rates each, of which the second is the best."""
+    return list(batch.points([curve(B, rate, worse) for B in 128 * 2 ** np.arange(6)
+                              for rate, worse in ((1, 1.3), (2, 1.0), (3, 1.1))]))
+
+
+def test_points_are_at_the_best_rate():
+    rows = made_points()
+    assert len(rows) == 6 * batch.LEVELS and {r["learning_rate"] for r in rows} == {2}
+    for r in rows:
+        assert r["steps"] == pytest.approx(40 * (3 / r["loss"]) ** 9 * (1 + B_STAR * r["loss"] ** -POWER / r["batch_tokens"]),
+                                           rel=1e-3)
+        assert r["noise_scale"] == pytest.approx(B_STAR * r["loss"] ** -POWER, rel=0.1)
+
+
+def test_critical_batch_is_recovered():
+    rows = made_points()
+    table = {k: np.array([r[k] for r in rows]) for k in batch.COLUMNS}
+    fit = batch.critical(table)
+    assert fit["p"] == pytest.approx(POWER, rel=0.01) and fit["B_star"] == pytest.approx(B_STAR, rel=0.03)
+    for level in fit["levels"]:
+        assert level["S_min"] == pytest.approx(40 * (3 / level["loss"]) ** 9, rel=0.01)
+    noisy = table | {"steps": table["steps"] * np.exp(0.1 * np.random.default_rng(0).standard_normal(6))[
+        np.unique(table["batch_tokens"], return_inverse=True)[1]]}
+    low, high = batch.critical(noisy)["ci"]["B_crit"]
+    middle = B_STAR * np.exp(-POWER * np.log(np.unique(table["loss"])).mean())
+    assert low < middle < high and high / low > 1.1
+
+
+def test_corrected_costs_are_far_above_and_below_the_critical_batch():
+    """A batch at B_crit takes twice the least steps and twice the least compute: Kaplan et al. 2020, section 5.1."""
+    fit = {"B_star": 1000 * 2.0 ** 5, "p": 5.0}
+    runs = dict(run=np.array(["a", "b"], object), batch_tokens=np.array([1000.0, 1.0]), val_loss=np.array([2.0, 2.0]),
+                flops_6nd=np.array([8e9, 8e9]), tokens=np.array([4e6, 4e3]))
+    found = batch.corrected(fit, runs)
+    assert found["C_min"] == pytest.approx([4e9, 8e9], rel=2e-3)      # a tiny batch wastes nothing
+    assert found["S_min"] == pytest.approx([2000, 4000 / 1001], rel=1e-6)
+
+
+def test_too_few_batch_sizes_are_refused(tmp_path):
+    rows = [r for r in made_points() if r["batch_tokens"] < 600]
+    logs.write_table(tmp_path / "points.csv", rows, batch.COLUMNS)
+    with pytest.raises(UserError, match="3 batch sizes at 5 losses cannot determine"):
+        batch.main([str(tmp_path)])
+    with pytest.raises(UserError, match="neither finished runs nor points.csv"):
+        batch.main([str(tmp_path / "nothing")])
+
+
+def test_a_batch_study_from_runs_to_its_fit(lab, capsys):
+    for rows in (4, 8, 16, 32):
+        lab.train(f"b{rows}", max_iters=1600 // rows, batch_size=rows, gradient_accumulation_steps=2, eval_iters=20,
+                  schedule="constant", learning_rate=2e-3 * rows ** 0.5, eval_interval=40 // rows, log_interval=40 // rows)
+    assert batch.main([str(lab.root / "out")]) == 0
+    assert "B_crit(L) =" in capsys.readouterr().out
+    fit = json.loads((lab.root / "out" / "batch.json").read_text())
+    assert len(fit["levels"]) == batch.LEVELS and fit["range"]["B"] == [128, 1024]
+
+
+# ---------------------------------------------------------------- batch and learning rate from compute
+
+
+def test_batch_and_rate_follow_from_compute(lab):
+    """Bi et al. 2024, eq. 1, worked by hand for C = 6 x N x D of the small model on a million tokens."""
+    c = lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1, learning_rate=-1)
+    params = train.shape_counts(c)[0]
+    C = 6 * (params["non_embedding"] + params["head"]) * 1e6
+    assert 0.292 * C ** 0.3271 == pytest.approx(c.batch_size * 32, rel=2 ** 0.5 - 1)     # a power of 2 of sequences
+    assert c.batch_size == 32 and c.learning_rate == pytest.approx(0.3118 * C ** -0.125, rel=0.05)
+    assert c.max_iters == round(1e6 / 32 / 32)
+
+
+def test_the_rules_leave_alone_what_is_set(lab):
+    c = lab.derived(max_iters=None, target_tokens=1e6, learning_rate=-1)
+    assert c.batch_size == 8 and c.learning_rate == lab.derived(max_iters=3906, learning_rate=-1).learning_rate
+    assert lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1).learning_rate == train.Config.learning_rate
+
+
+def test_a_short_run_keeps_a_hundred_steps(lab):
+    assert lab.derived(max_iters=None, target_tokens=3200, batch_size=-1).max_iters == 100
+
+
+def test_batch_from_compute_needs_a_horizon_that_gives_it(lab):
+    with pytest.raises(UserError, match="batch_size=-1 follows from the run's compute, which max_iters does not give"):
+        lab.derived(batch_size=-1)

@@ -42,9 +42,10 @@ def assert_same_run(lab, a: str, b: str) -> None:
 
 @pytest.fixture(scope="module")
 def straight(module_lab):
-    """The lab with the undisturbed runs `dropout0.0` and `dropout0.2`."""
+    """The lab with the undisturbed runs `dropout0.0`, `dropout0.2` and `accumulated`."""
     for dropout in (0.0, 0.2):
         module_lab.train(f"dropout{dropout}", dropout=dropout, **RUN)
+    module_lab.train("accumulated", gradient_accumulation_steps=3, **RUN)
     return module_lab
 
 
@@ -133,6 +134,13 @@ def test_half_and_half_equals_the_whole(straight, name, at, dropout):
     assert_same_run(straight, name, f"dropout{dropout}")
 
 
+def test_accumulation_goes_on_as_well(straight, name):
+    settings = RUN | dict(gradient_accumulation_steps=3)
+    run_into(straight, name, "SIGTERM", 15, **settings)
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "accumulated")
+
+
 @pytest.mark.parametrize("where", PLACES[1:])
 @pytest.mark.parametrize("ckpt_minutes", [0, 5])               # at every step, or only at the end
 def test_killed_anywhere_after_a_checkpoint(straight, name, where, ckpt_minutes):
@@ -207,7 +215,7 @@ def test_elapsed_time_adds_up_over_sessions(lab):
 
 
 def wait_for_lines(path, count: int, process) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.002)
@@ -215,7 +223,7 @@ def wait_for_lines(path, count: int, process) -> None:
 
 def test_real_signals_to_a_real_process(lab):
     """SIGTERM, SIGKILL and SIGINT, each as soon as the log has a few lines more."""
-    settings = dict(max_iters=200, log_interval=3, eval_interval=50, dropout=0.1)
+    settings = dict(max_iters=400, log_interval=3, eval_interval=50, dropout=0.1)
     lab.train("straight", **settings)
     path, codes = lab.out("run") / "log.jsonl", []
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
@@ -223,7 +231,7 @@ def test_real_signals_to_a_real_process(lab):
         process = lab.start(ckpt_minutes=0, **settings)
         wait_for_lines(path, lines + 4, process)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         codes.append(process.returncode)
         assert err == "" and (number == signal.SIGKILL or "the same command goes on from there" in out)
     assert codes == [3, -signal.SIGKILL, 3]

@@ -20,8 +20,8 @@ from model import GPT
 
 # The columns of runs.csv, less study and run, which the parser adds.
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
-    params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd flops_exact
-    train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype commit""".split()
+    params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd
+    flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype commit""".split()
 
 
 # ---------------------------------------------------------------- horizon
@@ -161,7 +161,7 @@ def test_a_text_of_exactly_one_row_is_enough(lab):
 
 
 def brute_force(lab, name, rows):
-    """Mean loss over the first `rows` rows of val.bin, row by row, from the checkpoint's weights and the logits."""
+    """Mean loss over the first `rows` rows of val.bin, row by row, from the checkpoint and its logits."""
     state = lab.checkpoint(name)
     model = GPT(train.model_config(train.Config(**state["config"])))
     model.load_state_dict(state["model"])
@@ -356,7 +356,7 @@ def test_the_step_is_named_where_the_log_is_sparse(lab):
     assert code == 2 and "at step 2;" in one_line(err)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])         # a gradient spoils the weights a step before the loss
+@pytest.mark.parametrize("what", ["loss", "gradient"])         # spoils the weights, and the next loss
 def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
     train_step, clip = train.Run.train_step, torch.nn.utils.clip_grad_norm_
 
@@ -630,7 +630,8 @@ def test_a_signal_checkpoints_and_exits_with_3(lab, number):
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     assert lab.command()[0] == 0
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
-    assert "the same command less --resume=never goes on" in interrupt(lab, at=3, number=number, resume="never")[1]
+    out = interrupt(lab, at=3, number=number, resume="never")[1]
+    assert "the same command less --resume=never goes on" in out
 
 
 def test_a_signal_before_the_first_step_is_not_lost(lab, monkeypatch):
