@@ -3,11 +3,13 @@
 Names follow nanoGPT and GPT-2 (wte, wpe, h, c_attn, c_proj, c_fc, ln_f), so that weights copy across by name.
 Shapes: B sequences, T tokens, D = n_embd, H = n_head, V = vocab_size. Loss is in nats per token.
 """
+import functools
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -40,8 +42,8 @@ class LayerNorm(nn.Module):
 class CausalSelfAttention(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
-        self.c_attn = nn.Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)
-        self.c_proj = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
+        self.c_attn = Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)
+        self.c_proj = Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.n_head, self.dropout = c.n_head, c.dropout
         # muP scales attention by 1/d_head, not 1/sqrt(d_head) (Yang et al. 2022, def. 4.1); 4 makes them agree at 16.
         d_head = c.n_embd // c.n_head
@@ -54,8 +56,12 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:                                                    # sampling: keys and values so far
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v))) if cache else (k, v)
             cache[:] = k, v
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0,
-                                           is_causal=T == k.shape[2] and T > 1, scale=self.scale)
+        dropout = self.dropout if self.training else 0.0
+        if T >= 512 and T == k.shape[2] and not dropout and on_cpu(q) and onednn_pays():
+            y = BlockedAttention.apply(q, k, v, self.scale)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == k.shape[2] and T > 1,
+                                               scale=self.scale)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))
         return F.dropout(y, self.dropout, self.training)
 
@@ -63,8 +69,8 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
-        self.c_fc = nn.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
-        self.c_proj = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
+        self.c_fc = Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
+        self.c_proj = Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
         self.dropout = c.dropout
 
     def forward(self, x):
@@ -123,6 +129,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """idx (B, T) int64 -> (logits (B, T, V), None), or with targets (B, T) -> (None, mean loss in nats).
 
+        Targets of -1 do not count, as in nanoGPT.
         `cache` is a list of n_layer lists, empty at first, that holds keys and values while sampling.
         """
         past = cache[0][0].shape[2] if cache and cache[0] else 0
@@ -136,8 +143,11 @@ class GPT(nn.Module):
             x = x / self.width_ratio
         if targets is None:
             return self.lm_head(x), None
+        x, targets = x.flatten(0, 1), targets.flatten()
+        if self.config.vocab_size >= 1024 and on_cpu(x):
+            return None, BlockedCrossEntropy.apply(x, self.lm_head.weight, targets)
         logits = self.lm_head(x).float()                      # the softmax is always float32
-        return None, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return None, F.cross_entropy(logits, targets, ignore_index=-1)
 
     def count_params(self) -> dict:
         """Parameters by group. `head` is what works in the head, V x D; tied, it is not added to `total` again."""
@@ -176,3 +186,157 @@ class GPT(nn.Module):
         return [dict(params=hidden, weight_decay=weight_decay * ratio, lr_scale=1 / ratio),
                 dict(params=tables, weight_decay=weight_decay, lr_scale=1.0),
                 dict(params=vectors, weight_decay=0.0, lr_scale=1.0)]
+
+
+# ---------------------------------------------------------------- the same numbers, faster on CPU (scaling/LOG.md)
+
+
+LOG2E = 1 / math.log(2)            # exp(x) = exp2(x LOG2E), and torch.exp2 can be four times as fast as torch.exp
+
+
+def on_cpu(x: torch.Tensor) -> bool:
+    """Whether `x` is for the kernels below: they do their own arithmetic, so not under autocast."""
+    return x.is_cpu and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def onednn_pays() -> bool:
+    """Whether oneDNN's matmuls are worth having here: the CPU has AVX-512, and they are true float32.
+
+    PyTorch takes float32 matmuls to MKL, which uses only AVX2 on AMD: half the speed. At precision "medium" it takes
+    them to oneDNN, which computes in float32 all the same, except with AMX, where it rounds to bfloat16.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    a = torch.arange(65536.0).remainder(251).view(256, 256) / 251
+    error = onednn_matmul(torch.matmul)(a, a) - a.double() @ a.double()
+    return error.abs().max().item() < 1e-3                    # of values near 70; bfloat16 would be off by .07
+
+
+def onednn_matmul(function):
+    """`function` with its matmuls taken to oneDNN."""
+    @functools.wraps(function)
+    def wrapped(*args):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            return function(*args)
+        finally:
+            torch.set_float32_matmul_precision(before)
+    return wrapped
+
+
+class Linear(nn.Linear):
+    """nn.Linear through oneDNN, where the matrix is wide enough to repay oneDNN's longer calls."""
+
+    def forward(self, x):
+        if min(self.in_features, self.out_features) >= 48 and on_cpu(x) and onednn_pays():
+            return LinearFunction.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class LinearFunction(torch.autograd.Function):
+    @staticmethod
+    @onednn_matmul
+    def forward(ctx, x, w, bias):
+        ctx.save_for_backward(x, w)
+        return F.linear(x, w, bias)
+
+    @staticmethod
+    @once_differentiable
+    @onednn_matmul
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        rows = dy.flatten(0, -2)
+        return dy @ w, rows.T @ x.flatten(0, -2), rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+class BlockedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of softmax(x w^T) in nats: x (N, D), w (V, D), targets (N,), of which -1 do not count.
+
+    F.cross_entropy(x @ w.T, targets, ignore_index=-1) without its N x V logits: they live for ROWS tokens at a time, in
+    blocks of COLUMNS that fit the cache. The gradients are made in the forward pass, while exp(logits) is at hand, and
+    backward scales them.
+    """
+    ROWS, COLUMNS = 512, 2048
+
+    @staticmethod
+    @onednn_matmul
+    def forward(ctx, x, w, targets):
+        rows, columns = BlockedCrossEntropy.ROWS, BlockedCrossEntropy.COLUMNS
+        weights = (targets != -1).to(x.dtype)[:, None]
+        weights /= weights.sum()                              # the share of each token in the mean
+        training, loss = any(ctx.needs_input_grad), x.new_zeros(())
+        dx, dw = (torch.empty_like(x), torch.zeros_like(w)) if training else (x, w)
+        for x_b, t_b, weight, dx_b in zip(*(y.split(rows) for y in (x, targets.clamp(min=0), weights, dx))):
+            exps, tops, sums = [], [], []
+            for w_b in w.split(columns):
+                e = (x_b * LOG2E) @ w_b.T                     # logits in base 2
+                tops.append(e.amax(1, keepdim=True))
+                sums.append(e.sub_(tops[-1]).exp2_().sum(1, keepdim=True))
+                exps.append(e if training else None)
+            tops = torch.cat(tops, 1)                         # (rows, blocks), as are the sums
+            top = tops.amax(1, keepdim=True)
+            lse = top + (torch.cat(sums, 1) * (tops - top).exp2_()).sum(1, keepdim=True).log2_()
+            w_t = w[t_b]
+            loss += (weight * (lse / LOG2E - (x_b * w_t).sum(1, keepdim=True))).sum()
+            if training:                                      # d loss / d logits = weight (softmax - one-hot)
+                scales = weight * (tops - lse).exp2_()
+                dx_b.copy_(w_t.mul_(-weight))
+                dw.index_add_(0, t_b, x_b * -weight)
+                for e, s, w_b, dw_b in zip(exps, scales.split(1, dim=1), w.split(columns), dw.split(columns)):
+                    dx_b.addcmul_(e @ w_b, s)
+                    dw_b.addmm_(e.T, x_b * s)
+        ctx.save_for_backward(dx, dw)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss):
+        dx, dw = ctx.saved_tensors
+        return (dx, dw, None) if dloss == 1 else (dx * dloss, dw * dloss, None)
+
+
+class BlockedAttention(torch.autograd.Function):
+    """Causal softmax(scale q k^T) v; q, k, v (B, H, T, d) -> (B, H, T, d). See Dao et al. 2022, algorithms 2 and 4.
+
+    Blocks of 64 queries meet all keys up to their own. Only the log-sum-exp of the T x T scores is kept for backward.
+    """
+    @staticmethod
+    def exp_scores(q, k, i, lse=None):
+        """exp(scores) of the queries from i on, and lse, in base 2; by default lse is each row's maximum."""
+        e = q[:, i:i + 64] @ k[:, :i + 64].transpose(1, 2)
+        e[:, :, i:] += torch.full_like(e[0, :, i:], -math.inf).triu_(1)
+        lse = e.amax(2, keepdim=True) if lse is None else lse
+        return e.sub_(lse).exp2_(), lse
+
+    @staticmethod
+    @onednn_matmul
+    def forward(ctx, q, k, v, scale):
+        shape, (q, k, v) = q.shape, (y.flatten(0, 1) for y in (q * (scale * LOG2E), k, v))
+        y, lse = torch.empty_like(q), torch.empty_like(q[:, :, :1])
+        for i in range(0, q.shape[1], 64):
+            e, top = BlockedAttention.exp_scores(q, k, i)
+            total = e.sum(2, keepdim=True)
+            y[:, i:i + 64] = (e @ v[:, :i + 64]) / total
+            lse[:, i:i + 64] = total.log2_() + top
+        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, y, lse)
+        return y.view(shape)
+
+    @staticmethod
+    @once_differentiable
+    @onednn_matmul
+    def backward(ctx, dy):
+        q, k, v, y, lse = ctx.saved_tensors
+        shape, dy = dy.shape, dy.reshape(y.shape)
+        dq, dk, dv = (torch.zeros_like(y) for _ in range(3))
+        delta = (dy * y).sum(2, keepdim=True)
+        for i in range(0, q.shape[1], 64):
+            rows, past = slice(i, i + 64), slice(0, i + 64)
+            p, _ = BlockedAttention.exp_scores(q, k, i, lse[:, rows])
+            dv[:, past] += p.transpose(1, 2) @ dy[:, rows]
+            p *= (dy[:, rows] @ v[:, past].transpose(1, 2)).sub_(delta[:, rows])        # d loss / d scores
+            dq[:, rows] = p @ k[:, past]
+            dk[:, past] += p.transpose(1, 2) @ q[:, rows]
+        return (dq * ctx.scale).view(shape), (dk / LOG2E).view(shape), dv.view(shape), None

@@ -23,7 +23,7 @@ from configurator import UserError, exit_cleanly
 from scaling import frontiers, logs
 
 COLUMNS = ["run", "batch_tokens", "learning_rate", "loss", "steps", "noise_scale"]
-SPAN, LEVELS = 1.10, 5                     # losses compared: the lowest that all batch sizes reach, to 10 % above
+SPAN, LEVELS = 1.10, 5                     # losses compared: the lowest all sizes reach, to 10 % above
 
 
 def read_curve(run: Path) -> dict:
@@ -59,7 +59,8 @@ def noise_near(curve: dict, step: float) -> float:
 
 def points(curves: list[dict]) -> Iterator[dict]:
     """Rows of points.csv: at each loss and batch size, the rate that needed the fewest steps."""
-    groups = {B: [c for c in curves if c["batch_tokens"] == B] for B in sorted({c["batch_tokens"] for c in curves})}
+    sizes = sorted({c["batch_tokens"] for c in curves})
+    groups = {B: [c for c in curves if c["batch_tokens"] == B] for B in sizes}
     lowest = max(min(c["loss"].min() for c in group) for group in groups.values())
     levels = np.ceil(1000 * lowest * np.geomspace(1, SPAN, LEVELS)) / 1000
     for level, group in itertools.product(levels.tolist(), groups.values()):
@@ -118,7 +119,7 @@ def b_crit(fit: dict, L: np.ndarray) -> np.ndarray:
 
 
 def corrected(fit: dict, runs: dict) -> dict:
-    """{run, loss, flops, B_crit, S_min, C_min} of a runs.csv, on C = 6 N D: Kaplan et al. 2020, eqs. 5.4 and 5.5."""
+    """{run, loss, flops, B_crit, S_min, C_min} of a runs.csv, C = 6 N D (Kaplan et al. 2020, eqs. 5.4, 5.5)."""
     B, L, C = (runs[k] for k in ("batch_tokens", "val_loss", "flops_6nd"))
     critical_batch = b_crit(fit, L)
     return {"run": runs["run"], "loss": L, "flops": C, "B_crit": critical_batch,
@@ -126,9 +127,10 @@ def corrected(fit: dict, runs: dict) -> dict:
 
 
 def correct_study(fit: dict, folder: Path) -> str:
-    """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C) and says how far it extrapolates."""
+    """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C), and how far it extrapolates."""
     table = corrected(fit, logs.read_table(folder / "runs.csv"))
-    logs.write_table(folder / "batch.csv", [dict(zip(table, row)) for row in zip(*table.values())], list(table))
+    rows = [dict(zip(table, row)) for row in zip(*table.values())]
+    logs.write_table(folder / "batch.csv", rows, list(table))
     low, high = fit["range"]["L"]
     outside = np.mean((table["loss"] < low) | (table["loss"] > high))
     alphas = []
@@ -136,16 +138,19 @@ def correct_study(fit: dict, folder: Path) -> str:
         law = frontiers.fit_loss_vs_compute(table[key], table["loss"])
         alphas.append("{:.3f} [{:.3f}, {:.3f}]".format(law["alpha"], *law["ci"]["alpha"]))
     return (f"{folder}: C_min/C is {(table['C_min'] / table['flops']).min():.2f} to "
-            f"{(table['C_min'] / table['flops']).max():.2f}; alpha of L(C) {alphas[0]}, of L(C_min) {alphas[1]}; "
+            f"{(table['C_min'] / table['flops']).max():.2f}; "
+            f"alpha of L(C) {alphas[0]}, of L(C_min) {alphas[1]}; "
             f"{100 * outside:.0f} % of the runs lie outside the losses that B_crit was fitted on")
 
 
 def report(fit: dict) -> str:
     rows = [f"{x['loss']:>8.3f}{x['S_min']:>9.0f}{x['S_min'] * x['B_crit']:>11.3g}{x['B_crit']:>9.0f}"
             f"{x['noise_scale']:>13.0f}" for x in fit["levels"]]
-    law = "B_crit(L) = {:.3g} / L^{:.2f}, exponent {:.2f} to {:.2f}; ".format(fit["B_star"], fit["p"], *fit["ci"]["p"])
-    return "\n".join([f"{'loss':>8}{'S_min':>9}{'E_min':>11}{'B_crit':>9}{'noise scale':>13}   (steps; tokens)", *rows,
-                      law + "in the middle {:.0f} to {:.0f} tokens (95 %)".format(*fit["ci"]["B_crit"])])
+    head = f"{'loss':>8}{'S_min':>9}{'E_min':>11}{'B_crit':>9}{'noise scale':>13}   (steps; tokens)"
+    law = (f"B_crit(L) = {fit['B_star']:.3g} / L^{fit['p']:.2f}, "
+           + "exponent {:.2f} to {:.2f}; ".format(*fit["ci"]["p"])
+           + "at the middle loss {:.0f} to {:.0f} tokens (95 %)".format(*fit["ci"]["B_crit"]))
+    return "\n".join([head, *rows, law])
 
 
 def main(args: list[str] | None = None) -> int:
@@ -158,7 +163,8 @@ def main(args: list[str] | None = None) -> int:
     if runs:
         logs.write_table(folder / "points.csv", list(points([read_curve(run) for run in runs])), COLUMNS)
     elif not (folder / "points.csv").exists():
-        raise UserError(f"{folder} holds neither finished runs nor points.csv; run scaling/sweeps/batch.py first")
+        raise UserError(f"{folder} holds neither finished runs nor points.csv; "
+                        "run: python -m scaling.sweep scaling/sweeps/batch.py")
     fit = critical(logs.read_table(folder / "points.csv"))
     (folder / "batch.json").write_text(json.dumps(fit, indent=1) + "\n", encoding="utf-8")
     print(report(fit))

@@ -224,19 +224,22 @@ def frontier_loss(u: Array, y: Array, Y: Array) -> tuple[dict, dict]:
     """L_inf + (C_c/C)^gamma through the optima's log-losses `y` (K,) at u = log C, and for each row of Y (B,
     K).
 
-    With fewer than four budgets L_inf is 0: three parameters would pass through three points.
+    With fewer than four budgets L_inf is 0: three parameters would pass through three points. The draws'
+    noise is widened by sqrt(K/(K-3)), as few points extrapolate worse than their own noise says (simulated in
+    tests).
     """
-    starts, lo, hi = additive_bounds(np.exp(y), 1, None if len(u) >= 4 else 0.0)
-    center = u.mean()
+    K, center = len(u), u.mean()
     X = u[None] - center
-    theta, F = minimise(additive, starts, X, y, np.ones((1, len(u))), lo, hi)
+    starts, lo, hi = additive_bounds(np.exp(y), 1, None if K > 3 else 0.0)
+    theta, F = minimise(additive, starts, X, y, np.ones((1, K)), lo, hi)
     best, seen = theta[[F.argmin()]], np.isfinite(Y)
     many = np.repeat(best, len(Y), 0)
-    worlds = np.where(seen, Y - y + additive(best, X)[0], 0)        # the optima's noise about the law
+    widen = np.sqrt(K / (K - 3)) if K > 3 else 1.0
+    worlds = np.where(seen, additive(best, X)[0] + widen * (Y - y), 0)
     draws, _ = minimise(additive, many, X, worlds, seen * 1.0, lo, hi, *DRAW)
 
     def read(t):
-        floor = np.exp(t[:, 0]) * (len(u) >= 4)
+        floor = np.exp(t[:, 0]) * (K > 3)
         return {"gamma": t[:, 2], "log_C_c": t[:, 1] / t[:, 2] + center, "L_inf": floor}
     return {k: float(v[0]) for k, v in read(best).items()}, read(draws)
 

@@ -2,9 +2,9 @@
 
     python -m scaling.mup out/transfer
 
-Coordinate check (Yang et al. 2022, appendix D.1): how far a few Adam steps move the activations of models of several
-widths. Under muP by the same amount at every width; under gpt2 by more the wider the model is, which is why
-its best learning rate falls. Transfer: the losses of scaling/sweeps/transfer.py by width and learning rate.
+Coordinate check (Yang et al. 2022, appendix D.1): how far a few Adam steps move the activations of models of
+several widths. Under muP by the same amount at every width; under gpt2 by more the wider the model is, which is
+why its best learning rate falls. Transfer: the losses of scaling/sweeps/transfer.py by width and learning rate.
 Writes coordinates.csv and transfer.csv into the study.
 """
 import argparse
@@ -23,10 +23,11 @@ KINDS = ("mup", "gpt2")
 
 
 def activations(model: GPT, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the last block adds to the residual stream, attention and MLP, the stream after it, and the logits."""
+    """What the last block's attention and MLP add, the residual stream after it, and the logits."""
     found, last = {}, model.transformer.h[-1]
     named = {"attention": last.attn, "mlp": last.mlp, "residual stream": last}
-    hooks = [m.register_forward_hook(lambda m, i, out, name=name: found.update({name: out})) for name, m in named.items()]
+    hooks = [m.register_forward_hook(lambda m, x, out, name=name: found.update({name: out}))
+             for name, m in named.items()]
     found["logits"] = model(x)[0]
     for hook in hooks:
         hook.remove()
@@ -34,10 +35,10 @@ def activations(model: GPT, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def coordinate_check(kind: str, width: int, learning_rate: float, seed: int) -> Iterator[dict]:
-    """Rows {parametrization, n_embd, seed, step, activation, moved}: root mean square of the change since step 0."""
+    """Rows {parametrization, n_embd, seed, step, activation, moved}: rms of the change since step 0."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(n_layer=3, n_head=2, n_embd=width, block_size=32, vocab_size=VOCAB, parametrization=kind,
-                          base_width=WIDTHS[0]))
+    model = GPT(GPTConfig(n_layer=3, n_head=2, n_embd=width, block_size=32, vocab_size=VOCAB,
+                          parametrization=kind, base_width=WIDTHS[0]))
     x = torch.randint(VOCAB, (8, 33), generator=torch.Generator().manual_seed(seed))
     groups = [g | {"lr": learning_rate * g["lr_scale"]} for g in model.optimizer_groups(0.0)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
@@ -58,7 +59,7 @@ def growth(rows: list[dict], kind: str, activation: str) -> float:
 
 
 def transfer_table(folder: Path) -> list[dict]:
-    """Rows {parametrization, n_embd, learning_rate, seed, val_loss} of the study's finished runs. Raises UserError."""
+    """Rows {parametrization, n_embd, learning_rate, seed, val_loss} of the finished runs. Raises UserError."""
     rows, problems = logs.parse_study(folder)
     for problem in problems:
         print(problem)
@@ -80,10 +81,13 @@ def table_text(rows: list[dict], kind: str) -> str:
     rates, best = sorted({rate for _, rate in own}), best_rates(rows, kind)
     lines = [f"{kind:>8}" + "".join(f"{rate:>9g}" for rate in rates)]
     for width in sorted(best):
-        cells = [f"{own[width, rate]:.3f}" + "*" * (rate == best[width]) if (width, rate) in own else "" for rate in rates]
+        cells = [f"{own[width, rate]:.3f}" + "*" * (rate == best[width]) if (width, rate) in own else ""
+                 for rate in rates]
         lines.append(f"d {width:>6}" + "".join(f"{cell:>9}" for cell in cells))
     moves = np.ptp(np.log2(list(best.values())))
-    return "\n".join([*lines, f"the best learning rate moves by a factor {2 ** moves:.3g} from width {min(best)} to {max(best)}"])
+    lines.append(f"the best learning rate moves by a factor {2 ** moves:.3g} over widths {min(best)} to "
+                 f"{max(best)}")
+    return "\n".join(lines)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -92,7 +96,7 @@ def main(args: list[str] | None = None) -> int:
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)
     if not table:
-        raise UserError(f"{folder} holds no finished run; run: python -m scaling.sweep scaling/sweeps/transfer.py")
+        raise UserError(f"{folder} holds no finished run; train scaling/sweeps/transfer.py first")
     rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
             for row in coordinate_check(kind, width, 0.008, seed)]
     logs.write_table(folder / "coordinates.csv", rows, list(rows[0]))
@@ -100,7 +104,8 @@ def main(args: list[str] | None = None) -> int:
     for kind in KINDS:
         print(table_text(table, kind))
     for name in ("attention", "mlp", "residual stream", "logits"):
-        print(f"{name}: moves as width^{growth(rows, 'mup', name):.2f} under mup, width^{growth(rows, 'gpt2', name):.2f} under gpt2")
+        exponents = (f"width^{growth(rows, kind, name):.2f} under {kind}" for kind in KINDS)
+        print(f"{name} moves as " + ", ".join(exponents))
     return 0
 
 

@@ -471,7 +471,7 @@ def panels(xlabel: str, ylabel: str, titles: list[str], sharey: bool = True):
 
 
 def transfer(table: dict) -> Figure:
-    """Loss against learning rate, a line per width, its best marked: muP and GPT-2's. `table`: transfer.csv."""
+    """Loss against learning rate, a line per width, its best marked; `table` is transfer.csv."""
     figure, both = panels("learning rate", LOSS_LABEL, ["muP", "GPT-2"])
     norm = shades(table["n_embd"])
     for ax, kind in zip(both, ("mup", "gpt2")):
@@ -482,14 +482,17 @@ def transfer(table: dict) -> Figure:
             ax.plot(x, y, "-o", color=VIRIDIS(norm(width)), markersize=2)
             ax.plot(x[y.argmin()], y.min(), "*", color=RED, markersize=7, zorder=4)
         ax.set_xscale("log")
-        log_ticks(ax.xaxis, *ax.get_xlim())
-    figure.legend(handles=[Line2D([], [], color=VIRIDIS(norm(w)), label=f"d {w:.0f}") for w in np.unique(table["n_embd"])]
-                  + [Line2D([], [], color=RED, marker="*", linestyle="", label="best")], loc="outside lower center", ncols=5)
+        rates = np.unique(table["learning_rate"][table["parametrization"] == kind])
+        ax.set_xticks(rates[::2], [f"{rate:g}" for rate in rates[::2]])
+        ax.xaxis.set_minor_locator(NullLocator())
+    lines = [Line2D([], [], color=VIRIDIS(norm(w)), label=f"d {w:.0f}") for w in np.unique(table["n_embd"])]
+    lines.append(Line2D([], [], color=RED, marker="*", linestyle="", label="best"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=5, columnspacing=1)
     return figure
 
 
 def coordinates(table: dict) -> Figure:
-    """How far four Adam steps move activations, against width: the coordinate check. `table`: coordinates.csv."""
+    """The coordinate check: how far a few Adam steps move activations; `table` is coordinates.csv."""
     figure, both = panels("width d", "change after 4 Adam steps (rms)", ["muP: flat", "GPT-2: grows"])
     last = table["step"] == table["step"].max()
     names = ("attention", "mlp", "residual stream", "logits")
@@ -506,7 +509,7 @@ def coordinates(table: dict) -> Figure:
 
 
 def critical_batch(table: dict, found: dict) -> Figure:
-    """Steps and tokens to the same loss at each batch size, and B_crit(L) beside the noise scale: points.csv, batch.json."""
+    """Steps and tokens to a loss by batch size, B_crit(L) and noise scale; from points.csv and batch.json."""
     figure, (left, right) = panels("", "steps", ["cost of a loss", "critical batch"], sharey=False)
     norm = Normalize(table["loss"].min(), table["loss"].max())
     for level in found["levels"]:
@@ -514,15 +517,17 @@ def critical_batch(table: dict, found: dict) -> Figure:
         B = reach(table["batch_tokens"])
         S = level["S_min"] * (1 + level["B_crit"] / B)
         left.plot(B * S, S, color=color, linewidth=0.8, label=f"{level['loss']:.2f}")
-        left.plot((table["batch_tokens"] * table["steps"])[own], table["steps"][own], "o", color=color, markersize=2.5)
+        left.plot(table["batch_tokens"][own] * table["steps"][own], table["steps"][own], "o", color=color,
+                  markersize=2.5)
     left.set(xscale="log", yscale="log", xlabel="tokens")
-    left.legend(title="loss", title_fontsize=7)
+    figure.legend(*left.get_legend_handles_labels(), title="loss", title_fontsize=7, loc="outside lower center",
+                  ncols=5, columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
     right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
-    right.set(yscale="log", xlabel="loss (nats per token)", ylabel="tokens")
+    right.set(xlabel="loss (nats per token)", ylabel="tokens", ylim=(0, None))
     right.invert_xaxis()
-    right.legend()
+    right.legend(loc="lower right")
     return figure
 
 
@@ -533,7 +538,8 @@ def recipe_figures(folder: Path) -> dict[str, Figure]:
         if (folder / f"{name}.csv").is_file():
             figures[name] = draw(logs.read_table(folder / f"{name}.csv"))
     if (folder / "points.csv").is_file() and (folder / "batch.json").is_file():
-        figures["critical"] = critical_batch(logs.read_table(folder / "points.csv"), logs.load_json(folder / "batch.json"))
+        found = logs.load_json(folder / "batch.json")
+        figures["critical"] = critical_batch(logs.read_table(folder / "points.csv"), found)
     return figures
 
 

@@ -108,21 +108,20 @@ def t_ratio(df: int) -> float:
 
 def resample(n: int, p: int, group: Array, count: int, rng, fitted: Array,
              y: Array) -> tuple[Array, Array, str]:
-    """(y, w, method): `count` bootstrap worlds as data (count, n) and weights (count, n), and how they were
-    made.
+    """(y, w, method): `count` bootstrap worlds as data (count, n) and weights (count, n), and how they arose.
 
     With SMALL or more independent runs: random weights of mean 1, one per run. This is the bootstrap over
-    runs without its degenerate resamples (Rubin 1981). Their variance is widened by n/(n-p) and Student's t,
-    without which percentile intervals of small studies are too narrow. With fewer runs: Gaussian noise about
-    the fit, as large as the residuals (n-p degrees of freedom), widened by the same t.
+    runs without its degenerate resamples (Rubin 1981). Their variance is n/(n-p), or G/(G-1) and Student's t
+    where the n rows are of G runs: without that the intervals of small studies are too narrow. With fewer
+    runs: Gaussian noise about the fit, as large as the residuals (n-p degrees of freedom), widened by
+    Student's t.
     """
     G = group.max() + 1
     if G == n and (n < SMALL or n < 4 * p):
         scale = np.sqrt(((y - fitted) ** 2).sum() / (n - p)) * t_ratio(n - p)
         return (fitted + scale * rng.standard_normal((count, n)), np.ones((1, n)),
                 f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, Student's t({n - p})")
-    df, factor = (n - p, n / (n - p)) if G == n else (G - 1, G / (G - 1))
-    variance = min(factor * t_ratio(df) ** 2, 4)
+    variance = n / (n - p) if G == n else min(G / (G - 1) * t_ratio(G - 1) ** 2, 4)
     weights = rng.gamma(1 / variance, variance, (count, G))
     return y[None], weights[:, group], (f"bootstrap over {G} runs ({n} rows), {count} resamples with random "
                                         f"weights of variance {variance:.3g}")

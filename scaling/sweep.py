@@ -6,8 +6,9 @@ A sweep file is plain Python (your own program: run only files you trust) that l
     runs       a list of dicts: `name` and any train.py settings
     held_out   the same, for models that are forecast before they are trained (optional)
     base       settings shared by all (optional)
-Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or `budgets`,
-a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its checkpoints.
+Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or
+`budgets`, a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its
+checkpoints. `seeds` = k makes k runs of it.
 `seeds=k` makes k runs of one, NAME_s1 to NAME_sk, with consecutive seeds.
 Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again.
 """
@@ -96,19 +97,19 @@ def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
 
 
 def with_seeds(run: dict, path: str) -> list[dict]:
-    """`run` once for each of its `seeds`, an int, from its `seed` on. Their spread is the noise that fit.py uses."""
+    """`run` once for each of its `seeds`, an int, from its `seed` on: their spread is the noise fit.py uses."""
     if "seeds" not in run or not isinstance(run.get("name"), str):      # read_sweep refuses a missing name
         return [run]
     seeds, first = run["seeds"], run.get("seed", train.Config.seed)
     if type(seeds) is not int or seeds < 1 or type(first) is not int:
-        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which is "
-                        f"the first), not {seeds!r}")
+        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which "
+                        f"is the first), not {seeds!r}")
     run = {k: v for k, v in run.items() if k != "seeds"}
     return [run | {"name": f"{run['name']}_s{i + 1}", "seed": first + i} for i in range(seeds)]
 
 
 def resolve(study: str, run: dict, path: str) -> tuple[train.Config, dict, dict]:
-    """(resolved config, parameters, FLOPs per token) of one run, as train.py has them. Errors name the run."""
+    """(resolved config, parameters, FLOPs per token) of a run, as train.py has them. Errors name the run."""
     where = f"{path}: run {run['name']}"
     try:
         settings = {k: (v, where) for k, v in run.items() if k != "name"}
@@ -218,14 +219,22 @@ def print_plan(plan: list[Planned], held: set[str], jobs: int) -> None:
 # ---------------------------------------------------------------- run
 
 
-def start(p: Planned, threads: int) -> None:
-    """Start train.py for one run; what it prints goes to train.txt in its directory."""
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start(p: Planned, threads: int, lock: tuple) -> None:
+    """Start train.py for one run; what it prints goes to train.txt in its directory.
+
+    It holds the study's lock too: should the sweep be killed outright, no second one can start the run again.
+    """
     p.out.mkdir(parents=True, exist_ok=True)
     flags = [f"--{k}={v}" for k, v in (p.overrides | dict(out_dir=str(p.out))).items()]
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with open(p.out / "train.txt", "ab") as console:
         p.process = subprocess.Popen([sys.executable, str(train.ROOT / "train.py"), *flags], env=env,
-                                     stdout=console, stderr=subprocess.STDOUT, start_new_session=True)
+                                     pass_fds=lock, stdout=console, stderr=subprocess.STDOUT,
+                                     start_new_session=True)
 
 
 def last_line(p: Planned) -> str:
@@ -241,57 +250,62 @@ def stop_all(running: list[Planned]) -> None:
         p.process.wait()
 
 
-def run_all(plan: list[Planned], jobs: int) -> list[str]:
-    """Train what has no result, longest first, `jobs` at a time. Returns a line for each run that failed."""
+def finish(p: Planned) -> list[str]:
+    """[] for a run that has its result, else the line that says how it ended."""
+    if p.done():
+        return []
+    tqdm.write(f"failed: {p.name}: {last_line(p)}")
+    return [f"{p.name}: exit code {p.process.returncode}: {last_line(p)}"]
+
+
+def run_all(plan: list[Planned], jobs: int, lock: tuple = ()) -> list[str]:
+    """Train what has no result, longest first, `jobs` at a time. Returns a line for each run that failed.
+
+    SIGINT and SIGTERM: the running models write their checkpoints, then KeyboardInterrupt is raised.
+    """
     todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    threads = max(1, cores() // jobs)
     running, failed = [], []
     bar = tqdm(total=sum(p.spent * p.flops for p in plan), unit="FLOP", unit_scale=True, disable=not todo,
                initial=sum(p.progress() for p in plan), smoothing=0.05, dynamic_ncols=True,
                mininterval=1.0 if sys.stderr.isatty() else 30.0)
-    try:
-        while todo or running:
-            ready = [p for p in todo if p.ready()]
-            for p in ready[:jobs - len(running)]:
+    with train.caught_signals() as caught, bar:
+        while (todo or running) and not caught:
+            for p in [p for p in todo if p.ready()][:jobs - len(running)]:
                 todo.remove(p)
                 running.append(p)
-                start(p, threads)
-            if todo and not running:                   # their trunk failed
-                failed += [f"{p.name}: its trunk left no {p.config.branch}" for p in todo]
-                break
+                start(p, threads, lock)
+            if not running:                            # their trunk failed
+                return failed + [f"{p.name}: its trunk left no {p.config.branch}" for p in todo]
             time.sleep(0.2)
             for p in [p for p in running if p.process.poll() is not None]:
                 running.remove(p)
-                if not p.done():
-                    failed.append(f"{p.name}: exit code {p.process.returncode}: {last_line(p)}")
-                    tqdm.write(f"failed: {failed[-1]}")
+                failed += finish(p)
             bar.update(max(0.0, sum(p.progress() for p in plan) - bar.n))
             bar.set_description(f"{sum(p.done() for p in plan)}/{len(plan)} runs, "
                                 f"now {', '.join(p.name for p in running)}"[:60], refresh=False)
-    except KeyboardInterrupt:
-        tqdm.write("interrupted: the running models write their checkpoints")
-        stop_all(running)
-        raise
-    finally:
-        bar.close()
+        if caught:
+            tqdm.write("interrupted: the running models write their checkpoints")
+            stop_all(running)
+            raise KeyboardInterrupt
     return failed
 
 
 @contextlib.contextmanager
 def locked(folder: Path):
-    """One sweep at a time in a study's directory; the lock goes with the process that holds it."""
+    """One sweep at a time in a study's directory. Yields the lock, free when no process holds it any more."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            raise UserError(f"another sweep (process {f.read().strip()}) works in {folder}; "
-                            "wait for it, or stop it") from None
+            raise UserError(f"another sweep (process {f.read().strip()}), or runs that it left, work in "
+                            f"{folder}; wait for them, or stop them") from None
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()
-        yield
+        yield (f.fileno(),)
 
 
 # ---------------------------------------------------------------- after the runs
@@ -321,8 +335,8 @@ def seal_all(folder: Path, held: list[Planned], fitted: dict) -> None:
             target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens,
                           flops=p.flops)
             sealed = forecast.seal(folder, fitted, target)
-            print(f"forecast of {p.name}: {sealed['predicted']:.4f} "
-                  f"({sealed['lo95']:.4f} to {sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
+            print(f"forecast of {p.name}: {sealed['predicted']:.4f} ({sealed['lo95']:.4f} to "
+                  f"{sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
 
 
 def print_scores(rows: list[dict]) -> None:
@@ -336,26 +350,26 @@ def print_scores(rows: list[dict]) -> None:
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("sweep", help="scaling/sweeps/NAME.py")
-    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one a core, one on a GPU")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one a core; 1 on a GPU")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     a = parser.parse_args(args)
     study, runs, held_out = read_sweep(a.sweep)
     prepare_data(runs + held_out)
     fitted, held = ([p for run in group for p in plan_run(study, run, a.sweep)] for group in (runs, held_out))
     plan = fitted + held
-    jobs = a.jobs if a.jobs > 0 else 1 if plan[0].config.device.startswith("cuda") else os.cpu_count() or 1
+    jobs = a.jobs if a.jobs > 0 else 1 if plan[0].config.device.startswith("cuda") else cores()
     estimate(plan)
     print_plan(plan, {p.name for p in held}, jobs)
     if a.dry_run:
         return 0
     folder = OUT / study
-    with locked(folder):
-        failed = run_all(fitted, jobs)
+    with locked(folder) as lock:
+        failed = run_all(fitted, jobs, lock)
         parse(folder, fitted)
         law = fit_study(folder)
         if held and not failed:
             seal_all(folder, held, law)
-            failed += run_all(held, jobs)
+            failed += run_all(held, jobs, lock)
             parse(folder, fitted)                      # again, for the held-out runs' curves
             print_scores(forecast.score(folder))
         plots.draw_study(folder)

@@ -4,7 +4,7 @@ import csv
 import pytest
 
 from configurator import UserError
-from scaling import mup
+from scaling import logs, mup, plots
 
 NAMES = ("attention", "mlp", "residual stream", "logits")
 
@@ -40,7 +40,8 @@ def test_the_check_notices_each_rule_that_is_left_out(monkeypatch, spoilt):
         return model
 
     def growths():
-        rows = [row for width in (32, 128) for seed in range(2) for row in mup.coordinate_check("mup", width, 0.008, seed)]
+        rows = [row for width in (32, 128) for seed in range(2)
+                for row in mup.coordinate_check("mup", width, 0.008, seed)]
         return {name: mup.growth(rows, "mup", name) for name in NAMES}
     sound = growths()
     monkeypatch.setattr(mup, "GPT", broken)
@@ -52,7 +53,8 @@ def test_transfer_table_of_a_study(lab, capsys):
     for kind in mup.KINDS:
         for width in (16, 32):
             for rate in (1e-3, 1e-2):
-                lab.train(f"{kind}_d{width}_lr{rate:g}", parametrization=kind, n_embd=width, learning_rate=rate, eval_iters=20)
+                lab.train(f"{kind}_d{width}_lr{rate:g}", parametrization=kind, n_embd=width, learning_rate=rate,
+                          eval_iters=20)
     folder = lab.root / "out"
     table = mup.transfer_table(folder)
     assert [(r["parametrization"], r["n_embd"], r["learning_rate"]) for r in table] == [
@@ -60,7 +62,7 @@ def test_transfer_table_of_a_study(lab, capsys):
     assert mup.best_rates(table, "mup") == {16: 1e-2, 32: 1e-2}         # twenty steps: the larger rate
     assert mup.main([str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "the best learning rate moves by a factor 1 from width 16 to 32" in out
+    assert "the best learning rate moves by a factor 1 over widths 16 to 32" in out
     with open(folder / "coordinates.csv", encoding="utf-8") as f:
         assert len(list(csv.DictReader(f))) == 2 * 4 * 3 * mup.STEPS * len(NAMES)
 
@@ -68,3 +70,17 @@ def test_transfer_table_of_a_study(lab, capsys):
 def test_a_study_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         mup.main([str(tmp_path)])
+
+
+def test_the_figures_show_what_the_tables_say(rows, tmp_path):
+    """The best rate of each width is marked, and every activation has its line."""
+    table = [dict(parametrization=kind, n_embd=width, learning_rate=rate, seed=1, val_loss=2 + abs(rate - 0.002))
+             for kind in mup.KINDS for width in (32, 64) for rate in (0.001, 0.002, 0.004)]
+    logs.write_table(tmp_path / "transfer.csv", table, list(table[0]))
+    logs.write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))
+    figures = plots.recipe_figures(tmp_path)
+    assert set(figures) == {"transfer", "coordinates"}
+    for ax in figures["transfer"].axes:
+        assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "*"] == [[0.002]] * 2
+    for ax in figures["coordinates"].axes:
+        assert [line.get_label() for line in ax.lines] == list(NAMES)

@@ -7,7 +7,7 @@ import torch
 
 import train
 from configurator import UserError
-from scaling import batch, logs, sweep
+from scaling import batch, logs, plots, sweep
 
 
 # ---------------------------------------------------------------- gradient noise scale
@@ -72,7 +72,8 @@ def read(tmp_path):
 
 
 def test_seeds_repeat_a_run(read):
-    runs, held = read("base = dict(seed=5)\nruns = [dict(name='a', seeds=3), dict(name='b')]\nheld_out = [dict(name='c', seeds=1)]")
+    runs, held = read("base = dict(seed=5)\nruns = [dict(name='a', seeds=3), dict(name='b')]\n"
+                      "held_out = [dict(name='c', seeds=1)]")
     assert runs == [dict(name=f"a_s{i}", seed=4 + i) for i in (1, 2, 3)] + [dict(name="b", seed=5)]
     assert held == [dict(name="c_s1", seed=5)]
 
@@ -100,10 +101,15 @@ def test_a_run_without_a_name_is_refused_with_seeds_too(read):
 B_STAR, POWER = 9e4, 5.0
 
 
+def steps(loss, B):
+    """S_min (1 + B_crit/B), with S_min = 40 (3/L)^9."""
+    return 40 * (3 / loss) ** 9 * (1 + B_STAR * loss ** -POWER / B)
+
+
 def curve(B: int, rate: float, worse: float = 1.0) -> dict:
-    """A curve whose steps to loss L are worse * S_min(L) (1 + B_crit(L)/B), with S_min = 40 (3/L)^9, to 2.2 or so."""
+    """A curve whose steps to loss L are `worse` times those of the law, down to 2.1."""
     loss = np.linspace(3, 2.1, 60)
-    step = worse * 40 * (3 / loss) ** 9 * (1 + B_STAR * loss ** -POWER / B)
+    step = worse * steps(loss, B)
     return {"run": f"b{B}_{rate}", "batch_tokens": B, "learning_rate": rate, "step": step, "loss": loss,
             "noise_scale": B_STAR * loss ** -POWER}
 
@@ -118,8 +124,7 @@ def test_points_are_at_the_best_rate():
     rows = made_points()
     assert len(rows) == 6 * batch.LEVELS and {r["learning_rate"] for r in rows} == {2}
     for r in rows:
-        assert r["steps"] == pytest.approx(40 * (3 / r["loss"]) ** 9 * (1 + B_STAR * r["loss"] ** -POWER / r["batch_tokens"]),
-                                           rel=1e-3)
+        assert r["steps"] == pytest.approx(steps(r["loss"], r["batch_tokens"]), rel=1e-3)
         assert r["noise_scale"] == pytest.approx(B_STAR * r["loss"] ** -POWER, rel=0.1)
 
 
@@ -138,10 +143,10 @@ def test_critical_batch_is_recovered():
 
 
 def test_corrected_costs_are_far_above_and_below_the_critical_batch():
-    """A batch at B_crit takes twice the least steps and twice the least compute: Kaplan et al. 2020, section 5.1."""
+    """A batch at B_crit takes twice the least steps and twice the least compute (Kaplan et al. 2020, 5.1)."""
     fit = {"B_star": 1000 * 2.0 ** 5, "p": 5.0}
-    runs = dict(run=np.array(["a", "b"], object), batch_tokens=np.array([1000.0, 1.0]), val_loss=np.array([2.0, 2.0]),
-                flops_6nd=np.array([8e9, 8e9]), tokens=np.array([4e6, 4e3]))
+    runs = dict(run=np.array(["a", "b"], object), batch_tokens=np.array([1000.0, 1.0]),
+                val_loss=np.array([2.0, 2.0]), flops_6nd=np.array([8e9, 8e9]), tokens=np.array([4e6, 4e3]))
     found = batch.corrected(fit, runs)
     assert found["C_min"] == pytest.approx([4e9, 8e9], rel=2e-3)      # a tiny batch wastes nothing
     assert found["S_min"] == pytest.approx([2000, 4000 / 1001], rel=1e-6)
@@ -159,7 +164,8 @@ def test_too_few_batch_sizes_are_refused(tmp_path):
 def test_a_batch_study_from_runs_to_its_fit(lab, capsys):
     for rows in (4, 8, 16, 32):
         lab.train(f"b{rows}", max_iters=1600 // rows, batch_size=rows, gradient_accumulation_steps=2, eval_iters=20,
-                  schedule="constant", learning_rate=2e-3 * rows ** 0.5, eval_interval=40 // rows, log_interval=40 // rows)
+                  schedule="constant", learning_rate=2e-3 * rows ** 0.5, eval_interval=40 // rows,
+                  log_interval=40 // rows)
     assert batch.main([str(lab.root / "out")]) == 0
     assert "B_crit(L) =" in capsys.readouterr().out
     fit = json.loads((lab.root / "out" / "batch.json").read_text())
@@ -174,7 +180,7 @@ def test_batch_and_rate_follow_from_compute(lab):
     c = lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1, learning_rate=-1)
     params = train.shape_counts(c)[0]
     C = 6 * (params["non_embedding"] + params["head"]) * 1e6
-    assert 0.292 * C ** 0.3271 == pytest.approx(c.batch_size * 32, rel=2 ** 0.5 - 1)     # a power of 2 of sequences
+    assert 0.292 * C ** 0.3271 == pytest.approx(c.batch_size * 32, rel=2 ** 0.5 - 1)     # a power of 2
     assert c.batch_size == 32 and c.learning_rate == pytest.approx(0.3118 * C ** -0.125, rel=0.05)
     assert c.max_iters == round(1e6 / 32 / 32)
 
@@ -182,7 +188,8 @@ def test_batch_and_rate_follow_from_compute(lab):
 def test_the_rules_leave_alone_what_is_set(lab):
     c = lab.derived(max_iters=None, target_tokens=1e6, learning_rate=-1)
     assert c.batch_size == 8 and c.learning_rate == lab.derived(max_iters=3906, learning_rate=-1).learning_rate
-    assert lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1).learning_rate == train.Config.learning_rate
+    c = lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1)
+    assert c.learning_rate == train.Config.learning_rate
 
 
 def test_a_short_run_keeps_a_hundred_steps(lab):
@@ -190,5 +197,14 @@ def test_a_short_run_keeps_a_hundred_steps(lab):
 
 
 def test_batch_from_compute_needs_a_horizon_that_gives_it(lab):
-    with pytest.raises(UserError, match="batch_size=-1 follows from the run's compute, which max_iters does not give"):
+    with pytest.raises(UserError, match="batch_size=-1 follows from the run's compute, which max_iters"):
         lab.derived(batch_size=-1)
+
+
+def test_the_figure_of_a_batch_study(tmp_path):
+    logs.write_table(tmp_path / "points.csv", made_points(), batch.COLUMNS)
+    batch.main([str(tmp_path)])
+    left, right = plots.recipe_figures(tmp_path)["critical"].axes
+    assert len(left.lines) == 2 * batch.LEVELS
+    law, noise = (line.get_ydata() for line in right.lines)
+    assert law == pytest.approx(noise, rel=0.2)
