@@ -45,7 +45,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)
         self.c_proj = Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.n_head, self.dropout = c.n_head, c.dropout
-        # muP scales attention by 1/d_head, not 1/sqrt(d_head) (Yang et al. 2022, def. 4.1); 4 makes them agree at 16.
+        # muP scales attention by 1/d_head, not 1/sqrt(d_head) (Yang et al. 2022, def. 4.1); 4: equal at 16.
         d_head = c.n_embd // c.n_head
         self.scale = 4 / d_head if c.parametrization == "mup" else 1 / math.sqrt(d_head)
 
@@ -53,15 +53,15 @@ class CausalSelfAttention(nn.Module):
         B, T, D = x.shape
         q, k, v = (y.view(B, T, self.n_head, D // self.n_head).transpose(1, 2)
                    for y in self.c_attn(x).split(D, dim=2))                      # each (B, H, T, D/H)
-        if cache is not None:                                                    # sampling: keys and values so far
+        if cache is not None:                                                    # keys and values so far
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v))) if cache else (k, v)
             cache[:] = k, v
         dropout = self.dropout if self.training else 0.0
         if T >= 512 and T == k.shape[2] and not dropout and on_cpu(q) and onednn_pays():
             y = BlockedAttention.apply(q, k, v, self.scale)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == k.shape[2] and T > 1,
-                                               scale=self.scale)
+            causal = T == k.shape[2] and T > 1
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=self.scale)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, D))
         return F.dropout(y, self.dropout, self.training)
 
@@ -74,7 +74,7 @@ class MLP(nn.Module):
         self.dropout = c.dropout
 
     def forward(self, x):
-        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))                # GPT-2's GELU is the tanh form
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))                # GPT-2's GELU: the tanh form
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -150,7 +150,7 @@ class GPT(nn.Module):
         return None, F.cross_entropy(logits, targets, ignore_index=-1)
 
     def count_params(self) -> dict:
-        """Parameters by group. `head` is what works in the head, V x D; tied, it is not added to `total` again."""
+        """Parameters by group. `head` is what works in the head, V x D; tied, `total` counts it once."""
         groups = dict(token_embedding=self.transformer.wte.weight.numel(),
                       position_embedding=self.transformer.wpe.weight.numel(), attention=0, mlp=0, norms=0)
         for name, p in self.transformer.named_parameters():
@@ -162,7 +162,7 @@ class GPT(nn.Module):
         return groups
 
     def flops_per_token(self) -> dict:
-        """FLOPs per trained token by part: every matmul, forward (2 per multiply-add) and backward (twice that).
+        """FLOPs per trained token by part: each matmul, forward (2 per multiply-add) and backward (twice it).
 
         Attention is counted as the full T x T square, as torch.utils.flop_counter counts it; a causal kernel
         executes about half of `scores`. LayerNorm, softmax, GELU and embedding look-ups are not matmuls.
@@ -188,10 +188,10 @@ class GPT(nn.Module):
                 dict(params=vectors, weight_decay=0.0, lr_scale=1.0)]
 
 
-# ---------------------------------------------------------------- the same numbers, faster on CPU (scaling/LOG.md)
+# ---------------------------------------------------------------- the same, faster on CPU (scaling/LOG.md)
 
 
-LOG2E = 1 / math.log(2)            # exp(x) = exp2(x LOG2E), and torch.exp2 can be four times as fast as torch.exp
+LOG2E = 1 / math.log(2)        # exp(x) = exp2(x LOG2E), and torch.exp2 can be four times as fast as torch.exp
 
 
 def on_cpu(x: torch.Tensor) -> bool:
@@ -203,14 +203,15 @@ def on_cpu(x: torch.Tensor) -> bool:
 def onednn_pays() -> bool:
     """Whether oneDNN's matmuls are worth having here: the CPU has AVX-512, and they are true float32.
 
-    PyTorch takes float32 matmuls to MKL, which uses only AVX2 on AMD: half the speed. At precision "medium" it takes
-    them to oneDNN, which computes in float32 all the same, except with AMX, where it rounds to bfloat16.
+    PyTorch takes float32 matmuls to MKL, which uses only AVX2 on AMD: half the speed. At precision "medium"
+    it takes them to oneDNN, which computes in float32 all the same, except with AMX, where it rounds to
+    bfloat16.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     a = torch.arange(65536.0).remainder(251).view(256, 256) / 251
     error = onednn_matmul(torch.matmul)(a, a) - a.double() @ a.double()
-    return error.abs().max().item() < 1e-3                    # of values near 70; bfloat16 would be off by .07
+    return error.abs().max().item() < 1e-3                   # of values near 70; bfloat16 would be off by .07
 
 
 def onednn_matmul(function):
@@ -252,11 +253,11 @@ class LinearFunction(torch.autograd.Function):
 
 
 class BlockedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of softmax(x w^T) in nats: x (N, D), w (V, D), targets (N,), of which -1 do not count.
+    """Mean cross-entropy of softmax(x w^T) in nats: x (N, D), w (V, D), targets (N,); -1 do not count.
 
-    F.cross_entropy(x @ w.T, targets, ignore_index=-1) without its N x V logits: they live for ROWS tokens at a time, in
-    blocks of COLUMNS that fit the cache. The gradients are made in the forward pass, while exp(logits) is at hand, and
-    backward scales them.
+    F.cross_entropy(x @ w.T, targets, ignore_index=-1) without its N x V logits: they live for ROWS tokens at
+    a time, in blocks of COLUMNS that fit the cache. The gradients are made in the forward pass, while
+    exp(logits) is at hand, and backward scales them.
     """
     ROWS, COLUMNS = 512, 2048
 
@@ -298,9 +299,9 @@ class BlockedCrossEntropy(torch.autograd.Function):
 
 
 class BlockedAttention(torch.autograd.Function):
-    """Causal softmax(scale q k^T) v; q, k, v (B, H, T, d) -> (B, H, T, d). See Dao et al. 2022, algorithms 2 and 4.
+    """Causal softmax(scale q k^T) v; q, k, v (B, H, T, d) -> (B, H, T, d). Dao et al. 2022, algorithms 2, 4.
 
-    Blocks of 64 queries meet all keys up to their own. Only the log-sum-exp of the T x T scores is kept for backward.
+    Blocks of 64 queries meet all keys up to their own. Of the T x T scores only the log-sum-exp is kept.
     """
     @staticmethod
     def exp_scores(q, k, i, lse=None):

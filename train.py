@@ -4,11 +4,11 @@
     torchrun --nproc_per_node=4 train.py config/scale_d64.py
 
 A run directory (out_dir) receives config.json, log.jsonl (one object per logged step), ckpt.pt and, last and
-atomically, result.json: its presence means done. Exit codes: 0 done, 2 something to mend, 3 interrupted (resumable).
+atomically, result.json, which means done. Exit codes: 0 done, 2 something to mend, 3 interrupted (resumable).
 """
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve other processes; set before torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve others; set before torch
 import contextlib
 import ctypes
 import dataclasses
@@ -44,7 +44,7 @@ class Config:
     seed: int = 1337                       # initial weights, order of the data, dropout
     # data
     dataset: str = "shakespeare"           # directory under data/ with train.bin, val.bin, meta.json
-    batch_size: int = 32                   # sequences per step, over all devices and micro-batches; -1: by a rule of C
+    batch_size: int = 32                   # sequences a step, over devices and micro-batches; -1: a rule of C
     gradient_accumulation_steps: int = 1   # micro-batches per step; -1: as few as memory allows
     block_size: int = 128                  # tokens of context
     # model
@@ -77,11 +77,11 @@ class Config:
     grad_clip: float = 1.0                 # global norm; 0: off
     # evaluation, log, checkpoints
     eval_interval: int = -1                # steps; -1: a tenth of the run; 0: only at the end
-    eval_iters: int = -1                   # validation sequences of block_size tokens, from the start; -1: all
+    eval_iters: int = -1                   # validation sequences of block_size, from the start; -1: all
     log_interval: int = -1                 # steps; -1: 1/200 of the run
     ckpt_minutes: float = 5.0              # checkpoint this often, and when interrupted
     keep_steps: str = ""                   # "1000,2000": keep the checkpoints of these steps as ckpt_STEP.pt
-    branch: str = ""                       # begin from such a kept checkpoint of a run that is equal up to there
+    branch: str = ""                       # begin from such a checkpoint of a run that is equal up to there
     # machine
     device: str = "auto"                   # auto: cuda, else mps, else cpu
     dtype: str = "auto"                    # auto: bfloat16 or float16 on cuda, else float32
@@ -123,7 +123,8 @@ def load_meta(dataset: str) -> dict:
 def check(c: Config, meta: dict, world: int) -> None:
     """Raise UserError for settings that contradict each other or the data."""
     for key in ("batch_size", "block_size", "n_layer", "n_head", "n_embd", "learning_rate", "base_width"):
-        if not 0 < getattr(c, key) < math.inf and not (key in ("batch_size", "learning_rate") and getattr(c, key) == -1):
+        by_rule = key in ("batch_size", "learning_rate") and getattr(c, key) == -1
+        if not (by_rule or 0 < getattr(c, key) < math.inf):
             raise UserError(f"{key} must be positive, not {getattr(c, key)}")
     for key in ("seed", "weight_decay", "grad_clip", "min_lr", "ckpt_minutes"):
         if not 0 <= getattr(c, key) < 2 ** 63:
@@ -147,19 +148,20 @@ def check(c: Config, meta: dict, world: int) -> None:
     if not 0 < getattr(c, given[0]) < math.inf:
         raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
     if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:
-        raise UserError(f"vocab_size {c.vocab_size} is smaller than the dataset's {meta['vocab_size']}; set it to -1")
+        raise UserError(f"vocab_size {c.vocab_size} is smaller than the dataset's {meta['vocab_size']}; "
+                        "set it to -1")
     for split in ("train", "val"):
         if meta[f"{split}_tokens"] <= c.block_size:
-            raise UserError(f"block_size {c.block_size} needs more than the {meta[f'{split}_tokens']:,} tokens of "
-                            f"{split}.bin in {c.dataset!r}; lower block_size or prepare more text")
+            raise UserError(f"block_size {c.block_size} needs more than the {meta[f'{split}_tokens']:,} "
+                            f"tokens of {split}.bin in {c.dataset!r}; lower block_size or prepare more text")
     if not all(step.strip().isdecimal() for step in c.keep_steps.split(",") if c.keep_steps):
         raise UserError(f"keep_steps must list steps such as '1000,2000', not {c.keep_steps!r}")
     for key in ("dropout", "warmup_frac", "cooldown_frac", "beta1", "beta2"):
         if not 0 <= getattr(c, key) <= 1 - (key in ("dropout", "beta1", "beta2")) * 1e-9:
             raise UserError(f"{key} must be between 0 and 1, not {getattr(c, key)}")
     if c.batch_size == -1 and c.max_iters != -1:
-        raise UserError("batch_size=-1 follows from the run's compute, which max_iters does not give; set target_tokens, "
-                        "target_flops, tokens_per_param or epochs instead, or batch_size")
+        raise UserError("batch_size=-1 follows from the run's compute, which max_iters does not give; set "
+                        "target_tokens, target_flops, tokens_per_param or epochs instead, or batch_size")
     if c.batch_size != -1 and c.batch_size < world * max(1, c.gradient_accumulation_steps):
         raise UserError(f"batch_size {c.batch_size} is smaller than {world} processes x "
                         f"{c.gradient_accumulation_steps} gradient_accumulation_steps; raise batch_size")
@@ -167,24 +169,20 @@ def check(c: Config, meta: dict, world: int) -> None:
 
 def derive(c: Config, meta: dict, device: str, world: int) -> Config:
     """Every -1 and 'auto' replaced by its value."""
-    c = dataclasses.replace(c, device=device, vocab_size=c.vocab_size if c.vocab_size != -1 else meta["vocab_size"])
+    c = dataclasses.replace(c, device=device, vocab_size=max(c.vocab_size, meta["vocab_size"]))
     if c.dtype == "auto":
-        cuda = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float16"
-        c.dtype = cuda if device.startswith("cuda") else "float32"
+        c.dtype = ("float32" if not device.startswith("cuda") else
+                   "bfloat16" if torch.cuda.is_bf16_supported() else "float16")
     if -1 in (c.batch_size, c.learning_rate):
         rule_of_compute(c, meta, world)
     c.max_iters = horizon_steps(c, meta)
-    if c.warmup_iters == -1:
-        c.warmup_iters = round(c.warmup_frac * c.max_iters)
-    if c.lr_decay_iters == -1:
-        c.lr_decay_iters = c.max_iters
+    values = dict(warmup_iters=round(c.warmup_frac * c.max_iters), lr_decay_iters=c.max_iters,
+                  eval_interval=max(1, c.max_iters // 10), log_interval=max(1, c.max_iters // 200))
+    for key in [key for key in values if getattr(c, key) == -1]:
+        setattr(c, key, values[key])
     for key in ("warmup_iters", "lr_decay_iters"):
         if not 0 <= getattr(c, key) <= c.max_iters:
             raise UserError(f"{key} {getattr(c, key)} is outside the run's {c.max_iters} steps; set it to -1")
-    if c.eval_interval == -1:
-        c.eval_interval = max(1, c.max_iters // 10)
-    if c.log_interval < 1:
-        c.log_interval = max(1, c.max_iters // 200)
     val_rows = (meta["val_tokens"] - 1) // c.block_size
     c.eval_iters = min(c.eval_iters, val_rows) if c.eval_iters > 0 else val_rows
     if c.gradient_accumulation_steps < 1:
@@ -215,20 +213,21 @@ def horizon_tokens(c: Config, meta: dict) -> float:
 
 def horizon_steps(c: Config, meta: dict) -> int:
     """Optimizer steps for whichever horizon is set, rounded to the nearest, at least 1."""
-    return c.max_iters if c.max_iters != -1 else max(1, round(horizon_tokens(c, meta) / (c.batch_size * c.block_size)))
+    return max(1, round(horizon_tokens(c, meta) / (c.batch_size * c.block_size)))
 
 
 def rule_of_compute(c: Config, meta: dict, world: int) -> None:
-    """Set what is -1: batch 0.2920 C^0.3271 tokens, learning rate 0.3118 C^-0.125, C = 6 N D (Bi et al. 2024, eq. 1).
+    """Set what is -1: batch 0.2920 C^0.3271 tokens, rate 0.3118 C^-0.125, C = 6 N D (Bi et al. 2024, eq. 1).
 
-    The batch becomes a power of 2 of sequences and at most a hundredth of the run, so that the schedule has steps.
+    The batch is a power of 2 of sequences and at most a hundredth of the run, so that the schedule has steps.
     Of the published rules these fit best at 1e10 to 1e12 FLOPs too, with muP (scaling/LOG.md).
     """
     params, tokens = shape_counts(c)[0], horizon_tokens(c, meta)
     C = 6 * (params["non_embedding"] + params["head"]) * tokens
     if c.batch_size == -1:
         rows = 2 ** round(math.log2(0.2920 * C ** 0.3271 / c.block_size))
-        c.batch_size = max(world * max(1, c.gradient_accumulation_steps), min(rows, int(tokens / c.block_size / 100)))
+        rows = min(rows, int(tokens / c.block_size / 100))
+        c.batch_size = max(rows, world * max(1, c.gradient_accumulation_steps))
     if c.learning_rate == -1:
         c.learning_rate = float(f"{0.3118 * C ** -0.125:.2g}")
 
@@ -236,11 +235,11 @@ def rule_of_compute(c: Config, meta: dict, world: int) -> None:
 def accumulation(c: Config, world: int) -> int:
     """Micro-batches per step, so that activations and logits take at most 60 % of the free memory.
 
-    Per token and layer about 34 D bytes at 2 bytes each (Korthikanti et al. 2022, eq. 2, without the T x T scores,
-    which SDPA does not keep), and three copies of the V logits.
+    Per token and layer about 34 D bytes at 2 bytes each (Korthikanti et al. 2022, eq. 2, without the T x T
+    scores, which SDPA does not keep), and three copies of the V logits.
     """
     size = 4 if c.dtype == "float32" else 2
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"    # macOS: all there are
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"    # macOS: all
     per_token = c.n_layer * 17 * c.n_embd * size + 3 * c.vocab_size * 4
     free = (torch.cuda.mem_get_info()[0] if c.device.startswith("cuda") else
             os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE"))
@@ -252,7 +251,7 @@ def accumulation(c: Config, world: int) -> int:
 
 
 class Batches:
-    """Rows of block_size tokens of a .bin file. Row r is tokens [rT, rT + T); its targets lie one further on."""
+    """Rows of block_size tokens of a .bin file. Row r is tokens [rT, rT + T), its targets one further on."""
 
     def __init__(self, path: Path, block_size: int, seed: int, device: str):
         self.tokens = np.memmap(path, dtype=np.uint16, mode="r")
@@ -261,20 +260,21 @@ class Batches:
         self.epoch, self.order = -1, None
 
     def row_ids(self, start: int, count: int) -> np.ndarray:
-        """Rows `start` to `start + count` of the endless sequence of epochs, each a permutation by (seed, epoch)."""
+        """Rows `start` to `start + count` of the endless sequence of epochs, permuted by (seed, epoch)."""
         parts = []
-        while count:                                   # an epoch may end inside the batch: go on with the next
+        while count:                                   # an epoch may end inside the batch: go on in the next
             epoch, at = divmod(start, self.rows)
             if epoch != self.epoch:
-                self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+                self.epoch = epoch
+                self.order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
             parts.append(self.order[at:at + count])
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts)
 
     def get(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs, targets), each (len(ids), T) int64 on the device."""
-        window = self.tokens[ids[:, None] * self.T + np.arange(self.T + 1)].astype(np.int64)
-        window = torch.from_numpy(window)
+        window = self.tokens[ids[:, None] * self.T + np.arange(self.T + 1)]
+        window = torch.from_numpy(window.astype(np.int64))
         if self.device.startswith("cuda"):
             window = window.pin_memory()               # lets the copy run beside the previous step
         window = window.to(self.device, non_blocking=True)
@@ -291,7 +291,7 @@ def learning_rate(step: int, c: Config) -> float:
         into = (step - (c.lr_decay_iters - cooldown)) / cooldown
         share = 1 - math.sqrt(min(1.0, max(0.0, into)))
     else:
-        share = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[c.schedule]
+        share = dict(constant=1.0, linear=1 - done, cosine=0.5 * (1 + math.cos(math.pi * done)))[c.schedule]
     return c.min_lr + share * (c.learning_rate - c.min_lr)
 
 
@@ -299,7 +299,7 @@ def learning_rate(step: int, c: Config) -> float:
 
 
 def write_atomic(path: Path, write) -> None:
-    """`write(file)` into a file beside `path`, then rename: a full disk or a kill leaves what was there before."""
+    """`write(file)` beside `path`, then rename: a full disk or a kill leaves what was there before."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as f:
@@ -340,38 +340,38 @@ def require_same_run(old: dict, c: Config, path: Path) -> None:
     free = ("out_dir", "resume", "device", "dtype", "compile", "gradient_accumulation_steps", "ckpt_minutes")
     for key, value in dataclasses.asdict(c).items():
         if key not in free and old.get(key) != value:
-            raise UserError(f"{path} was written with {key}={old.get(key)!r}, not {value!r}: choose another out_dir, "
-                            "restore the setting, or pass --resume=never to start over")
+            raise UserError(f"{path} was written with {key}={old.get(key)!r}, not {value!r}: choose another "
+                            "out_dir, restore the setting, or pass --resume=never to start over")
 
 
 def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
-    """A branch must equal the run that it leaves, learning rates included, over the `steps` that they share."""
-    later = dict(max_iters=c.max_iters, lr_decay_iters=c.lr_decay_iters, schedule=c.schedule, min_lr=c.min_lr,
-                 cooldown_frac=c.cooldown_frac, warmup_frac=c.warmup_frac, keep_steps=c.keep_steps, branch=c.branch,
-                 **{k: getattr(c, k) for k in HORIZONS if k != "max_iters"})
-    require_same_run(old | later, c, path)
+    """A branch must equal the run that it leaves, learning rates included, over the `steps` they share."""
+    later = (*HORIZONS, "lr_decay_iters", "schedule", "min_lr", "cooldown_frac", "warmup_frac", "keep_steps",
+             "branch")
+    require_same_run(old | {key: getattr(c, key) for key in later}, c, path)
     trunk = Config(**old)
     for step in range(steps):
         if learning_rate(step, c) != learning_rate(step, trunk):
-            raise UserError(f"{path} cannot be branched from: the learning rates differ at step {step}; a branch needs the "
-                            "same warmup_iters and a cooldown that begins later")
+            raise UserError(f"{path} cannot be branched from: the learning rates differ at step {step}; a "
+                            "branch needs the same warmup_iters and a cooldown that begins later")
 
 
 def require_same_text(sha256: str, c: Config, meta: dict, path: Path) -> None:
     if sha256 != meta["train_sha256"]:
-        raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text again, "
-                        "or pass --resume=never to start over")
+        raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text "
+                        "again, or pass --resume=never to start over")
 
 
 def corrupt(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is corrupt ({type(error).__name__}); delete it, or pass --resume=never, to start over")
+    return UserError(f"{path} is corrupt ({type(error).__name__}); delete it, or pass --resume=never, "
+                     "to start over")
 
 
 def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
     """The checkpoint at `path`, checked against `c` and the data."""
     try:
         with zipfile.ZipFile(path) as z:
-            if z.testzip():                            # torch.load ignores the checksums that torch.save writes
+            if z.testzip():                            # torch.load ignores the checksums of torch.save
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
         old, data, step = dict(state["config"]), state["data_sha256"], state["step"]
@@ -388,7 +388,7 @@ def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drop what was logged after `step`, and a torn last line: the resumed run logs them again, without a seam."""
+    """Drop what was logged after `step`, and a torn last line: the resumed run logs them again."""
     lines, kept = path.read_bytes().splitlines(keepends=True) if path.exists() else [], []
     for number, line in enumerate(lines, 1):
         try:
@@ -401,7 +401,7 @@ def trim_log(path: Path, step: int) -> None:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with -dirty where files differ from it; empty outside a checkout or without git."""
+    """This checkout's commit, with -dirty where files differ; empty outside a checkout or without git."""
     if not shutil.which("git"):
         return ""
     out = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
@@ -422,7 +422,8 @@ def find_device(device: str) -> str:
 
 def setup(device: str) -> tuple[int, int, str]:
     """(rank, world size, device). Under torchrun: nccl on GPUs, gloo elsewhere."""
-    rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    alone = dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)
+    rank, world, local = (int(os.environ.get(key, value)) for key, value in alone.items())
     device = find_device(device)
     if world > 1:
         if device == "cuda":
@@ -434,7 +435,7 @@ def setup(device: str) -> tuple[int, int, str]:
 
 
 def keep_heap() -> None:
-    """Have glibc keep freed memory: else each step faults its tensors in anew (up to a fifth of its time on CPU)."""
+    """Have glibc keep freed memory: else each step faults it in anew (up to a fifth of its time on CPU)."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):                       # absent in musl and elsewhere
         libc.mallopt(-4, 0)                            # M_MMAP_MAX: large blocks come from the heap, too
@@ -448,8 +449,8 @@ class Run:
         self.c, self.meta, self.rank, self.world = c, meta, rank, world
         self.out, self.started = Path(c.out_dir), time.perf_counter()
         self.step, self.elapsed = 0, 0.0               # steps done; seconds spent in earlier sessions
-        self.losses, self.grad_norm = [], None         # since the last log line: tensors, read only when logging
-        self.noise, self.square = None, 0.0            # see add_noise; |this rank's gradient|^2, where there are several
+        self.losses, self.grad_norm = [], None         # since the last log line; tensors, read when logging
+        self.noise, self.square = None, 0.0            # see add_noise; this rank's |gradient|^2 under DDP
         self.record = None                             # the last log line
         keep_heap()
         torch.manual_seed(c.seed)
@@ -477,17 +478,18 @@ class Run:
     def train_step(self) -> None:
         """One optimizer step on batch number `step`, shared by ranks and micro-batches."""
         c, loss_sum = self.c, 0.0
-        if c.dropout:                                  # masks depend on (seed, step, rank) alone, as the data does
+        if c.dropout:                                  # masks depend on (seed, step, rank) alone
             state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
-        rows = np.array_split(self.data.row_ids(self.step * c.batch_size, c.batch_size), self.world)[self.rank]
-        parts, before = [], 0.0                        # of the batch: |gradient|^2 and rows, for the noise scale
+        rows = self.data.row_ids(self.step * c.batch_size, c.batch_size)
+        rows = np.array_split(rows, self.world)[self.rank]
+        parts, before = [], 0.0                        # (|gradient|^2, rows) of each, for add_noise
         for i, ids in enumerate(np.array_split(rows, c.gradient_accumulation_steps)):
             last = i == c.gradient_accumulation_steps - 1
             with contextlib.nullcontext() if last or self.world == 1 else self.model.no_sync():
                 with self.autocast:
                     loss = self.model(*self.data.get(ids))[1] * (len(ids) / c.batch_size)
-                self.scaler.scale(loss * self.world).backward()      # DDP averages over ranks; we want the sum
+                self.scaler.scale(loss * self.world).backward()    # DDP averages over ranks; we want the sum
             loss_sum = loss_sum + loss.detach()
             if c.gradient_accumulation_steps > 1 and self.world == 1:
                 gradient = torch.cat([p.grad.flatten() for p in self.raw.parameters()])
@@ -508,22 +510,22 @@ class Run:
         self.step += 1
 
     def add_noise(self, parts: list) -> None:
-        """Update the averages of tr(Sigma), of one sequence's gradient, and |G|^2, from which the noise scale follows.
+        """Average tr(Sigma), of a sequence's gradient, and |G|^2 (~50 steps): their ratio is the noise scale.
 
-        Both are unbiased, from the gradients of parts of the batch and of all of it (McCandlish et al. 2018, appendix
-        A.1): this rank's or, with one process, each micro-batch's |gradient|^2 and rows. They run over about 50 steps.
+        Both are unbiased, from gradients of parts and of all of the batch (McCandlish et al. 2018, app. A.1).
+        `parts` holds (|gradient|^2, rows) of this rank or, with one process, of each micro-batch.
         """
         B, whole = self.c.batch_size, self.grad_norm ** 2
-        trace = sum((square * (B / self.world / rows) ** 2 - whole) / (1 / rows - 1 / B) for square, rows in parts)
-        trace = trace / len(parts)
+        trace = sum((square * (B / self.world / rows) ** 2 - whole) / (1 / rows - 1 / B)
+                    for square, rows in parts) / len(parts)
         new = torch.stack([trace, whole - trace / B])
         self.noise = new if self.noise is None else torch.lerp(self.noise, new, 1 / min(50, self.step + 1))
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss in nats over the first eval_iters rows of val.bin, whatever the batch size; ranks share the rows."""
+        """Mean loss in nats of the first eval_iters rows of val.bin, at any batch size; ranks share them."""
         rows = np.arange(self.c.eval_iters)[self.rank::self.world]
-        per_batch = max(1, min(16384, 2 ** 27 // self.c.vocab_size) // self.c.block_size)    # .5 GB of logits at most
+        per_batch = max(1, min(16384, 2 ** 27 // self.c.vocab_size) // self.c.block_size)    # .5 GB of logits
         total = 0.0
         self.raw.eval()
         for i in range(0, len(rows), per_batch):
@@ -531,7 +533,8 @@ class Run:
             with self.autocast:
                 total += self.raw(x, y)[1].item() * len(x)
         self.raw.train()
-        total = torch.tensor(total, dtype=torch.float32 if self.c.device == "mps" else torch.float64, device=self.c.device)
+        kind = torch.float32 if self.c.device == "mps" else torch.float64
+        total = torch.tensor(total, dtype=kind, device=self.c.device)
         loss = self.sum_over_ranks(total).item() / self.c.eval_iters
         self.require_finite([loss], self.step, "validation loss")
         return loss
@@ -539,17 +542,18 @@ class Run:
     def require_finite(self, values: list, first_step: int, name: str) -> None:
         for i, value in enumerate(values):
             if not math.isfinite(value):
-                raise UserError(f"{self.out}: the {name} is {value} at step {first_step + i}; lower learning_rate "
-                                f"(now {self.c.learning_rate:g}) or set grad_clip (now {self.c.grad_clip:g})")
+                raise UserError(f"{self.out}: the {name} is {value} at step {first_step + i}; lower "
+                                f"learning_rate (now {self.c.learning_rate:g}) or set grad_clip "
+                                f"(now {self.c.grad_clip:g})")
 
     def mean_loss(self) -> float:
-        """Mean training loss since the last log line, over all micro-batches and ranks. This waits for the device."""
+        """Mean training loss since the last log line, over micro-batches and ranks. Waits for the device."""
         values = self.sum_over_ranks(torch.stack(self.losses)).tolist()
         self.require_finite(values, self.step - len(values) + 1, "training loss")
         return sum(values) / len(values)
 
     def noise_scale(self) -> dict:
-        """{noise_scale: tr(Sigma)/|G|^2 in tokens, the batch beyond which larger ones pay little}; {} where unknown."""
+        """{noise_scale: tr(Sigma)/|G|^2 in tokens: larger batches pay little}; {} where unknown."""
         if self.noise is None:
             return {}
         trace, square = self.sum_over_ranks(self.noise.clone()).tolist()
@@ -562,18 +566,18 @@ class Run:
         return self.step * self.c.batch_size * self.c.block_size
 
     def save(self, name: str = "ckpt.pt") -> None:
-        """Write a checkpoint, from which the run goes on bit for bit. A loss that is not finite stops here instead."""
+        """Write a checkpoint to go on from bit for bit. Raises UserError if a loss is not finite."""
         losses = self.sum_over_ranks(torch.stack(self.losses)) if self.losses else torch.zeros(0)
         self.require_finite(losses.tolist(), self.step - len(losses) + 1, "training loss")
         if self.noise is not None:
             self.noise = self.sum_over_ranks(self.noise) / self.world
-        weights = torch.nn.utils.get_total_norm(list(self.raw.parameters()))   # spoilt one step before the loss is
+        weights = torch.nn.utils.get_total_norm(list(self.raw.parameters()))   # spoilt a step before the loss
         self.require_finite([weights.item()], self.step, "norm of the weights")
         if self.rank == 0:
             state = dict(model=self.raw.state_dict(), optimizer=self.optimizer.state_dict(),
                          scaler=self.scaler.state_dict(), step=self.step, record=self.record,
-                         elapsed=self.seconds(), losses=losses.cpu(), noise=self.noise, config=dataclasses.asdict(self.c),
-                         data_sha256=self.meta["train_sha256"])
+                         elapsed=self.seconds(), losses=losses.cpu(), noise=self.noise,
+                         config=dataclasses.asdict(self.c), data_sha256=self.meta["train_sha256"])
             write_atomic(self.out / name, lambda f: torch.save(state, f))
         self.losses = [x / self.world for x in losses.unbind()]
 
@@ -587,16 +591,16 @@ class Run:
             self.losses = [x / self.world for x in state["losses"].to(self.c.device).unbind()]
             if state.get("noise") is not None:
                 self.noise = state["noise"].to(self.c.device)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:       # or of another version
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:   # or of another version
             raise corrupt(path, e) from None
 
     def start_files(self, resumed: bool) -> None:
-        """config.json, and a log that ends where this run goes on. Starting over, nothing of an earlier run is left."""
+        """config.json, and a log that ends where this run goes on; of a run started over nothing is left."""
         with named_errors(self.out, "allow writing, or choose another out_dir"):
             for name in ("result.json",) if resumed else ("result.json", "ckpt.pt", "log.jsonl"):
                 (self.out / name).unlink(missing_ok=True)
         log = self.out / "log.jsonl"
-        if self.c.branch and not log.exists():         # a branch's learning curve begins with that of its trunk
+        if self.c.branch and not log.exists():         # a branch's log begins with that of its trunk
             write_atomic(log, lambda f: f.write((Path(self.c.branch).parent / "log.jsonl").read_bytes()))
         trim_log(log, self.step)
         known = resumed and (self.out / "config.json").exists()
@@ -604,43 +608,44 @@ class Run:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(self.out / "config.json", dataclasses.asdict(self.c) | dict(
             started_at=old.get("started_at", now), commit=git_commit(), torch=torch.__version__,
-            numpy=np.__version__, world_size=self.world, device_name=device_name(self.c.device), data_sha256=self.meta["train_sha256"],
-            tokenizer=self.meta["tokenizer"], params=self.params, flops_per_token=self.flops))
+            numpy=np.__version__, world_size=self.world, device_name=device_name(self.c.device),
+            data_sha256=self.meta["train_sha256"], tokenizer=self.meta["tokenizer"], params=self.params,
+            flops_per_token=self.flops))
         total = self.c.max_iters * self.c.batch_size * self.c.block_size
-        print(f"{self.out}: {self.params['total']:,} parameters, {total:,} tokens in {self.c.max_iters:,} steps, "
-              f"{total * self.flops['total']:.3g} FLOPs on {self.c.device}"
+        print(f"{self.out}: {self.params['total']:,} parameters, {total:,} tokens in {self.c.max_iters:,} "
+              f"steps, {total * self.flops['total']:.3g} FLOPs on {self.c.device}"
               + (f"; goes on from step {self.step:,}" if self.step else ""), flush=True)
 
     def log(self, record: dict) -> None:
-        path, line = self.out / "log.jsonl", json.dumps(record) + "\n"
-        with named_errors(path, "free some space, then run the same command"), open(path, "a", encoding="utf-8") as f:
+        path, line = self.out / "log.jsonl", (json.dumps(record) + "\n").encode()
+        with named_errors(path, "free some space, then run the same command"), open(path, "ab") as f:
             f.write(line)
         left = (self.c.max_iters - self.step) * record["elapsed_s"] / self.step
         val = f" | val {record['val_loss']:.4f}" if "val_loss" in record else ""
-        print(f"step {self.step:,}/{self.c.max_iters:,} | train {record['train_loss']:.4f}{val} | lr {record['lr']:.2e} | "
-              f"norm {record['grad_norm']:.2f} | {record['tok_per_s']:,.0f} tok/s | ETA {left // 60:.0f}:{left % 60:02.0f}",
-              flush=True)
+        print(f"step {self.step:,}/{self.c.max_iters:,} | train {record['train_loss']:.4f}{val} | "
+              f"lr {record['lr']:.2e} | norm {record['grad_norm']:.2f} | {record['tok_per_s']:,.0f} tok/s | "
+              f"ETA {left // 60:.0f}:{left % 60:02.0f}", flush=True)
 
     def result(self, record: dict) -> dict:
         """The row of runs.csv (DESIGN: one name per column), from the last log record."""
         c, p, epoch = self.c, self.params, self.data.rows * self.c.block_size
         bits = record["val_loss"] / math.log(2) * self.meta["val_tokens"] / self.meta["val_bytes"]
         return dict(
-            seed=c.seed, dataset=c.dataset, tokenizer=self.meta["tokenizer"], n_layer=c.n_layer, n_head=c.n_head,
-            n_embd=c.n_embd, block_size=c.block_size, batch_tokens=c.batch_size * c.block_size,
-            learning_rate=c.learning_rate, schedule=c.schedule, params_total=p["total"],
-            params_embedding=p["token_embedding"] + p["position_embedding"],
+            seed=c.seed, dataset=c.dataset, tokenizer=self.meta["tokenizer"], n_layer=c.n_layer,
+            n_head=c.n_head, n_embd=c.n_embd, block_size=c.block_size,
+            batch_tokens=c.batch_size * c.block_size, learning_rate=c.learning_rate, schedule=c.schedule,
+            params_total=p["total"], params_embedding=p["token_embedding"] + p["position_embedding"],
             params_non_embedding=p["non_embedding"], params_head=p["head"], tokens=self.tokens(),
             unique_tokens=min(self.tokens(), epoch), epochs=self.tokens() / epoch,
             flops_6nd=6 * (p["non_embedding"] + p["head"]) * self.tokens(), flops_exact=record["flops"],
             train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
             val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
-            tok_per_s=round(self.tokens() / record["elapsed_s"], 1), device=device_name(c.device), dtype=c.dtype,
-            commit=git_commit())
+            tok_per_s=round(self.tokens() / record["elapsed_s"], 1), device=device_name(c.device),
+            dtype=c.dtype, commit=git_commit())
 
 
 def average(run: Run, bucket):
-    """DDP's averaging of gradients over ranks; before it, the square of this rank's own is noted for the noise scale."""
+    """DDP's averaging of gradients over ranks; before it, this rank's own |gradient|^2 is noted."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     run.square = run.square + bucket.buffer().square().sum()
     return allreduce_hook(None, bucket)
@@ -664,7 +669,7 @@ def caught_signals():
 
 
 def loop(run: Run, caught: list) -> dict:
-    """Train from where `run` stands to the end. Returns the last log record; raises Interrupted after a signal."""
+    """Train `run` to its end. Returns the last log record; raises Interrupted after a signal."""
     c, saved_at, logged_at, logged_step = run.c, time.perf_counter(), time.perf_counter(), run.step
     keep = {int(step) for step in c.keep_steps.split(",") if step}
     while run.step < c.max_iters:
@@ -678,8 +683,7 @@ def loop(run: Run, caught: list) -> dict:
             if evaluating:
                 record["val_loss"] = run.evaluate()
             record.update(lr=learning_rate(run.step - 1, c), grad_norm=run.grad_norm.item(),
-                          tok_per_s=round(rate, 1), elapsed_s=round(run.seconds(), 3))
-            record.update(run.noise_scale())
+                          tok_per_s=round(rate, 1), elapsed_s=round(run.seconds(), 3), **run.noise_scale())
             if c.dtype != "float16":                   # there the scaler skips such a step
                 run.require_finite([record["grad_norm"]], run.step, "gradient norm")
             if run.rank == 0:
@@ -688,8 +692,8 @@ def loop(run: Run, caught: list) -> dict:
         if run.step in keep:
             run.save(f"ckpt_{run.step}.pt")
         if run.world > 1 and run.step % 10 and not last:
-            continue                                   # ranks must stop and save together: they agree every tenth step
-        wants = torch.tensor([len(caught), time.perf_counter() - saved_at > 60 * c.ckpt_minutes], dtype=torch.float32)
+            continue                                   # ranks stop and save together, every tenth step
+        wants = torch.tensor([len(caught), time.perf_counter() - saved_at > 60 * c.ckpt_minutes]).float()
         stop, due = run.sum_over_ranks(wants.to(c.device) if run.world > 1 else wants).tolist()
         if last or stop or due:
             run.save()
@@ -741,8 +745,9 @@ def main() -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per "
-              f"byte, {result['tokens']:,} tokens in {result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
+        print(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, "
+              f"{result['val_bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens in "
+              f"{result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
     return 0
 
 

@@ -5,7 +5,7 @@
 The study holds one model at several batch sizes, each at a few constant rates (scaling/sweeps/batch.py).
 For each loss, the steps S that batch size B needs at its best rate follow S = S_min (1 + B_crit/B)
 (McCandlish et al. 2018, eq. 2.11), and B_crit(L) = B_star / L^(1/alpha_B) (Kaplan et al. 2020, eq. 1.4).
-Beside it stands the gradient noise scale that the runs logged: the same size, in theory (McCandlish, eq. 2.8).
+Beside it stands the gradient noise scale that the runs logged: the same, in theory (McCandlish, eq. 2.8).
 With --correct the runs of another study get S_min and C_min, their cost far above and far below B_crit.
 Batches are in tokens. Writes points.csv and batch.json into the study, batch.csv into the corrected one.
 """
@@ -119,7 +119,7 @@ def b_crit(fit: dict, L: np.ndarray) -> np.ndarray:
 
 
 def corrected(fit: dict, runs: dict) -> dict:
-    """{run, loss, flops, B_crit, S_min, C_min} of a runs.csv, C = 6 N D (Kaplan et al. 2020, eqs. 5.4, 5.5)."""
+    """{run, loss, flops, B_crit, S_min, C_min} of a runs.csv; C = 6 N D (Kaplan et al. 2020, eqs. 5.4-5)."""
     B, L, C = (runs[k] for k in ("batch_tokens", "val_loss", "flops_6nd"))
     critical_batch = b_crit(fit, L)
     return {"run": runs["run"], "loss": L, "flops": C, "B_crit": critical_batch,
@@ -127,7 +127,7 @@ def corrected(fit: dict, runs: dict) -> dict:
 
 
 def correct_study(fit: dict, folder: Path) -> str:
-    """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C), and how far it extrapolates."""
+    """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C) and how far it extrapolates."""
     table = corrected(fit, logs.read_table(folder / "runs.csv"))
     rows = [dict(zip(table, row)) for row in zip(*table.values())]
     logs.write_table(folder / "batch.csv", rows, list(table))

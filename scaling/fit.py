@@ -36,11 +36,13 @@ def choose_params(table: dict, convention: str | None) -> tuple[np.ndarray, str]
     default."""
     if convention is None and "params" in table:
         return counts.column(table, "params", "the fit"), "as given"
+    counts.check_name(convention or counts.DEFAULT_PARAMS, counts.PARAMS, "parameter")
     if convention is None and "params_head" not in table and "params_non_embedding" in table:
         raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                         "counted; pass --params=non_embedding to leave the head out")
     if not any(c.startswith("params_") for c in table):
-        raise UserError(f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
+        raise UserError(f"no columns 'params_total' and the like, which --params={convention} needs" if convention
+                        else f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
     convention = convention or counts.DEFAULT_PARAMS
     return counts.params(table, convention), convention
 

@@ -3,8 +3,8 @@
     python -m scaling.mup out/transfer
 
 Coordinate check (Yang et al. 2022, appendix D.1): how far a few Adam steps move the activations of models of
-several widths. Under muP by the same amount at every width; under gpt2 by more the wider the model is, which is
-why its best learning rate falls. Transfer: the losses of scaling/sweeps/transfer.py by width and learning rate.
+several widths. Under muP by the same amount at every width; under gpt2 by more the wider the model is, which
+is why its best learning rate falls. Transfer: losses of scaling/sweeps/transfer.py by width and rate.
 Writes coordinates.csv and transfer.csv into the study.
 """
 import argparse
@@ -54,12 +54,13 @@ def coordinate_check(kind: str, width: int, learning_rate: float, seed: int) -> 
 
 def growth(rows: list[dict], kind: str, activation: str) -> float:
     """Exponent of width in how far the last step has moved `activation`: 0 is flat, .5 and 1 grow."""
-    rows = [r for r in rows if (r["parametrization"], r["activation"], r["step"]) == (kind, activation, STEPS)]
+    wanted = (kind, activation, STEPS)
+    rows = [r for r in rows if (r["parametrization"], r["activation"], r["step"]) == wanted]
     return float(np.polyfit(np.log([r["n_embd"] for r in rows]), np.log([r["moved"] for r in rows]), 1)[0])
 
 
 def transfer_table(folder: Path) -> list[dict]:
-    """Rows {parametrization, n_embd, learning_rate, seed, val_loss} of the finished runs. Raises UserError."""
+    """Rows {parametrization, n_embd, learning_rate, seed, val_loss} of finished runs. Raises UserError."""
     rows, problems = logs.parse_study(folder)
     for problem in problems:
         print(problem)

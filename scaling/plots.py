@@ -520,8 +520,8 @@ def critical_batch(table: dict, found: dict) -> Figure:
         left.plot(table["batch_tokens"][own] * table["steps"][own], table["steps"][own], "o", color=color,
                   markersize=2.5)
     left.set(xscale="log", yscale="log", xlabel="tokens")
-    figure.legend(*left.get_legend_handles_labels(), title="loss", title_fontsize=7, loc="outside lower center",
-                  ncols=5, columnspacing=1)
+    figure.legend(*left.get_legend_handles_labels(), title="loss", title_fontsize=7, ncols=5,
+                  loc="outside lower center", columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
     right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
@@ -594,7 +594,7 @@ def study_figures(study: dict) -> dict[str, Figure]:
             figures[name] = power_law(x, L, pareto(x, L), found[name], letter, label)
     if "surface" in found:
         figures |= surface_figures(N, D, L, found["surface"], study, n_label)
-    if "accounting" in found:
+    if any("a" in cell for row in found.get("accounting", {}).values() for cell in row.values()):
         figures["accounting"] = accounting(found["accounting"])
     if study["forecasts"] and np.isfinite(study["forecasts"]["measured"]).any():
         figures["forecasts"] = forecast_board(study["forecasts"])

@@ -95,12 +95,14 @@ def text(result: dict) -> str:
 
 def values(table: dict, name: str):
     """The sorted distinct values of a column as text, or 'not recorded'."""
-    return sorted(set(map(str, table[name]))) if name in table else "not recorded"
+    found = sorted(set(map(str, table.get(name, ()))) - {"nan", ""})
+    return found or "not recorded"
 
 
-def span(x: np.ndarray) -> list[float]:
-    """[smallest, largest]."""
-    return [float(np.nanmin(x)), float(np.nanmax(x))]
+def span(x: np.ndarray) -> list[float] | str:
+    """[smallest, largest] of the numbers that are there, or 'not recorded'."""
+    x = x[np.isfinite(x)]
+    return [float(x.min()), float(x.max())] if len(x) else "not recorded"
 
 
 def fit_entry(name: str, fit: dict) -> dict:
@@ -136,7 +138,7 @@ def card(table: dict, data: dict, result: dict, bootstrap: int, seed: int) -> di
     training = {c: values(used, c) for c in columns}
     training |= {"runs": len(data["last"]), "params": span(data["N"]), "tokens": span(data["D"]),
                  "flops": span(data["C"]), "tokens_per_param": span(data["D"] / data["N"]),
-                 "epochs": span(used["epochs"]) if "epochs" in used else "not recorded",
+                 "epochs": span(counts.column(used, "epochs", "the card") if "epochs" in used else np.empty(0)),
                  "seed_noise": data["seed_noise"], "repeated_seeds": data["seed_df"],
                  "sizes": sizes(used, data)}
     fits = {name: fit_entry(name, result[name]) for name in EQUATIONS if name in result}

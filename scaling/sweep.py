@@ -97,7 +97,7 @@ def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
 
 
 def with_seeds(run: dict, path: str) -> list[dict]:
-    """`run` once for each of its `seeds`, an int, from its `seed` on: their spread is the noise fit.py uses."""
+    """`run` once for each of its `seeds`, an int, from its `seed` on: their spread is fit.py's noise."""
     if "seeds" not in run or not isinstance(run.get("name"), str):      # read_sweep refuses a missing name
         return [run]
     seeds, first = run["seeds"], run.get("seed", train.Config.seed)

@@ -23,7 +23,7 @@ SMALL = dict(dataset="tiny", n_layer=1, n_head=2, n_embd=16, block_size=32, batc
 
 
 def write_dataset(folder: Path, train_tokens: int = 40_000, val_tokens: int = 20_000) -> dict:
-    """A char dataset as prepare.py writes it, of the help texts in Python's library. Returns its meta.json."""
+    """A char dataset as prepare.py writes it, of the help texts in Python's library. Returns its meta."""
     text = "\n\n".join(topics[k] for k in sorted(topics)).encode("ascii", "ignore").decode()
     text = text[:train_tokens + val_tokens]
     chars = "".join(sorted(set(text)))
@@ -39,7 +39,7 @@ def write_dataset(folder: Path, train_tokens: int = 40_000, val_tokens: int = 20
 
 
 class Lab:
-    """train.py, model.py, configurator.py and data/tiny under `root`, which train.ROOT must be (see `lab`)."""
+    """train.py, model.py, configurator.py, data/tiny under `root`, which train.ROOT must be (see `lab`)."""
 
     def __init__(self, root: Path):
         self.root = root

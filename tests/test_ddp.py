@@ -13,8 +13,8 @@ CASES = dict(plain={}, accumulated=dict(gradient_accumulation_steps=2),
              uneven=dict(batch_size=7, gradient_accumulation_steps=3),         # ranks of 2+1+1 and 1+1+1 rows
              one_row=dict(eval_iters=1), odd_rows=dict(eval_iters=5))
 
-# One launch for all cases, since importing torch costs more than training. The last two get a SIGTERM at one of their
-# ranks in step 13; the first of them goes on here with two processes, the other in a test with one.
+# One launch for all cases, since importing torch costs more than training. The last two get a SIGTERM at one
+# of their ranks in step 13; the first of them goes on here with two processes, the other in a test with one.
 SCRIPT = """
 import json, os, signal, sys
 import torch.distributed as dist
@@ -60,7 +60,8 @@ def both(module_lab):
 def assert_close_runs(lab, a: str, b: str) -> None:
     """The same losses to 1e-5, relative; the same steps, rates and counts exactly."""
     for x, y in zip(lab.log(a), lab.log(b), strict=True):
-        assert x.keys() ^ y.keys() <= {"noise_scale"} and all(x[k] == y[k] for k in ("step", "tokens", "flops", "lr"))
+        assert x.keys() ^ y.keys() <= {"noise_scale"}
+        assert all(x[k] == y[k] for k in ("step", "tokens", "flops", "lr"))
         for key in x.keys() & {"train_loss", "val_loss"}:
             assert y[key] == pytest.approx(x[key], rel=1e-5), (key, x["step"])
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
@@ -77,8 +78,8 @@ def test_two_processes_train_what_one_does(both, case):
 
 def test_ranks_measure_the_noise_scale_that_micro_batches_do(both):
     """The same parts of the same batches; a batch in one part has none."""
-    scales = {name: [r.get("noise_scale") for r in both.log(name)][-1] for name in ("plain", "plain2", "accumulated")}
-    assert scales["plain"] is None and scales["plain2"] == pytest.approx(scales["accumulated"], rel=0.01)
+    one, two, parts = (both.log(name)[-1].get("noise_scale") for name in ("plain", "plain2", "accumulated"))
+    assert one is None and two == pytest.approx(parts, rel=0.01)
 
 
 def test_two_processes_go_on_as_two(both):

@@ -53,8 +53,8 @@ def test_transfer_table_of_a_study(lab, capsys):
     for kind in mup.KINDS:
         for width in (16, 32):
             for rate in (1e-3, 1e-2):
-                lab.train(f"{kind}_d{width}_lr{rate:g}", parametrization=kind, n_embd=width, learning_rate=rate,
-                          eval_iters=20)
+                lab.train(f"{kind}_d{width}_lr{rate:g}", parametrization=kind, n_embd=width,
+                          learning_rate=rate, eval_iters=20)
     folder = lab.root / "out"
     table = mup.transfer_table(folder)
     assert [(r["parametrization"], r["n_embd"], r["learning_rate"]) for r in table] == [
@@ -74,7 +74,8 @@ def test_a_study_without_runs_is_refused(tmp_path):
 
 def test_the_figures_show_what_the_tables_say(rows, tmp_path):
     """The best rate of each width is marked, and every activation has its line."""
-    table = [dict(parametrization=kind, n_embd=width, learning_rate=rate, seed=1, val_loss=2 + abs(rate - 0.002))
+    table = [dict(parametrization=kind, n_embd=width, learning_rate=rate, seed=1,
+                  val_loss=2 + abs(rate - 0.002))
              for kind in mup.KINDS for width in (32, 64) for rate in (0.001, 0.002, 0.004)]
     logs.write_table(tmp_path / "transfer.csv", table, list(table[0]))
     logs.write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))

@@ -163,9 +163,9 @@ def test_too_few_batch_sizes_are_refused(tmp_path):
 
 def test_a_batch_study_from_runs_to_its_fit(lab, capsys):
     for rows in (4, 8, 16, 32):
-        lab.train(f"b{rows}", max_iters=1600 // rows, batch_size=rows, gradient_accumulation_steps=2, eval_iters=20,
-                  schedule="constant", learning_rate=2e-3 * rows ** 0.5, eval_interval=40 // rows,
-                  log_interval=40 // rows)
+        lab.train(f"b{rows}", max_iters=1600 // rows, batch_size=rows, gradient_accumulation_steps=2,
+                  eval_iters=20, schedule="constant", learning_rate=2e-3 * rows ** 0.5,
+                  eval_interval=40 // rows, log_interval=40 // rows)
     assert batch.main([str(lab.root / "out")]) == 0
     assert "B_crit(L) =" in capsys.readouterr().out
     fit = json.loads((lab.root / "out" / "batch.json").read_text())
@@ -187,7 +187,8 @@ def test_batch_and_rate_follow_from_compute(lab):
 
 def test_the_rules_leave_alone_what_is_set(lab):
     c = lab.derived(max_iters=None, target_tokens=1e6, learning_rate=-1)
-    assert c.batch_size == 8 and c.learning_rate == lab.derived(max_iters=3906, learning_rate=-1).learning_rate
+    assert c.batch_size == 8
+    assert c.learning_rate == lab.derived(max_iters=3906, learning_rate=-1).learning_rate
     c = lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1)
     assert c.learning_rate == train.Config.learning_rate
 

@@ -1,4 +1,4 @@
-"""A run that is interrupted or killed anywhere ends as if nothing had happened, bit for bit (CPU, float32)."""
+"""A run interrupted or killed anywhere ends as if nothing had happened, bit for bit (CPU, float32)."""
 import json
 import os
 import random
@@ -123,7 +123,7 @@ def run_into(lab, name, where, at, **settings) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("at", [1, 14, 15, 24, 29])            # 14: a log line; 15: between; 24: an evaluation
+@pytest.mark.parametrize("at", [1, 14, 15, 24, 29])        # 14: a log line; 15: between; 24: an evaluation
 def test_half_and_half_equals_the_whole(straight, name, at, dropout):
     settings = RUN | dict(dropout=dropout)
     with pytest.raises(train.Interrupted, match=f"step {at};"), pytest.MonkeyPatch.context() as patch:

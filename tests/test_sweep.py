@@ -14,7 +14,8 @@ import train
 from configurator import UserError
 from scaling import sweep
 
-BASE = "base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_size=4, device='cpu', learning_rate=5e-3)\n"
+BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_size=4, device='cpu', "
+        "learning_rate=5e-3)\n")
 
 
 @pytest.fixture
@@ -90,25 +91,26 @@ def test_bad_sweep_file_is_one_line(study, text, words):
 
 def test_a_branch_equals_a_run_of_its_own(study, lab, capsys):
     """Bit for bit on CPU: parameters, optimizer and every logged number but times."""
-    path = study("runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, eval_interval=0, log_interval=5, "
-                 "budgets=[2e8, 4e8])]")
+    path = study("runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, eval_interval=0, "
+                 "log_interval=5, budgets=[2e8, 4e8])]")
     trunk, branch = plan(path)
     assert sweep.run_all([trunk, branch], 2) == []
     alone = branch.overrides | {"out_dir": str(lab.root / "out" / "alone")}
     del alone["branch"]
     train.train(train.Config(**alone))
-    mine, other = (torch.load(d / "ckpt.pt", weights_only=True) for d in (branch.out, lab.root / "out" / "alone"))
+    both = (branch.out, lab.root / "out" / "alone")
+    mine, other = (torch.load(d / "ckpt.pt", weights_only=True) for d in both)
     assert all(torch.equal(v, other["model"][k]) for k, v in mine["model"].items())
     for k, state in mine["optimizer"]["state"].items():
         assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other["optimizer"]["state"][k][n]))
                    for n, v in state.items())
     logs = [[{k: v for k, v in json.loads(line).items() if k not in ("elapsed_s", "tok_per_s")}
-             for line in (d / "log.jsonl").read_text().splitlines()] for d in (branch.out, lab.root / "out" / "alone")]
+             for line in (d / "log.jsonl").read_text().splitlines()] for d in both]
     assert logs[0] == logs[1]
 
 
-GRID = """runs = [dict(name=f'd{d}', n_embd=d, schedule='wsd', warmup_iters=2, eval_interval=0, budgets=[c for c in
-          (2e8, 4e8, 8e8)]) for d in (8, 12, 16)]
+GRID = """runs = [dict(name=f'd{d}', n_embd=d, schedule='wsd', warmup_iters=2, eval_interval=0,
+              budgets=[c for c in (2e8, 4e8, 8e8)]) for d in (8, 12, 16)]
 held_out = [dict(name='big', n_embd=20, schedule='wsd', warmup_iters=2, budget=2.4e9)]"""
 
 
@@ -117,7 +119,8 @@ def test_study_from_text_to_scored_forecast(study, lab, capsys):
     assert sweep.main([study(GRID), "--jobs=2"]) == 0
     folder = lab.root / "out" / "tiny_study"
     table = rows(folder)
-    assert len(table) == 9 and all(float(r["val_loss"]) > 0 for r in table) and {r["study"] for r in table} == {"tiny_study"}
+    assert len(table) == 9 and all(float(r["val_loss"]) > 0 for r in table)
+    assert {r["study"] for r in table} == {"tiny_study"}
     assert "surface" in json.loads((folder / "fit.json").read_text())
     with open(folder / "forecasts.csv", encoding="utf-8") as f:
         forecast, = csv.DictReader(f)
@@ -133,8 +136,8 @@ def test_study_from_text_to_scored_forecast(study, lab, capsys):
 def test_failed_run_is_named_and_the_rest_goes_on(study, lab, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "fit_study", lambda folder: {})
     monkeypatch.setattr(sweep.plots, "draw_study", lambda folder: None)
-    path = study("runs = [dict(name='good', n_embd=8, max_iters=3), dict(name='bad', n_embd=8, max_iters=30, grad_clip=0.0, "
-                 "learning_rate=1e30, log_interval=1)]")
+    path = study("runs = [dict(name='good', n_embd=8, max_iters=3), dict(name='bad', n_embd=8, max_iters=30, "
+                 "grad_clip=0.0, learning_rate=1e30, log_interval=1)]")
     assert sweep.main([path, "--jobs=1"]) == 1
     assert [r["run"] for r in rows(lab.root / "out" / "tiny_study")] == ["good"]
     assert "failed: bad: exit code 2" in capsys.readouterr().err
@@ -143,10 +146,17 @@ def test_failed_run_is_named_and_the_rest_goes_on(study, lab, capsys, monkeypatc
 def test_killed_sweep_goes_on_where_it_was(study, lab):
     """SIGINT: the running model checkpoints and the sweep exits with 3; the next call resumes it."""
     path = study("runs = [dict(name='long', n_embd=16, max_iters=3000, eval_iters=5)]")
-    code = f"import sys; sys.path.insert(0, {str(sweep.Path(__file__).parents[1])!r}); import train; from pathlib import Path; " \
-           f"train.ROOT = Path({str(lab.root)!r}); from scaling import sweep; sweep.OUT = train.ROOT / 'out'; " \
-           f"p, = [p for r in sweep.read_sweep({path!r})[1] for p in sweep.plan_run('tiny_study', r, {path!r})]; " \
-           "sweep.run_all([p], 1)"
+    code = f"""
+import sys
+sys.path.insert(0, {str(sweep.Path(__file__).parents[1])!r})
+import train
+from pathlib import Path
+train.ROOT = Path({str(lab.root)!r})
+from scaling import sweep
+sweep.OUT = train.ROOT / 'out'
+p, = [p for r in sweep.read_sweep({path!r})[1] for p in sweep.plan_run('tiny_study', r, {path!r})]
+sweep.run_all([p], 1)
+"""
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     log = lab.root / "out" / "tiny_study" / "long" / "log.jsonl"
     for _ in range(600):

@@ -21,7 +21,8 @@ from model import GPT
 # The columns of runs.csv, less study and run, which the parser adds.
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
     params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd
-    flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype commit""".split()
+    flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype
+    commit""".split()
 
 
 # ---------------------------------------------------------------- horizon
@@ -40,7 +41,7 @@ def counts_by_hand(lab):
     ("target_tokens", 12_345, lambda N, F: 12_345),
     ("target_flops", 1e9, lambda N, F: 1e9 / F),
     ("tokens_per_param", 2.5, lambda N, F: 2.5 * N),
-    ("epochs", 1.5, lambda N, F: 1.5 * 1249 * 32)])            # 40,000 tokens are 1,249 rows of 32, and targets
+    ("epochs", 1.5, lambda N, F: 1.5 * 1249 * 32)])          # 40,000 tokens are 1,249 rows of 32, and targets
 def test_each_horizon_gives_its_steps(lab, horizon, value, tokens):
     want = tokens(*counts_by_hand(lab)) / 256                 # 8 sequences of 32 tokens a step
     c = lab.derived(**{"max_iters": None, horizon: value})
@@ -301,7 +302,8 @@ def test_a_finished_run_is_not_trained_again(lab, monkeypatch):
 
 @pytest.mark.parametrize("key, value", [
     ("learning_rate", 0.5), ("seed", 2), ("max_iters", 30), ("n_layer", 2), ("batch_size", 4),
-    ("eval_iters", 5), ("schedule", "linear"), ("dropout", 0.1), ("tie_weights", False), ("dataset", "other")])
+    ("eval_iters", 5), ("schedule", "linear"), ("dropout", 0.1), ("tie_weights", False),
+    ("dataset", "other")])
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_setting_in_the_same_directory_is_refused(lab, key, value, finished):
     write_dataset(lab.data / "other")
@@ -431,7 +433,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted, monkeypatch, wh
 
 @pytest.mark.parametrize("limit, file", [(20_000, "ckpt.pt"), (3_000, "log.jsonl")])
 def test_a_limit_on_file_size(lab, file, limit):
-    """The system's own refusal amid a write. The log outgrows 3,000 bytes long before the first checkpoint."""
+    """The system's own refusal amid a write. The log outgrows 3,000 bytes before the first checkpoint."""
     resource = pytest.importorskip("resource")
     if file == "ckpt.pt":
         interrupt(lab, at=10)

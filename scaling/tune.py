@@ -1,0 +1,171 @@
+"""Batch and learning rate for a dataset, from two or more small sizes: a rule, and a config that follows it.
+
+    python -m scaling.tune out/tune [--write=config/tuned.py]
+
+The study (scaling/sweeps/tune.py) trains each width on tokens D in proportion to its parameters, at several
+batches and rates. The best rate of a batch is the vertex of a parabola in log rate. A width's batch is the
+largest within 1 % of the best loss at equal D, interpolated between those tried (Bi et al. 2024, section 3.1,
+also take what is near the best). The batch is then a power law of D, as in StepLaw (Li et al. 2025); the rate
+stays that of the widest, as it should under muP, and how far it moved is reported. Two widths leave no error
+estimate; a third shows what the exponent is worth.
+"""
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import train
+from configurator import UserError, exit_cleanly
+from scaling import counts, logs
+from scaling.plan import write_new
+
+SLACK = 0.01                               # loss given up for fewer steps
+COLUMNS = "n_embd batch_tokens learning_rate tokens val_loss".split()
+SAME = "dataset tokenizer n_layer n_head block_size schedule".split()
+RECIPE = ("dataset n_layer n_head n_embd block_size dropout bias tie_weights parametrization base_width "
+          "schedule cooldown_frac min_lr weight_decay beta1 beta2 grad_clip").split()
+
+
+def read_grid(path: Path) -> tuple[dict, dict]:
+    """({width: {batch in tokens: {rate: [loss of each seed]}}}, {width: D}) of a runs.csv. UserError."""
+    table, grid, tokens = logs.read_table(path), {}, {}
+    for name in SAME:
+        if len(set(table.get(name, ()))) > 1:
+            raise UserError(f"{path}: column {name!r} holds several values; keep the rows of one")
+    values = np.column_stack([counts.column(table, name, "tuning") for name in COLUMNS])
+    if not ((values > 0) & np.isfinite(values)).all():
+        raise UserError(f"{path}: {', '.join(COLUMNS)} must be positive numbers; remove the rows that differ")
+    for d, batch, rate, D, loss in sorted(values.tolist()):
+        grid.setdefault(int(d), {}).setdefault(int(batch), {}).setdefault(rate, []).append(loss)
+        tokens.setdefault(int(d), []).append(D)
+    for d, D in tokens.items():
+        if max(D) > 1.03 * min(D):                        # less is from rounding to whole steps
+            raise UserError(f"{path}: width {d} has runs of {min(D):,.0f} to {max(D):,.0f} tokens; "
+                            "keep those of one length")
+    return grid, {d: float(np.mean(D)) for d, D in tokens.items()}
+
+
+def best_rate(losses: dict[float, list[float]]) -> tuple[float, float]:
+    """(rate, loss) at the vertex of a parabola in log rate through the best mean loss and its two neighbours.
+
+    Farther off the loss is no parabola. UserError where the best has only one neighbour.
+    """
+    rates, means = sorted(losses), [float(np.mean(losses[rate])) for rate in sorted(losses)]
+    i = int(np.argmin(means))
+    if i in (0, len(rates) - 1):
+        raise UserError(f"the best rate, {rates[i]:.3g}, is the {'largest' if i else 'smallest'} tried")
+    x = np.log(rates)
+    a, b, c = np.polyfit(x[i - 1:i + 2] - x[i], means[i - 1:i + 2], 2)
+    return float(np.exp(x[i] - b / (2 * a))), float(c - b * b / (4 * a))
+
+
+def best_batch(batches: np.ndarray, rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
+    """(batch, rate): the largest batch within SLACK of the best loss, and its rate, both log-interpolated.
+
+    UserError where no larger batch was tried, or the loss still falls towards smaller ones.
+    """
+    excess = losses / losses.min() - 1
+    if excess[-1] <= SLACK:
+        raise UserError(f"the largest batch, {batches[-1]:.0f} tokens, is within {SLACK:.0%} of the best")
+    i = int(np.flatnonzero(excess <= SLACK)[-1])
+    if i == 0:
+        raise UserError(f"no batch but the smallest, {batches[0]:.0f} tokens, is within "
+                        f"{SLACK:.0%} of the best")
+    x = np.interp(SLACK, excess[i:i + 2], np.log(batches[i:i + 2]))
+    return float(np.exp(x)), float(np.exp(np.interp(x, np.log(batches), np.log(rates))))
+
+
+def tune(grid: dict, tokens: dict) -> tuple[list[dict], list[dict]]:
+    """(rows {width, D, batch, rate, loss} as measured, {width, D, batch, rate} chosen for each width).
+
+    UserError names every width and batch whose best lies at an edge of the grid.
+    """
+    rows, chosen, edges = [], [], []
+    for d, batches in grid.items():
+        found, before = [], len(edges)
+        for B, losses in batches.items():
+            try:
+                found.append((B, *best_rate(losses)))
+            except UserError as e:
+                edges.append(f"width {d}, {B} tokens a step: {e}")
+        rows += [dict(width=d, D=tokens[d], batch=B, rate=rate, loss=loss) for B, rate, loss in found]
+        try:
+            if len(edges) == before:
+                batch, rate = best_batch(*np.array(found).T)
+                chosen.append(dict(width=d, D=tokens[d], batch=batch, rate=rate))
+        except UserError as e:
+            edges.append(f"width {d}: {e}")
+    if edges:
+        raise UserError("; ".join(edges) + ": extend the grid there in the sweep file, and run it again")
+    return rows, chosen
+
+
+def fit_rule(chosen: list[dict]) -> dict:
+    """{D, batch, p, rate, moved}: batch (tokens/D)^p in tokens, D the most tried; the rate of the widest.
+
+    `moved` is the factor by which the rate rose from the narrowest to the widest. Raises UserError.
+    """
+    D, batch = (np.array([c[k] for c in chosen]) for k in ("D", "batch"))
+    if len(D) < 2 or D.max() < 1.5 * D.min():
+        raise UserError("a rule needs two widths, one with 1.5 times the tokens or more; add it to the sweep")
+    p, log_batch = np.polyfit(np.log(D / D.max()), np.log(batch), 1)
+    return dict(D=D.max(), batch=np.exp(log_batch), p=p, rate=chosen[-1]["rate"],
+                moved=chosen[-1]["rate"] / chosen[0]["rate"])
+
+
+def report(rows: list[dict], chosen: list[dict], rule: dict) -> str:
+    lines = [f"{'width':>6}{'D':>12}{'batch':>8}{'rate':>9}{'loss':>9}   (tokens; best rate of each batch)"]
+    lines += ["{width:>6}{D:>12,.0f}{batch:>8.0f}{rate:>9.4f}".format(**r)
+              + (f"{r['loss']:>9.4f}" if "loss" in r else f"   <- the largest batch within {SLACK:.0%}")
+              for r in rows + chosen]
+    lines += ["batch = {batch:.3g} (D / {D:.3g})^{p:.2f} tokens; rate = {rate:.3g}".format(**rule),
+              f"from width {chosen[0]['width']} to {chosen[-1]['width']}, with D and batch, the best "
+              f"rate moves by a factor {rule['moved']:.2f} (muP: 1 where width alone grows)"]
+    return "\n".join(lines)
+
+
+def config_text(path: str, folder: Path, rule: dict) -> str:
+    """A config for train.py: the recipe of the study's widest run, with batch and rate by the rule.
+
+    Raises UserError where the run directories are gone.
+    """
+    table = logs.read_table(folder / "runs.csv")
+    file = folder / str(table["run"][np.argmax(table["n_embd"])]) / "config.json"
+    c = logs.load_json(file)
+    lacking = {*RECIPE, "warmup_iters", "warmup_frac", "max_iters"} - set(c)
+    if lacking:
+        raise UserError(f"{file} lacks {', '.join(sorted(lacking))}; train the study again")
+    derived = c["warmup_iters"] == round(c["warmup_frac"] * c["max_iters"])
+    keys = [*RECIPE, "warmup_frac" if derived else "warmup_iters"]
+    settings = {k: c[k] for k in keys if k == "dataset" or c[k] != getattr(train.Config, k)}
+    rule = {k: f"{v:.4g}" for k, v in rule.items()}
+    return (f"# python train.py {path}\n"
+            f"# Batch and rate as `python -m scaling.tune {folder}` found them at up to {rule['D']} tokens.\n"
+            "# Change n_embd and target_tokens here: the batch follows, extrapolated beyond those tokens.\n"
+            + "".join(f"{k} = {v!r}\n" for k, v in settings.items())
+            + f"target_tokens = {rule['D']}\n"
+            f"batch_size = max(1, round({rule['batch']} * (target_tokens / {rule['D']}) ** {rule['p']}"
+            f" / {c['block_size']}))\n"
+            f"learning_rate = {rule['rate']}\n"
+            f"out_dir = 'out/{Path(path).stem}'\n")
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scaling.tune", description=__doc__.splitlines()[0])
+    parser.add_argument("study", help="out/tune, trained by scaling/sweeps/tune.py")
+    parser.add_argument("--write", help="the config file to write, e.g. config/tuned.py")
+    a = parser.parse_args(args)
+    folder = Path(a.study)
+    if not (folder / "runs.csv").exists():
+        raise UserError(f"{folder} has no runs.csv; run: python -m scaling.sweep scaling/sweeps/tune.py")
+    rows, chosen = tune(*read_grid(folder / "runs.csv"))
+    rule = fit_rule(chosen)
+    print(report(rows, chosen, rule))
+    if a.write:
+        write_new(a.write, config_text(a.write, folder, rule), "config")
+        print(f"wrote {a.write}; run: python train.py {a.write}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
