@@ -71,8 +71,10 @@ def flops(table: Mapping[str, np.ndarray], convention: str = DEFAULT_FLOPS,
     D = column(table, "tokens", why)
     if convention == "6nd":
         return 6 * params(table, params_convention) * D
-    if convention == "exact" and "flops_exact" in table and np.isfinite(column(table, "flops_exact", why)).all():
-        return column(table, "flops_exact", why)
+    if convention == "exact" and "flops_exact" in table:
+        recorded = column(table, "flops_exact", why)
+        if np.isfinite(recorded).all():                # what the runs counted themselves goes first
+            return recorded
     L, d, T = (column(table, c, why) for c in ("n_layer", "n_embd", "block_size"))
     attention = 12 * L * d * T                         # QK^T and AV: 2 x 2 T d forward, twice that backward
     if convention == "6nd_attention":

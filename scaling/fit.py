@@ -41,8 +41,8 @@ def choose_params(table: dict, convention: str | None) -> tuple[np.ndarray, str]
         raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                         "counted; pass --params=non_embedding to leave the head out")
     if not any(c.startswith("params_") for c in table):
-        raise UserError(f"no columns 'params_total' and the like, which --params={convention} needs" if convention
-                        else f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
+        raise UserError(f"no columns params_total and the like, which --params={convention} needs" if convention
+                        else f"no column 'params'{nearest('params', table)}; a fit needs params,tokens,loss")
     convention = convention or counts.DEFAULT_PARAMS
     return counts.params(table, convention), convention
 

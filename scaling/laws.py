@@ -268,9 +268,9 @@ def outside(fit: dict, **inputs) -> dict:
 
 def draws_of(fit: dict) -> dict:
     """The bootstrap draws of `fit` as columns (B, 1), ready to broadcast. Raises UserError without any."""
-    if not any(fit["boot"].values()):
+    if not any(len(v) for v in fit["boot"].values()):
         raise UserError("this fit has no bootstrap; fit again with --bootstrap=1000 to get intervals")
-    return {k: np.array(v)[:, None] for k, v in fit["boot"].items()}
+    return {k: np.array(v, float)[:, None] for k, v in fit["boot"].items()}
 
 
 def predict_surface(fit: dict, N: Array, D: Array) -> Array:
@@ -318,7 +318,7 @@ def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
     result = {"C": float(C), **{k: float(v) for k, v in zip(names, of(fit, C))}}
     result["tokens_per_param"] = result["D_opt"] / result["N_opt"]
     result["ci"], result["outside"] = {}, outside(fit, C=C)
-    if any(fit["boot"].values()):
+    if any(len(v) for v in fit["boot"].values()):
         N, D, loss = (np.ravel(v) for v in of(draws_of(fit), C))
         draws = zip((*names, "tokens_per_param"), (N, D, loss, D / N))
         result["ci"] = {k: interval(v, level) for k, v in draws}

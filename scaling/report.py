@@ -138,7 +138,7 @@ def card(table: dict, data: dict, result: dict, bootstrap: int, seed: int) -> di
     training = {c: values(used, c) for c in columns}
     training |= {"runs": len(data["last"]), "params": span(data["N"]), "tokens": span(data["D"]),
                  "flops": span(data["C"]), "tokens_per_param": span(data["D"] / data["N"]),
-                 "epochs": span(counts.column(used, "epochs", "the card") if "epochs" in used else np.empty(0)),
+                 "epochs": span(used["epochs"]) if "epochs" in used else "not recorded",
                  "seed_noise": data["seed_noise"], "repeated_seeds": data["seed_df"],
                  "sizes": sizes(used, data)}
     fits = {name: fit_entry(name, result[name]) for name in EQUATIONS if name in result}

