@@ -145,7 +145,7 @@ class GPT(nn.Module):
             return self.lm_head(x), None
         x, targets = x.flatten(0, 1), targets.flatten()
         if self.config.vocab_size >= 1024 and on_cpu(x):
-            return None, BlockedCrossEntropy.apply(x, self.lm_head.weight, targets)
+            return None, BlockedCrossEntropy.apply(x, self.lm_head.weight, targets, torch.is_grad_enabled())
         logits = self.lm_head(x).float()                      # the softmax is always float32
         return None, F.cross_entropy(logits, targets, ignore_index=-1)
 
@@ -263,29 +263,31 @@ class BlockedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @onednn_matmul
-    def forward(ctx, x, w, targets):
+    def forward(ctx, x, w, targets, gradients=True):
         rows, columns = BlockedCrossEntropy.ROWS, BlockedCrossEntropy.COLUMNS
         weights = (targets != -1).to(x.dtype)[:, None]
         weights /= weights.sum()                              # the share of each token in the mean
-        training, loss = any(ctx.needs_input_grad), x.new_zeros(())
-        dx, dw = (torch.empty_like(x), torch.zeros_like(w)) if training else (x, w)
-        for x_b, t_b, weight, dx_b in zip(*(y.split(rows) for y in (x, targets.clamp(min=0), weights, dx))):
+        dx, dw = (torch.empty_like(x), torch.zeros_like(w)) if gradients else (x, w)
+        loss = x.new_zeros(())
+        blocks = (y.split(rows) for y in (x, targets.clamp(min=0), weights, dx))
+        for x_b, t_b, weight, dx_b in zip(*blocks):
             exps, tops, sums = [], [], []
             for w_b in w.split(columns):
                 e = (x_b * LOG2E) @ w_b.T                     # logits in base 2
                 tops.append(e.amax(1, keepdim=True))
                 sums.append(e.sub_(tops[-1]).exp2_().sum(1, keepdim=True))
-                exps.append(e if training else None)
+                exps.append(e if gradients else None)
             tops = torch.cat(tops, 1)                         # (rows, blocks), as are the sums
             top = tops.amax(1, keepdim=True)
             lse = top + (torch.cat(sums, 1) * (tops - top).exp2_()).sum(1, keepdim=True).log2_()
             w_t = w[t_b]
             loss += (weight * (lse / LOG2E - (x_b * w_t).sum(1, keepdim=True))).sum()
-            if training:                                      # d loss / d logits = weight (softmax - one-hot)
+            if gradients:                                     # d loss / d logits = weight (softmax - one-hot)
                 scales = weight * (tops - lse).exp2_()
                 dx_b.copy_(w_t.mul_(-weight))
                 dw.index_add_(0, t_b, x_b * -weight)
-                for e, s, w_b, dw_b in zip(exps, scales.split(1, dim=1), w.split(columns), dw.split(columns)):
+                scales = scales.split(1, dim=1)
+                for e, s, w_b, dw_b in zip(exps, scales, w.split(columns), dw.split(columns)):
                     dx_b.addcmul_(e @ w_b, s)
                     dw_b.addmm_(e.T, x_b * s)
         ctx.save_for_backward(dx, dw)
@@ -295,7 +297,7 @@ class BlockedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dloss):
         dx, dw = ctx.saved_tensors
-        return (dx, dw, None) if dloss == 1 else (dx * dloss, dw * dloss, None)
+        return (dx, dw, None, None) if dloss == 1 else (dx * dloss, dw * dloss, None, None)
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -337,7 +339,7 @@ class BlockedAttention(torch.autograd.Function):
             rows, past = slice(i, i + 64), slice(0, i + 64)
             p, _ = BlockedAttention.exp_scores(q, k, i, lse[:, rows])
             dv[:, past] += p.transpose(1, 2) @ dy[:, rows]
-            p *= (dy[:, rows] @ v[:, past].transpose(1, 2)).sub_(delta[:, rows])        # d loss / d scores
+            p *= (dy[:, rows] @ v[:, past].transpose(1, 2)).sub_(delta[:, rows])    # now d loss / d scores
             dq[:, rows] = p @ k[:, past]
             dk[:, past] += p.transpose(1, 2) @ q[:, rows]
         return (dq * ctx.scale).view(shape), (dk / LOG2E).view(shape), dv.view(shape), None

@@ -20,6 +20,7 @@ from scaling.robust import clusters, seed_noise
 
 OPTIONS = ("params", "flops", "bootstrap", "at", "json", "card", "help")
 ONE_OF = ("dataset", "tokenizer", "config")    # losses do not compare across these: a table holds one of each
+MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
 MAX_ROWS = 5000                                # more rows than this would not sharpen a surface
 
 
@@ -41,8 +42,8 @@ def choose_params(table: dict, convention: str | None) -> tuple[np.ndarray, str]
         raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                         "counted; pass --params=non_embedding to leave the head out")
     if not any(c.startswith("params_") for c in table):
-        raise UserError(f"no columns params_total and the like, which --params={convention} needs" if convention
-                        else f"no column 'params'{nearest('params', table)}; a fit needs params,tokens,loss")
+        raise UserError(f"no column params_total or the like, as --params={convention} needs" if convention else
+                        f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
     convention = convention or counts.DEFAULT_PARAMS
     return counts.params(table, convention), convention
 
@@ -171,7 +172,8 @@ def surface(data: dict, bootstrap: int, seed: int) -> dict:
     """Approach 3, and the profile of E."""
     N, D, L = (data[k][data["some"]] for k in "NDL")
     run = data["run"][data["some"]] if data["curves"] else None
-    fit = laws.fit_surface(N, D, L, run, bootstrap=bootstrap, seed=seed, noise=data["seed_noise"])
+    noise = data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else float("nan")
+    fit = laws.fit_surface(N, D, L, run, bootstrap=bootstrap, seed=seed, noise=noise)
     lines = fit["health"]["lines"]
     if bootstrap:
         fit["profile_E"] = laws.profile_E(N, D, L, run, min(bootstrap, 200), seed)
@@ -189,7 +191,7 @@ def isoflop(data: dict, bootstrap: int, seed: int) -> dict:
     """Approach 2 on the last row of each run, and what the other ways to find a minimum say."""
     last = data["last"]
     runs = (*(data[k][last] for k in "NCL"), data["budget"][last] if data["budget"] is not None else None)
-    noise = data["seed_noise"] if data["seed_df"] >= 3 else None
+    noise = data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else None
 
     def alternative(method):
         try:

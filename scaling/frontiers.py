@@ -425,12 +425,14 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
     names = ("alpha", "between")
     point = {k: slope_of(u[part], v[part]) for k, part in zip(names, (late, inner))}
     draws = hull_draws(u, v, group, start, bootstrap, np.random.default_rng(seed))
+    draws = draws[:, np.isfinite(draws).all(0)]
     widen = np.sqrt((G - G // 3) / max(G // 3, 1)) * t_ratio(max(G - 2, 1))
     # A hull without some runs lies higher, on average: so the draws are centred on the estimate.
-    boot = {k: -(point[k] + widen * (d - np.nanmean(d))) for k, d in zip(names, draws)} if bootstrap else {}
+    boot = {k: -(point[k] + widen * (d - d.mean())) for k, d in zip(names, draws)} if bootstrap else {}
     log_C_c = u[late].mean() - v[late].mean() / point["alpha"]
     if bootstrap:
         boot["log_C_c"] = u[late].mean() + v[late].mean() / boot["alpha"]
+        boot["C_c"] = np.exp(np.clip(boot["log_C_c"], -600, 600))
     fit = {"form": "loss_vs_compute", "alpha": -point["alpha"], "between": -point["between"],
            "log_C_c": float(log_C_c), "C_c": float(np.exp(min(log_C_c, 600))), "L_inf": 0.0, "n": len(C),
            "runs": int(G), "level": LEVEL,
@@ -445,7 +447,7 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
     return fit
 
 
-def hull_draws(u: Array, v: Array, group: Array, start: float, bootstrap: int, rng) -> tuple[Array, Array]:
+def hull_draws(u: Array, v: Array, group: Array, start: float, bootstrap: int, rng) -> Array:
     """Slopes after `start` of the hull without a random third of the runs, `bootstrap` times: (all vertices,
     between runs).
 
@@ -460,7 +462,7 @@ def hull_draws(u: Array, v: Array, group: Array, start: float, bootstrap: int, r
         if len(late) > 1:
             inner = between_runs(late, group)
             slopes[:, i] = slope_of(u[late], v[late]), slope_of(u[inner], v[inner])
-    return slopes[0], slopes[1]
+    return slopes
 
 
 def compute_lines(fit: dict) -> None:

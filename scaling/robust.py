@@ -52,6 +52,7 @@ def newton_step(J: Array, r: Array, w: Array, damping: Array, frozen: Array) -> 
     return step, g, (g * step).sum(1)
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
 def minimise(model: Model, theta: Array, X: Array, y: Array, w: Array, lo: Array, hi: Array,
              steps: int = 200, tolerance: float = 1e-9) -> tuple[Array, Array]:
     """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta` (B, p) -> theta (B, p),

@@ -330,13 +330,15 @@ def fit_study(folder: Path) -> dict:
 
 def seal_all(folder: Path, held: list[Planned], fitted: dict) -> None:
     """Forecast every held-out run that is not trained yet; the seal is written before its training starts."""
-    for p in held:
-        if not p.done():
-            target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens,
-                          flops=p.flops)
-            sealed = forecast.seal(folder, fitted, target)
-            print(f"forecast of {p.name}: {sealed['predicted']:.4f} ({sealed['lo95']:.4f} to "
-                  f"{sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
+    todo = [p for p in held if not p.done()]
+    if todo:                                           # what error to expect, before it can be known
+        print(forecast.rollout_text(forecast.rollout(logs.read_table(folder / "runs.csv"))))
+    for p in todo:
+        target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens,
+                      flops=p.flops)
+        sealed = forecast.seal(folder, fitted, target)
+        print(f"forecast of {p.name}: {sealed['predicted']:.4f} ({sealed['lo95']:.4f} to "
+              f"{sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
 
 
 def print_scores(rows: list[dict]) -> None:

@@ -36,7 +36,8 @@ def our_runs():
                      "n_head": 4, "n_embd": width, "block_size": 256, "batch_tokens": 8192,
                      "learning_rate": 1e-3,
                      "schedule": "cosine", "params_total": body + 1256 * width,
-                     "params_embedding": 1256 * width, "params_non_embedding": body, "params_head": 1000 * width,
+                     "params_embedding": 1256 * width, "params_non_embedding": body,
+                     "params_head": 1000 * width,
                      "tokens": tokens, "seed": 1,
                      "val_loss": float(laws.surface_loss(LAW, body + 1000 * width, tokens))})
     return rows
@@ -203,7 +204,8 @@ def test_what_the_data_cannot_support_is_skipped_with_the_reason(change, name, m
 @pytest.mark.parametrize("args, message", [
     (["missing.csv"], "missing.csv"), ([], None), (["{}", "--bootstraps=10"], "did you mean 'bootstrap'?"),
     (["{}", "--bootstrap=many"], "--bootstrap=many"), (["{}", "--at=-1"], "--at=-1"), (["{}", "{}"], "not 2"),
-    (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"), (["{}", "--params=total"], "params_total"),
+    (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"),
+    (["{}", "--params=total"], "params_total"),
     (["{}", "--bootstrap=5", "--json=/nowhere/at/all.json"], "cannot write")])
 def test_bad_command_lines(tmp_path, args, message):
     path = save(tmp_path / "runs.csv", study())

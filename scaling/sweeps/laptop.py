@@ -15,4 +15,4 @@ _grid = {5e10: (8, 12, 16, 20, 24),        # budget 6 N D in FLOPs: widths, chos
          8e11: (28, 32, 40, 48, 56, 64)}   # narrower models would need more text than there is
 _widths = sorted(set().union(*_grid.values()))
 runs = [dict(name=f"d{d}", n_embd=d, budgets=[C for C in _grid if d in _grid[C]]) for d in _widths]
-held_out = [dict(name="d48_2.4e12", n_embd=48, budget=2.4e12)]
+held_out = [dict(name="d52_2.5e12", n_embd=52, budget=2.5e12)]
