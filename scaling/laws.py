@@ -27,6 +27,7 @@ C4 = {"E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974), "al
 
 # ---- The forms: theta (B, p) is a batch of parameters, X (k, n) the logarithms of k inputs of n runs. ----
 
+@np.errstate(over="ignore", invalid="ignore")          # a step too far; the solver refuses it
 def additive(theta: Array, X: Array) -> tuple[Array, Array]:
     """log(e^e + sum_k e^(a_k - alpha_k x_k)), theta = (e, a_1, alpha_1, a_2, alpha_2, ...).
 
