@@ -57,7 +57,7 @@ class CausalSelfAttention(nn.Module):
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v))) if cache else (k, v)
             cache[:] = k, v
         dropout = self.dropout if self.training else 0.0
-        if T >= 512 and T == k.shape[2] and not dropout and on_cpu(q) and onednn_pays():
+        if T >= 256 and T == k.shape[2] and not dropout and on_cpu(q) and onednn_pays():
             y = BlockedAttention.apply(q, k, v, self.scale)
         else:
             causal = T == k.shape[2] and T > 1
@@ -129,8 +129,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """idx (B, T) int64 -> (logits (B, T, V), None), or with targets (B, T) -> (None, mean loss in nats).
 
-        Targets of -1 do not count, as in nanoGPT.
-        `cache` is a list of n_layer lists, empty at first, that holds keys and values while sampling.
+        Targets of -1 do not count. `cache` is a list of n_layer lists, empty at first, that holds keys and values
+        while sampling.
         """
         past = cache[0][0].shape[2] if cache and cache[0] else 0
         position = torch.arange(past, past + idx.shape[1], device=idx.device)
@@ -209,15 +209,19 @@ def onednn_pays() -> bool:
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    a = torch.arange(65536.0).remainder(251).view(256, 256) / 251
-    error = onednn_matmul(torch.matmul)(a, a) - a.double() @ a.double()
+    a, before = torch.arange(65536.0).remainder(251).view(256, 256) / 251, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    error = a @ a - a.double() @ a.double()
+    torch.set_float32_matmul_precision(before)
     return error.abs().max().item() < 1e-3                   # of values near 70; bfloat16 would be off by .07
 
 
 def onednn_matmul(function):
-    """`function` with its matmuls taken to oneDNN."""
+    """`function` with its matmuls taken to oneDNN, where that pays."""
     @functools.wraps(function)
     def wrapped(*args):
+        if not onednn_pays():
+            return function(*args)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium")
         try:
@@ -257,7 +261,8 @@ class BlockedCrossEntropy(torch.autograd.Function):
 
     F.cross_entropy(x @ w.T, targets, ignore_index=-1) without its N x V logits: they live for ROWS tokens at
     a time, in blocks of COLUMNS that fit the cache. The gradients are made in the forward pass, while
-    exp(logits) is at hand, and backward scales them.
+    exp(logits) is at hand, and backward scales them. Autograd does not tell forward that it is off: then
+    leave `gradients` out.
     """
     ROWS, COLUMNS = 512, 2048
 
