@@ -246,7 +246,8 @@ def repeated(data: dict, bootstrap: int, seed: int) -> dict:
 
 def comparison(data: dict, bootstrap: int, seed: int) -> dict:
     """Which form in N and D the rows prefer: AICc, and held-out error on the largest models."""
-    return laws.compare_surfaces(*(data[k][data["some"]] for k in "NDL"))
+    run = data["run"][data["some"]] if data["curves"] else None
+    return laws.compare_surfaces(*(data[k][data["some"]] for k in "NDL"), run)
 
 
 def accounting(table: dict, data: dict, bootstrap: int, seed: int) -> dict:

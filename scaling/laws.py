@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 
 from configurator import UserError
-from scaling.robust import (DELTA, LEVEL, Array, add_lines, fit_law, health, huber, interval, minimise,
-                            profile)
+from scaling.robust import (DELTA, LEVEL, Array, add_lines, clusters, fit_law, health, huber, interval,
+                            minimise, profile)
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
 ALPHA_STARTS, E_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0), (0.1, 0.5, 0.9)
@@ -496,18 +496,18 @@ def loss_of(fit: dict, inputs: dict) -> Array:
             * (1 + (x / fit[f"{name}_break"]) ** (1 / fit["f"])) ** (-fit["c1"] * fit["f"]))
 
 
-def compare(fits: dict[str, Callable], inputs: dict, L: Array, largest: float = 0.2) -> dict:
+def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None, largest: float = 0.2) -> dict:
     """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, preferred}.
 
     `fits` maps a form's name to a function (inputs, L) -> fit; `inputs` {name: (n,)}. AICc is of a Laplace
-    likelihood, relative to the best. `held_out` is the mean |log error| on the largest fifth of the first
-    input's values (models), predicted from the others: what extrapolation costs. A form that cannot be fitted
-    is reported with the reason.
+    likelihood, relative to the best, and takes a learning curve (the rows of one `run`) for one observation.
+    `held_out` is the mean |log error| on the largest fifth of the first input's values (models), predicted
+    from the others: what extrapolation costs. A form that cannot be fitted is reported with the reason.
     """
     first = next(iter(inputs.values()))
     sizes = np.unique(first)
     big = first >= sizes[-max(1, int(round(largest * len(sizes))))]
-    table, n = {}, len(L)
+    table, n = {}, int(clusters(run, len(L)).max()) + 1
     for name, fit in fits.items():
         try:
             full = fit(inputs, L)
@@ -529,13 +529,13 @@ def compare(fits: dict[str, Callable], inputs: dict, L: Array, largest: float = 
     return {"forms": table, "preferred": best, "held_out_rows": int(big.sum()), "n": n}
 
 
-def compare_surfaces(N: Array, D: Array, L: Array) -> dict:
+def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> dict:
     """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
     N, D, L = checked(params=N, tokens=D, loss=L)
     forms = {"E + A/N^alpha + B/D^beta": lambda x, y: fit_surface(x["N"], x["D"], y, bootstrap=0),
              "A/N^alpha + B/D^beta": lambda x, y: fit_surface(x["N"], x["D"], y, E=0.0, bootstrap=0),
              "Kaplan L(N, D)": lambda x, y: fit_kaplan_nd(x["N"], x["D"], y, bootstrap=0)}
-    return compare(forms, {"N": N, "D": D}, L)
+    return compare(forms, {"N": N, "D": D}, L, run)
 
 
 def compare_powers(x: Array, L: Array, name: str = "N") -> dict:

@@ -34,8 +34,8 @@ def huber(r: Array) -> Array:
     return inner * (a - inner / 2)
 
 
-def newton_step(J: Array, r: Array, w: Array, damping: Array, frozen: Array) -> tuple[Array, Array, Array]:
-    """The step (B, p), the gradient (B, p), and the decrease (B,) that the step promises.
+def newton_step(J: Array, r: Array, w: Array, damping: Array, frozen: Array) -> tuple[Array, Array, Callable]:
+    """The step (B, p), the decrease (B,) it promises, and `solve`, which maps residuals (B, n) to a step.
 
     The Hessian is that of the rows within DELTA, plus `damping` times the quadratic majoriser of the others.
     With damping 1 this is iteratively reweighted least squares, which never climbs but creeps; with 0 it is
@@ -44,19 +44,36 @@ def newton_step(J: Array, r: Array, w: Array, damping: Array, frozen: Array) -> 
     a = np.abs(r)
     curvature = w * np.where(a <= DELTA, 1, damping[:, None] * DELTA / np.maximum(a, DELTA))
     J = np.where(frozen[:, :, None], 0, J)
-    g = (J @ (w * np.clip(r, -DELTA, DELTA))[:, :, None])[:, :, 0]
     H = (J * curvature[:, None]) @ J.transpose(0, 2, 1)
-    diagonal = np.einsum("bii->bi", H)                                      # a view: what follows edits H
+    diagonal = np.einsum("bii->bi", H)                                  # a view: what follows edits H
     diagonal += 1e-3 * damping[:, None] * diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-300 + frozen
-    step = np.linalg.solve(H, g[:, :, None])[:, :, 0]
-    return step, g, (g * step).sum(1)
+
+    def solve(v):
+        return np.linalg.solve(H, J @ (curvature * v)[:, :, None])[:, :, 0]
+    g = J @ (w * np.clip(r, -DELTA, DELTA))[:, :, None]
+    step = np.linalg.solve(H, g)[:, :, 0]
+    return step, (g[:, :, 0] * step).sum(1), solve
+
+
+def bend(model: Model, theta: Array, X: Array, f: Array, J: Array, step: Array, solve: Callable) -> Array:
+    """The second-order correction of a step (geodesic acceleration, Transtrum & Sethna 2012).
+
+    Where E and A trade off, the minimum lies in a long curved canyon; this follows its bend, which takes ten
+    times fewer steps than going straight. Never longer than half the step.
+    """
+    h = 0.1
+    ahead, _ = model(theta + h * step, X)
+    turn = -solve(((ahead - f) / h - (step[:, None] @ J)[:, 0]) / h)
+    longest = np.abs(turn).max(1) / np.maximum(np.abs(step).max(1), 1e-300)
+    turn *= np.minimum(1, 0.5 / np.maximum(longest, 1e-300))[:, None]
+    return np.where(np.isfinite(turn), turn, 0)
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
 def minimise(model: Model, theta: Array, X: Array, y: Array, w: Array, lo: Array, hi: Array,
-             steps: int = 200, tolerance: float = 1e-9) -> tuple[Array, Array]:
-    """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta` (B, p) -> theta (B, p),
-    objective (B,).
+             steps: int = 300, tolerance: float = 1e-9) -> tuple[Array, Array]:
+    """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta` -> theta (B, p), objective
+    (B,).
 
     `X` (k, n) are the inputs of n rows; `y` and `w` broadcast to (B, n), the bounds to (B, p); lo = hi
     freezes a parameter. A problem is finished when a Newton step promises less than `tolerance` of its
@@ -71,26 +88,24 @@ def minimise(model: Model, theta: Array, X: Array, y: Array, w: Array, lo: Array
     theta = np.clip(theta, lo, hi)
     best, value, left = theta.copy(), np.empty(B), np.arange(B)
     f, J = model(theta, X)
-    r = y - f
-    F, damping = (w * huber(r)).sum(1), np.ones(B)
+    F, damping = (w * huber(y - f)).sum(1), np.ones(B)
     for _ in range(steps):
-        step, _, promise = newton_step(J, r, w, damping, lo == hi)
-        step /= np.maximum(np.abs(step).max(1, keepdims=True), 1)           # at most a factor e at a time
-        trial = np.clip(theta + step, lo, hi)
-        f, J_trial = model(trial, X)
-        r_trial = y - f
-        F_trial = (w * huber(r_trial)).sum(1)
+        step, promise, solve = newton_step(J, y - f, w, damping, lo == hi)
+        step /= np.maximum(np.abs(step).max(1, keepdims=True), 1)       # at most a factor e at a time
+        trial = np.clip(theta + step + bend(model, theta, X, f, J, step, solve), lo, hi)
+        f_trial, J_trial = model(trial, X)
+        F_trial = (w * huber(y - f_trial)).sum(1)
         done = ((promise <= tolerance * F) & (damping <= 1)) | (damping > 1e8) | (F == 0)
         down = F_trial < F
-        theta[down], F[down], r[down], J[down] = trial[down], F_trial[down], r_trial[down], J_trial[down]
+        theta[down], F[down], f[down], J[down] = trial[down], F_trial[down], f_trial[down], J_trial[down]
         damping = np.where(down, np.maximum(damping / 5, 1e-8), damping * 6)
         best[left], value[left] = theta, F
         if done.all():
             break
-        if done.any():                                                      # go on with the others alone
+        if done.any():                                                  # go on with the others alone
             go = ~done
-            left, theta, F, damping, r, J, y, w, lo, hi = (
-                v[go] for v in (left, theta, F, damping, r, J, y, w, lo, hi))
+            left, theta, F, damping, f, J, y, w, lo, hi = (
+                v[go] for v in (left, theta, F, damping, f, J, y, w, lo, hi))
     return best, value
 
 
@@ -195,17 +210,21 @@ def health(model: Model, X: Array, y: Array, theta: Array, lo: Array, hi: Array,
     """Is `theta` (p,) a minimum, and is it determined?
 
     `gradient` is the norm of the objective's gradient over the objective, `improvable` the share of the
-    objective that a Newton step would still take off, `bounds` the parameters at a bound, `condition` that of
-    the gradients' scaled Gram matrix.
+    objective that a step along Newton's direction still takes off, `bounds` the parameters at a bound,
+    `condition` that of the gradients' scaled Gram matrix.
     """
     f, J = model(theta[None], X)
     r, free = y - f, lo < hi
-    _, g, promise = newton_step(J, r, np.ones_like(r), np.full(1, 1e-6), ~free[None])
+    step, _, _ = newton_step(J, r, np.ones_like(r), np.full(1, 1e-6), ~free[None])
+    step /= max(np.abs(step).max(), 1)
+    along, _ = model(np.clip(theta + 0.5 ** np.arange(12)[:, None] * step, lo, hi), X)
     F = max(float(huber(r).sum()), 1e-300)
+    g = J[0, free] @ np.clip(r[0], -DELTA, DELTA)
     hits = [labels[k] for k in np.flatnonzero(free) if not lo[k] + 1e-6 < theta[k] < hi[k] - 1e-6]
     H = J[0, free] @ J[0, free].T
     scale = np.sqrt(np.maximum(np.diag(H), 1e-300))
-    return {"gradient": float(np.linalg.norm(g) / F), "improvable": float(min(promise[0] / F, 1)),
+    return {"gradient": float(np.linalg.norm(g) / F),
+            "improvable": float(max(1 - huber(y - along).sum(1).min() / F, 0)),
             "bounds": hits, "condition": float(np.linalg.cond(H / scale / scale[:, None]))}
 
 
@@ -231,7 +250,7 @@ def add_lines(fit: dict) -> None:
     """Write health's verdict `ok` and its `lines`: a sentence of English for each thing that is wrong."""
     h, lines = fit["health"], []
     if h["improvable"] > 1e-4:
-        lines.append(f"not at a minimum: one Newton step would lower the objective by {h['improvable']:.1%}")
+        lines.append(f"not at a minimum: one more step lowers the objective by {h['improvable']:.1%}")
     if h["agree"] < 0.3:
         lines.append(f"only {h['agree']:.0%} of {h['starts']} starts reach this optimum: it has rivals")
     if h["bounds"]:
