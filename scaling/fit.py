@@ -1,10 +1,11 @@
 """Runs to laws: read a table of runs, fit every form that it supports, say what agrees and what is sick.
 
     python -m scaling.fit RUNS.csv [--params=CONVENTION] [--flops=CONVENTION] [--bootstrap=1000]
-                          [--at=1e18,1e21] [--json=PATH|-] [--card=PATH]
+                          [--at=1e18,1e21] [--curves=CURVES.csv] [--json=PATH|-] [--card=PATH]
 
 RUNS.csv needs `params,tokens,loss`, or the columns that sweep.py writes (params_*, tokens, val_loss).
-Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoFLOP level).
+Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoFLOP level). CURVES.csv, which
+sweep.py writes beside it, adds the losses along the runs: the envelope of curves and L(C) use them.
 """
 import json
 import sys
@@ -16,9 +17,9 @@ from tqdm import tqdm
 from configurator import UserError, exit_cleanly, nearest
 from scaling import counts, frontiers, laws, report
 from scaling.logs import read_table
-from scaling.robust import clusters, seed_noise
+from scaling.robust import add_lines, clusters, seed_noise
 
-OPTIONS = ("params", "flops", "bootstrap", "at", "json", "card", "help")
+OPTIONS = ("params", "flops", "bootstrap", "at", "curves", "json", "card", "help")
 ONE_OF = ("dataset", "tokenizer", "config")    # losses do not compare across these: a table holds one of each
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
 MAX_ROWS = 5000                                # more rows than this would not sharpen a surface
@@ -149,6 +150,7 @@ def add_runs(data: dict, table: dict) -> dict:
                              "sound only where the schedule does not depend on the horizon (constant or WSD)")
     settings = [table[c][data["rows"]][last] for c in (*report.SETTINGS, "learning_rate") if c in table]
     key = np.array([[str(v) for v in row] for row in zip(data["N"][last], data["D"][last], *settings)])
+    data["setting"] = np.unique(key, axis=0, return_inverse=True)[1].reshape(-1)     # equal but for the seed
     data["seed_noise"], data["seed_df"] = seed_noise(key, np.log(data["L"][last]))
     data["some"] = np.arange(n) if n <= MAX_ROWS else thin(group, order, data["curves"])
     if n > MAX_ROWS:
@@ -164,6 +166,28 @@ def thin(group: np.ndarray, order: np.ndarray, curves: bool) -> np.ndarray:
     each = max(MAX_ROWS // len(parts), 5)
     spread = [p[np.unique(np.geomspace(1, len(p), each).astype(int)) - 1] for p in parts]
     return np.sort(np.concatenate(spread))
+
+
+def along(data: dict, schedule: np.ndarray | None, curves: dict) -> dict:
+    """N, C, L, run (n,) of the validation losses along the runs, before the last; {} where there are none.
+
+    A loss halfway is that of a shorter run only where the schedule has not begun to end: of WSD runs only the
+    rows at the peak rate are used. What a branch repeats of its trunk is used once.
+    """
+    final = {data["run"][i]: i for i in data["last"]} if data["run"] is not None else {}
+    known = np.isin(curves["run"].astype(str), list(final)) & np.isfinite(curves["val_loss"])
+    run, tokens, L = (curves[k][known] for k in ("run", "tokens", "val_loss"))
+    at = np.array([final[str(r)] for r in run], int)
+    keep = (tokens > 0) & (tokens < data["D"][at])
+    if schedule is not None and "lr" in curves:
+        peak = {r: np.nanmax(curves["lr"][curves["run"] == r]) for r in np.unique(run)}
+        hot = curves["lr"][known] >= 0.999 * np.array([peak[r] for r in run])
+        keep &= hot | (schedule[data["rows"][at]] != "wsd")
+    N, C = data["N"][at], data["C"][at] * tokens / data["D"][at]
+    order = np.argsort(-data["D"][at], kind="stable")           # a trunk before its branches
+    order = order[keep[order]]
+    rows = order[np.unique(np.stack([N, C, L])[:, order], axis=1, return_index=True)[1]]
+    return {"N": N[rows], "C": C[rows], "L": L[rows], "run": run[rows].astype(str)} if len(rows) else {}
 
 
 # ---- The fits: each takes the selected data, the number of resamples and a random seed. ----
@@ -204,30 +228,45 @@ def isoflop(data: dict, bootstrap: int, seed: int) -> dict:
 
 
 def envelope(data: dict, bootstrap: int, seed: int) -> dict:
-    """Approach 1, where the table holds learning curves."""
-    if not data["curves"]:
-        raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run')")
-    return frontiers.fit_envelope(*(data[k] for k in "NCL"), data["run"], bootstrap, seed)
+    """Approach 1, where there are learning curves: in the table, or beside it."""
+    part = data if data["curves"] else data.get("along")
+    if not part:
+        raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', or "
+                        "--curves=CURVES.csv with validation losses along the runs)")
+    return frontiers.fit_envelope(*(part[k] for k in "NCL"), part["run"], bootstrap, seed)
 
 
 def loss_vs_compute(data: dict, bootstrap: int, seed: int) -> dict:
-    """The hull of all rows, a cluster per run where the table holds curves."""
-    if data["curves"]:
-        return frontiers.fit_loss_vs_compute(data["C"], data["L"], data["run"], bootstrap, seed)
-    return frontiers.fit_loss_vs_compute(*(data[k][data["some"]] for k in "CL"), None, bootstrap, seed)
+    """The hull of all rows and of the losses along the runs, a cluster per run where there are curves."""
+    part = {k: data[k] if data["curves"] else data[k][data["some"]] for k in "CL"}
+    run = data["run"] if data["curves"] else None
+    if data.get("along"):
+        part = {k: np.append(part[k], data["along"][k]) for k in part}
+        run = np.append(data["run"][data["some"]], data["along"]["run"])
+    return frontiers.fit_loss_vs_compute(part["C"], part["L"], run, bootstrap, seed)
 
 
 def power(data: dict, name: str, bootstrap: int, seed: int) -> dict:
-    """L(N) or L(D), `name`, through the best run at each value, as far as more of it went with less loss."""
-    x, L, ratio = (v[data["last"]] for v in (data[name], data["L"], data["D"] / data["N"]))
+    """L(N) or L(D), `name`, through the best setting at each value, as far as more of it went with less loss.
+
+    A setting's loss is the mean over its seeds. Three sizes cannot show a floor: there it is left out.
+    """
+    _, first, group, seeds = np.unique(data["setting"], True, True, True)
+    L = np.exp(np.bincount(group, np.log(data["L"][data["last"]])) / seeds)
+    x, ratio = (v[data["last"]][first] for v in (data[name], data["D"] / data["N"]))
     order = np.lexsort((L, x))
     best = order[np.append(True, np.diff(x[order]) > 0)]
     best = best[L[best] <= np.minimum.accumulate(L[best])]
-    fit = laws.fit_power(x[best], L[best], name=name, bootstrap=bootstrap, seed=seed)
+    floor = len(best) != 3
+    fit = laws.fit_power(x[best], L[best], irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
     limit = "data" if name == "N" else "model size"
-    note = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at each "
-            f"{name}, had {ratio[best].min():.3g} to {ratio[best].max():.3g} tokens per parameter")
-    return fit | {"forms": laws.compare_powers(x[best], L[best], name), "note": note}
+    fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at each "
+                   f"{name}, had {ratio[best].min():.3g} to {ratio[best].max():.3g} tokens per parameter"
+                   + "; three sizes cannot show a floor, so it has none" * (not floor))
+    if data["seed_df"] >= MIN_REPEATS:
+        fit["health"]["lack_of_fit"] = fit["noise"] / (data["seed_noise"] / np.sqrt(seeds[best].mean()))
+        add_lines(fit)
+    return fit | {"forms": laws.compare_powers(x[best], L[best], name)}
 
 
 def repeated(data: dict, bootstrap: int, seed: int) -> dict:
@@ -274,14 +313,17 @@ def accounting(table: dict, data: dict, bootstrap: int, seed: int) -> dict:
 # ---- All of them. ----
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, seed: int = 0, progress: bool = False) -> dict:
+            at: list[float] | None = None, seed: int = 0, progress: bool = False,
+            curves: dict | None = None) -> dict:
     """Every fit that `table` ({column: array}) supports, as DESIGN section 2 lists them.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
-    that. What the data cannot support is absent, with the reason under `skipped`. Raises UserError for bad
-    data.
+    that. `curves` is curves.csv, the losses along the runs of `table`. What the data cannot support is
+    absent, with the reason under `skipped`. Raises UserError for bad data.
     """
     data, result = select(table, params, flops), {"skipped": {}}
+    if curves and not data["curves"]:
+        data["along"] = along(data, table.get("schedule"), curves)
     jobs = {"surface": surface, "isoflop": isoflop, "envelope": envelope, "loss_vs_compute": loss_vs_compute,
             "loss_vs_params": lambda d, *a: power(d, "N", *a),
             "loss_vs_tokens": lambda d, *a: power(d, "D", *a),
@@ -376,8 +418,9 @@ def main(args: list[str] | None = None) -> None:
     bootstrap = numbers(options, "bootstrap", "1000")
     if len(bootstrap) != 1 or bootstrap[0] != int(bootstrap[0]):
         raise UserError(f"--bootstrap={options['bootstrap']}: one whole number is needed (0: no intervals)")
+    curves = read_table(options["curves"]) if "curves" in options else None
     result = fit_all(read_table(path), options.get("params"), options.get("flops"), int(bootstrap[0]),
-                     numbers(options, "at", ""), progress=True)
+                     numbers(options, "at", ""), progress=True, curves=curves)
     print(report.text(result), file=sys.stderr if options.get("json") == "-" else sys.stdout)
     if options.get("json") == "-":
         print(json.dumps(finite(result)))

@@ -31,7 +31,7 @@ RUN_COLUMNS = (
     "flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype "
     "commit").split()
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
-CURVE_COLUMNS = ["run", *LOG_COLUMNS[:5]]
+CURVE_COLUMNS = ["run", *LOG_COLUMNS[:6]]
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
 # Names, even if they look like numbers: runs 1 and 01 differ, and the commit 5e10843 is not infinity.
 TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256".split())
@@ -221,7 +221,7 @@ def read_log(path: str | Path, report: Callable = warn) -> Iterator[dict]:
 
 
 def thin(curve: np.ndarray, points: int = 100) -> np.ndarray:
-    """The rows of `curve` (n, 5: CURVE_COLUMNS less run) at `points` log-spaced steps, and the evaluated."""
+    """The rows of `curve` (n, 6: CURVE_COLUMNS less run) at `points` log-spaced steps, and the evaluated."""
     step = curve[:, 0]
     grid = np.geomspace(max(step[0], 1), max(step[-1], 1), points)
     keep = ~np.isnan(curve[:, 4])
@@ -235,7 +235,7 @@ def write_curves(study_dir: str | Path, path: str | Path, report: Callable = war
         for row in tqdm(parse_study(study_dir)[0], "curves", unit="run", disable=None):
             try:
                 records = log_records(Path(study_dir, row["run"], "log.jsonl"), report)
-                curve = np.fromiter((tuple(r[k] for k in CURVE_COLUMNS[1:]) for r in records), (float, 5))
+                curve = np.fromiter((tuple(r[k] for k in CURVE_COLUMNS[1:]) for r in records), (float, 6))
             except UserError as e:
                 report(f"{e}; skipped")
                 continue

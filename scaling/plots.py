@@ -184,17 +184,21 @@ def isoflop(N: Array, L: Array, level: Array, isoflop_fit: dict, n_label: str = 
     return figure
 
 
-def envelope(curves: dict, envelope_fit: dict, n_label: str = N_DEFAULT) -> Figure:
-    """Approach 1: learning curves over compute, and on each the point where no other size is better."""
-    key, name = curve_loss(curves)
-    figure, ax = axes(C_LABEL["6nd"], f"{name} (nats per token)", title_of(envelope_fit))
-    norm, x = shades(curves["params"]), 6 * curves["params"] * curves["tokens"]
-    draw_curves(ax, curves, x, norm, linewidth=0.6)
-    C, best = np.array([(p["C"], p["loss"]) for p in envelope_fit["points"]]).T
-    ax.plot(C, best, "D", color=RED, markersize=3.5, zorder=4, label="best size at this compute")
-    low = np.nanmin(curves[key])
-    near = (curves[key] < low + 3 * (best.max() - low)) & (x > 0)       # the start of training tells nothing
-    frame(ax, x[near], curves[key][near])
+def envelope(rows: dict, envelope_fit: dict, n_label: str = N_DEFAULT, c_label: str = C_DEFAULT) -> Figure:
+    """Approach 1: learning curves over compute, and on each the point where no other size is better.
+
+    `rows` are those that the fit used: N, C, L, run (n,).
+    """
+    figure, ax = axes(c_label, LOSS_LABEL, title_of(envelope_fit))
+    norm, (N, C, L) = shades(rows["N"]), (rows[k] for k in "NCL")
+    for run in np.unique(rows["run"].astype(str)):
+        own = np.flatnonzero(rows["run"].astype(str) == run)
+        own = own[np.argsort(C[own])]
+        ax.plot(C[own], L[own], color=VIRIDIS(norm(N[own[0]])), linewidth=0.6)
+    at, best = np.array([(p["C"], p["loss"]) for p in envelope_fit["points"]]).T
+    ax.plot(at, best, "D", color=RED, markersize=3.5, zorder=4, label="best size at this compute")
+    near = L < L.min() + 3 * (best.max() - L.min())                     # the start of training tells nothing
+    frame(ax, C[near], L[near])
     color_bar(figure, ax, norm, n_label)
     ax.legend(loc="best")
     return figure
@@ -563,7 +567,10 @@ def read_study(folder: str | Path) -> dict:
         study[name] = logs.read_table(folder / f"{name}.csv") if (folder / f"{name}.csv").is_file() else {}
     used = study["fit"].get("data", {"params": "as given", "flops": "as given"})
     asked = {k: None if used[k] == "as given" else used[k] for k in ("params", "flops")}
-    study["data"] = data = fit.select(logs.read_table(folder / "runs.csv"), **asked)
+    runs = logs.read_table(folder / "runs.csv")
+    study["data"] = data = fit.select(runs, **asked)
+    if study["curves"] and data["run"] is not None:
+        data["along"] = fit.along(data, runs.get("schedule"), study["curves"])
     if study["curves"] and data["run"] is not None:
         held, curves = study["forecasts"], study["curves"]
         sizes = dict(zip(data["run"], data["N"])) | (dict(zip(held["run"], held["params"])) if held else {})
@@ -584,11 +591,12 @@ def study_figures(study: dict) -> dict[str, Figure]:
         level = group_budgets(C) if data["budget"] is None else data["budget"][data["last"]]
         figures["isoflop"] = isoflop(N, L, level, found["isoflop"], n_label)
     if "envelope" in found:
-        rows = {"run": data["run"], "params": data["N"], "tokens": data["D"], "val_loss": data["L"]}
-        figures["envelope"] = envelope(rows, found["envelope"], n_label)
+        part = data if data["curves"] else data["along"]
+        figures["envelope"] = envelope(part, found["envelope"], n_label, C_LABEL[data["flops"]])
     if "loss_vs_compute" in found:
-        law = found["loss_vs_compute"]
-        figures["loss_vs_compute"] = loss_vs_compute(data["C"], data["L"], law, C_LABEL[data["flops"]])
+        more = data.get("along") or {"C": [], "L": []}
+        points = (np.append(data[k], more[k]) for k in "CL")
+        figures["loss_vs_compute"] = loss_vs_compute(*points, found["loss_vs_compute"], C_LABEL[data["flops"]])
     for name, x, letter, label in (("loss_vs_params", N, "N", n_label), ("loss_vs_tokens", D, "D", D_LABEL)):
         if name in found:
             figures[name] = power_law(x, L, pareto(x, L), found[name], letter, label)

@@ -247,3 +247,45 @@ def test_a_thousand_resamples_take_seconds():
     t, start = study(), time.process_time()
     fit.isoflop(fit.select(t), 1000, 0)
     assert time.process_time() - start < 2
+
+
+# ---- Learning curves beside the runs, and repeated seeds. ----
+
+def wsd_study():
+    """Eight sizes trained by WSD, and their curves: 5 % above the law before the cooldown, on it at the end."""
+    N, runs, rows = np.geomspace(1e4, 3e6, 8), [], []
+    for k, n in enumerate(N):
+        D = 40 * n * np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0])
+        lr = np.where(D <= 0.8 * D[-1], 1e-3, 1e-4)
+        L = laws.surface_loss(LAW, n, D) * np.where(lr == 1e-3, 1.05, 0.5)
+        rows += [{"run": f"r{k}", "step": i, "tokens": d, "flops": 6 * n * d, "train_loss": loss,
+                  "val_loss": loss, "lr": rate} for i, (d, loss, rate) in enumerate(zip(D, L, lr))]
+        runs.append({"run": f"r{k}", "params": n, "tokens": D[-1], "schedule": "wsd",
+                     "loss": float(laws.surface_loss(LAW, n, D[-1]))})
+    return [{k: np.array([row[k] for row in part]) for k in part[0]} for part in (runs, rows)]
+
+
+def test_envelope_takes_the_curves_before_their_cooldown():
+    runs, curves = wsd_study()
+    part = fit.along(fit.select(runs), runs["schedule"], curves)
+    assert len(part["L"]) == 8 * 8                     # the last two of each ten are annealing
+    assert part["L"] == pytest.approx(1.05 * laws.surface_loss(LAW, part["N"], part["C"] / (6 * part["N"])))
+    result = fit.fit_all(runs, bootstrap=20, curves=curves)
+    assert "envelope" in result and "envelope" in fit.fit_all(runs, bootstrap=0)["skipped"]
+    twice = {k: np.append(v, v) for k, v in curves.items()}             # a branch repeats its trunk's log
+    again = fit.along(fit.select(runs), runs["schedule"], twice)
+    assert sorted(again["L"]) == sorted(part["L"])
+    assert not fit.along(fit.select(runs), runs["schedule"], {k: v[:0] for k, v in curves.items()})
+
+
+def test_power_law_takes_the_mean_over_seeds_and_needs_four_sizes_for_a_floor():
+    N, seeds = np.repeat([1e4, 1e5, 1e6], 4), np.tile(np.arange(4), 3)
+    L = 3 * (N / 1e4) ** -0.1 * np.exp(0.01 * np.tile([-1.5, -0.5, 0.5, 1.5], 3))
+    table = {"run": np.array([f"r{i}" for i in range(12)]), "params": N, "tokens": np.full(12, 1e6),
+             "seed": seeds, "loss": L}
+    law = fit.fit_all(table, bootstrap=50)["loss_vs_params"]
+    assert law["n"] == 3 and law["L_inf"] == 0 and "cannot show a floor" in law["note"]
+    assert law["alpha"] == pytest.approx(0.1, abs=1e-6)                 # the best seeds alone would agree too:
+    assert law["range"]["loss"][1] == pytest.approx(3, rel=1e-6)        # but not with this
+    bent = fit.fit_all(table | {"loss": L * np.where(N == 1e5, 1.2, 1)}, bootstrap=50)["loss_vs_params"]
+    assert any("times the noise between seeds" in line for line in bent["health"]["lines"])

@@ -335,7 +335,7 @@ def test_write_curves(tmp_path, capsys):
     said = []
     logs.write_curves(study, study / "curves.csv", said.append)
     table = read_table(study / "curves.csv")
-    assert list(table) == ["run", "step", "tokens", "flops", "train_loss", "val_loss"]
+    assert list(table) == ["run", "step", "tokens", "flops", "train_loss", "val_loss", "lr"]
     assert list(table["run"][:2]) == ["a", "a"] and set(table["run"]) == {"a", "b"}
     of_b = table["run"] == "b"
     evaluated = ~np.isnan(table["val_loss"])

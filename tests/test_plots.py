@@ -250,7 +250,8 @@ def test_envelope_marks_where_each_size_is_best():
               "val_loss": laws.surface_loss(TRUE, N[:, None], D).ravel()}
     C = 6 * curves["params"] * curves["tokens"]
     fit = frontiers.fit_envelope(curves["params"], C, curves["val_loss"], curves["run"], bootstrap=20)
-    figure = plots.envelope(curves, fit)
+    rows = {"N": curves["params"], "C": C, "L": curves["val_loss"], "run": curves["run"]}
+    figure = plots.envelope(rows, fit)
     assert np.allclose(line(figure, "best size").get_xdata(), [p["C"] for p in fit["points"]])
     assert len(figure.axes[0].lines) == len(N) + 1
 
