@@ -1,9 +1,9 @@
-# python -m scaling.sweep scaling/sweeps/isoflop.py           (about half an hour of one core, a quarter of two)
+# python -m scaling.sweep scaling/sweeps/isoflop.py   (about half an hour of one core, a quarter of two)
 #
-# The study that the notebook teaches with: bytes of WikiText-2, 30 runs of 12 widths on five budgets, every
-# byte new to its model, validation losses along the way for the envelope of curves; then one model of 3 times
-# the largest budget, forecast and sealed before it trains. The recipe is the laptop study's; here too a context of
-# 32 beats 64 at 1.5M bytes (d 32: 1.719 and 1.743; scaling/LOG.md).
+# The study that the notebook teaches with: bytes of WikiText-2, 30 runs of 12 widths on five budgets,
+# every byte new to its model, validation losses along the way for the envelope of curves; then one model
+# of 3 times the largest budget, forecast and sealed before it trains. The recipe is the laptop study's;
+# here too a context of 32 beats 64 at 1.5M bytes (d 32: 1.719 and 1.743; scaling/LOG.md).
 #
 # Without a network: python data/wikitext2/prepare.py --tokenizer=byte --input TRAIN --val_input VALID
 # --out_dir=data/wikitext2_resplit_byte, and it is used. scaling/results/isoflop comes from such a re-split.
@@ -12,7 +12,8 @@ from pathlib import Path as _Path
 _here = (_Path(__file__).resolve().parents[2] / "data" / "wikitext2_resplit_byte").exists()
 base = dict(dataset="wikitext2_resplit_byte" if _here else "wikitext2_byte", n_layer=3, n_head=2,
             block_size=32, batch_size=16, parametrization="mup", base_width=32, learning_rate=8e-3,
-            schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0, eval_interval=500, eval_iters=4000)
+            schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0, eval_interval=500,
+            eval_iters=4000)
 
 _grid = {1e11: (12, 16, 20, 24, 28),       # budget 6 N D in FLOPs: widths, chosen around each optimum
          2.2e11: (16, 20, 24, 28, 32, 40),

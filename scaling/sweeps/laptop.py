@@ -1,9 +1,9 @@
-# python -m scaling.sweep scaling/sweeps/laptop.py        (`make study` does this, and all that comes before)
+# python -m scaling.sweep scaling/sweeps/laptop.py   (`make study` does this, and all that comes before)
 #
-# Characters of Shakespeare, 29 runs of 11 widths on an IsoFLOP grid, then one model of 3 times the compute of
-# the largest, forecast and sealed before it trains. No run sees a character twice. The recipe is what the lab
-# log (scaling/LOG.md) found to measure size, not tuning: muP, 512 tokens a step, a context of 32, WSD with
-# branches.
+# Characters of Shakespeare, 29 runs of 11 widths on an IsoFLOP grid, then one model of 3 times the
+# compute of the largest, forecast and sealed before it trains. No run sees a character twice. The recipe
+# is what the lab log (scaling/LOG.md) found to measure size, not tuning: muP, 512 tokens a step, a
+# context of 32, WSD with branches.
 base = dict(dataset="shakespeare", n_layer=3, n_head=2, block_size=32, batch_size=16, parametrization="mup",
             base_width=32, learning_rate=8e-3, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0,
             eval_interval=0)

@@ -1,11 +1,12 @@
-# python -m scaling.sweep scaling/sweeps/nano_to_small_cpu.py                  (about 20 minutes of one core)
+# python -m scaling.sweep scaling/sweeps/nano_to_small_cpu.py   (about 20 minutes of one core)
 #
-# nano_to_small.py at a quarter of the width, for a laptop: fit nano, micro and mini, each at four horizons so that
-# the law knows tokens too, seal the forecast of small, train it, score it. Characters of Shakespeare, none
-# seen twice by a model; the laptop study's recipe.
+# nano_to_small.py at a quarter of the width, for a laptop: fit nano, micro and mini, each at four
+# horizons so that the law knows tokens too, seal the forecast of small, train it, score it. Characters of
+# Shakespeare, none seen twice by a model; the laptop study's recipe.
 _models = {"nano": (2, 2, 16), "micro": (4, 4, 32), "mini": (6, 8, 64), "small": (12, 8, 128)}
 base = dict(dataset="shakespeare", block_size=32, batch_size=16, parametrization="mup", base_width=32,
-            learning_rate=8e-3, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0, eval_interval=0)
+            learning_rate=8e-3, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0,
+            eval_interval=0)
 
 
 def _run(name, tokens):

@@ -1,8 +1,8 @@
-# python -m scaling.sweep scaling/sweeps/width_sweep_cpu.py                    (about 15 minutes of one core)
+# python -m scaling.sweep scaling/sweeps/width_sweep_cpu.py   (about 15 minutes of one core)
 #
-# width_sweep.py made small, for the same figure on a laptop: nine widths, one depth, one learning rate for all
-# as the published project has it, loss along the way; 3 layers, 2 heads, context 64, bytes of WikiText-2.
-# For its data see isoflop.py.
+# width_sweep.py made small, for the same figure on a laptop: nine widths, one depth, one learning rate
+# for all as the published project has it, loss along the way; 3 layers, 2 heads, context 64, bytes of
+# WikiText-2. For its data see isoflop.py.
 from pathlib import Path as _Path
 
 _here = (_Path(__file__).resolve().parents[2] / "data" / "wikitext2_resplit_byte").exists()
