@@ -8,6 +8,7 @@ Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoF
 sweep.py writes beside it, adds the losses along the runs: the envelope of curves and L(C) use them.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -266,7 +267,8 @@ def power(data: dict, name: str, bootstrap: int, seed: int) -> dict:
     if data["seed_df"] >= MIN_REPEATS:
         fit["health"]["lack_of_fit"] = fit["noise"] / (data["seed_noise"] / np.sqrt(seeds[best].mean()))
         add_lines(fit)
-    return fit | {"forms": laws.compare_powers(x[best], L[best], name)}
+    return fit | {"forms": laws.compare_powers(x[best], L[best], name),
+                  "points": {name: x[best].tolist(), "loss": L[best].tolist()}}
 
 
 def repeated(data: dict, bootstrap: int, seed: int) -> dict:
@@ -307,7 +309,11 @@ def accounting(table: dict, data: dict, bootstrap: int, seed: int) -> dict:
             return {"a": fit["a"], "ci": fit["ci"].get("a")}
         except UserError as e:
             return {"refused": str(e)}
-    return {p: {f: cell(p, f) for f in counts.FLOPS} for p in counts.PARAMS}
+    matrix = {p: {f: cell(p, f) for f in counts.FLOPS} for p in counts.PARAMS}
+    for row in matrix.values():                        # the other columns move D a little, which proves nothing
+        if "refused" in row["6nd"]:
+            raise UserError(row["6nd"]["refused"])
+    return matrix
 
 
 # ---- All of them. ----
@@ -406,9 +412,12 @@ def finite(value):
 
 
 def write(path: str, text: str) -> None:
-    """Write `text` to `path`. Raises UserError where that cannot be done."""
+    """Write `text` to `path`, whole or not at all. Raises UserError where that cannot be done."""
+    whole = Path(path).exists() and not Path(path).is_file()      # /dev/stdout must not be replaced
+    part = Path(path if whole else f"{path}.part")
     try:
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, path)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror}") from None
 

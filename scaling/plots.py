@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 
 from configurator import UserError, exit_cleanly
 from scaling import counts, fit, laws, logs
-from scaling.frontiers import group_budgets, pareto
+from scaling.frontiers import group_budgets
 
 ROOT = Path(__file__).resolve().parents[1]
 BLACK, SKY, GREEN, BLUE, RED, PURPLE = "#000000", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -223,6 +223,8 @@ def loss_vs_compute(C: Array, L: Array, law: dict, c_label: str = C_DEFAULT) -> 
         ax.axvspan(*law["kink"]["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0,
                    label="kink: the slope changes here")
     frame(ax, C, L[L <= 1.05 * v.max()])
+    top = ax.secondary_xaxis("top", functions=(lambda c: c / counts.PF_DAY, lambda days: days * counts.PF_DAY))
+    top.set_xlabel("PF-days")
     ax.legend(loc="best")
     return figure
 
@@ -266,13 +268,14 @@ def frontier(N: Array, D: Array, L: Array, surface: dict, curves: dict | None = 
     return figure
 
 
-def power_law(x: Array, L: Array, used: Array, law: dict, name: str, label: str) -> Figure:
-    """L(N) or L(D), `name`: the runs, those that the fit `used` (indices) filled, the law and its range."""
-    floor = f" + {law['L_inf']:.2f}" if law["L_inf"] > 0 else ""
+def power_law(x: Array, L: Array, law: dict, name: str, label: str) -> Figure:
+    """L(N) or L(D), `name`: the runs, the points that the fit used filled, the law and its range."""
+    floor = f" + {law['L_inf']:.2f}" if law["L_inf"] > 0.005 else ""
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
     figure, ax = axes(label, LOSS_LABEL, title)
     ax.plot(x, L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
-    ax.plot(x[used], L[used], "o", color=BLUE, label=f"best at each {name}")
+    used = law["points"]
+    ax.plot(used[name], used["loss"], "o", color=BLUE, label=f"best at each {name}")
     grid = reach(x)
 
     def loss(p):
@@ -599,13 +602,11 @@ def study_figures(study: dict) -> dict[str, Figure]:
         figures["loss_vs_compute"] = loss_vs_compute(*points, found["loss_vs_compute"], C_LABEL[data["flops"]])
     for name, x, letter, label in (("loss_vs_params", N, "N", n_label), ("loss_vs_tokens", D, "D", D_LABEL)):
         if name in found:
-            figures[name] = power_law(x, L, pareto(x, L), found[name], letter, label)
+            figures[name] = power_law(x, L, found[name], letter, label)
     if "surface" in found:
         figures |= surface_figures(N, D, L, found["surface"], study, n_label)
     if any("a" in cell for row in found.get("accounting", {}).values() for cell in row.values()):
         figures["accounting"] = accounting(found["accounting"])
-    if study["forecasts"] and np.isfinite(study["forecasts"]["measured"]).any():
-        figures["forecasts"] = forecast_board(study["forecasts"])
     return figures
 
 
@@ -640,6 +641,13 @@ def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
     return [save(figure, place / f"{prefix}{name}.png") for name, figure in figures.items()]
 
 
+def all_forecasts(studies: list[Path]) -> dict:
+    """The forecasts.csv of several studies as one table."""
+    tables = [logs.read_table(path) for path in (Path(s) / "forecasts.csv" for s in studies) if path.is_file()]
+    tables = [table for table in tables if len(table["run"])]
+    return {k: np.concatenate([table[k] for table in tables]) for k in tables[0]} if tables else {}
+
+
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.plots", description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: each of scaling/results")
@@ -651,6 +659,9 @@ def main(args: list[str] | None = None) -> int:
     for folder in studies:
         for path in draw_study(folder, a.out or (None if a.studies else ROOT / "assets")):
             print(path)
+    board = {} if a.studies else all_forecasts(studies)
+    if np.isfinite(board.get("measured", [])).any():
+        print(save(forecast_board(board), Path(a.out or ROOT / "assets") / "forecasts.png"))
     return 0
 
 

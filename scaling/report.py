@@ -91,6 +91,24 @@ def text(result: dict) -> str:
     return "\n".join(out + verdict_text(result["verdict"]))
 
 
+def runs_text(table: dict) -> str:
+    """runs.csv as a table: each setting's shape, parameters by group, tokens, FLOPs, and its loss over seeds."""
+    columns = ("n_layer", "n_embd", "n_head", "params_embedding", "params_non_embedding", "params_head",
+               "params_total", "tokens", "learning_rate")
+    out = [f"{'layers x width (heads)':<24}{'embedding':>12}{'body':>12}{'head':>12}{'total':>12}{'tokens':>12}"
+           f"{'rate':>9}{'FLOPs':>10}{'loss':>9}{'seeds':>14}"]
+    rows = np.stack([table[c] for c in columns], axis=1)
+    for row in np.unique(rows, axis=0):
+        own = (rows == row).all(1)
+        layers, width, heads, embedding, body, head, total, tokens, rate = row
+        loss = table["val_loss"][own]
+        seeds = f"+-{loss.std(ddof=1):.4f} ({own.sum()})" if own.sum() > 1 else ""
+        out.append(f"{f'{layers:.0f} x {width:.0f} ({heads:.0f})':<24}{embedding:>12,.0f}{body:>12,.0f}"
+                   f"{head:>12,.0f}{total:>12,.0f}{tokens:>12,.0f}{rate:>9.3g}"
+                   f"{table['flops_exact'][own][0]:>10.3g}{loss.mean():>9.4f}{seeds:>14}")
+    return "\n".join(out)
+
+
 # ---- The fit card: what a reader needs to repeat the fit (checklist of Li et al. 2025, "(Mis)Fitting"). ----
 
 def values(table: dict, name: str):

@@ -13,7 +13,7 @@ from scaling import fit as fitting, frontiers, laws, plots
 TRUE = {"E": 1.0, "A": 30.0, "B": 300.0, "alpha": 0.33, "beta": 0.40}
 BUDGETS = np.geomspace(1e12, 1e14, 4)
 ALL = {"curves", "isoflop", "frontier", "surface", "residuals", "bootstrap", "profile_E", "loss_vs_params",
-       "loss_vs_tokens", "loss_vs_compute", "forecasts"}
+       "loss_vs_tokens", "loss_vs_compute"}
 
 
 def write_csv(path, rows):
@@ -105,7 +105,7 @@ def test_figures_need_only_the_files_that_they_show(folder, tmp_path):
     assert plots.draw_study(tmp_path) == []
     (tmp_path / "fit.json").write_bytes((folder / "fit.json").read_bytes())
     names = set(plots.study_figures(plots.read_study(tmp_path)))
-    assert ALL - {"curves", "forecasts"} <= names and not {"curves", "forecasts"} & names
+    assert ALL - {"curves"} <= names and "curves" not in names
 
 
 def test_a_directory_without_runs_is_named(tmp_path):
@@ -211,7 +211,7 @@ def test_isoflop_parabola_touches_its_vertex(study):
 def test_power_law_fills_the_points_that_it_used(study):
     N, L, law = study["data"]["N"], study["data"]["L"], study["fit"]["loss_vs_params"]
     used = frontiers.pareto(N, L)
-    figure = plots.power_law(N, L, used, law, "N", "parameters")
+    figure = plots.power_law(N, L, law, "N", "parameters")
     assert set(line(figure, "best").get_xdata()) == set(N[used]) and len(used) == law["n"]
 
 
