@@ -358,6 +358,13 @@ def pareto(u: Array, v: Array) -> Array:
     return order[v[order] < before]
 
 
+def efficient_hull(u: Array, v: Array, group: Array) -> Array:
+    """`lower_hull` without the runs to the right of its lowest point: they spend more and do worse."""
+    hull = lower_hull(u, v)
+    low = v[hull].argmin()
+    return hull[(np.arange(len(hull)) <= low) | (group[hull] == group[hull[low]])]
+
+
 def slope_of(u: Array, v: Array) -> float:
     """Least-squares slope of v on u; nan for fewer than two points."""
     return float(np.polyfit(u - u.mean(), v, 1)[0]) if len(u) > 1 else float("nan")
@@ -414,7 +421,7 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
     if G < len(C):                                     # the hull of all is the hull of the runs' own hulls
         own = [rows[lower_hull(u[rows], v[rows])] for rows in (np.flatnonzero(group == g) for g in range(G))]
         u, v, group = (w[np.concatenate(own)] for w in (u, v, group))
-    hull = lower_hull(u, v)
+    hull = efficient_hull(u, v, group)
     tail = int(np.flatnonzero(group[hull] == group[hull[-1]]).min())        # from here the last run is alone
     kink = find_kink(u[hull], v[hull], tail)
     start = np.log(kink["between"][1]) - 1e-9 if kink else -np.inf
@@ -457,7 +464,7 @@ def hull_draws(u: Array, v: Array, group: Array, start: float, bootstrap: int, r
     slopes, G = np.full((2, bootstrap), np.nan), group.max() + 1
     for i in range(bootstrap):
         rows = np.flatnonzero(np.isin(group, rng.permutation(G)[G // 3:]))
-        hull = rows[lower_hull(u[rows], v[rows])]
+        hull = rows[efficient_hull(u[rows], v[rows], group[rows])]
         late = hull[u[hull] >= start]
         if len(late) > 1:
             inner = between_runs(late, group)

@@ -321,7 +321,8 @@ def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
     result["ci"], result["outside"] = {}, outside(fit, C=C)
     if any(len(v) for v in fit["boot"].values()):
         N, D, loss = (np.ravel(v) for v in of(draws_of(fit), C))
-        draws = zip((*names, "tokens_per_param"), (N, D, loss, D / N))
+        with np.errstate(over="ignore"):               # of a resample that determines nothing
+            draws = zip((*names, "tokens_per_param"), (N, D, loss, D / N))
         result["ci"] = {k: interval(v, level) for k, v in draws}
     return result
 
