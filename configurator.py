@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -20,14 +21,28 @@ from pathlib import Path
 class UserError(Exception):
     """Something the user can mend. The message is one line that names the cause and the fix."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))      # names from outside may hold line ends
+
 
 def exit_cleanly(main):
-    """Run `main()`; print a UserError as one line on stderr and exit with code 2."""
+    """Run `main()`; print a UserError as one line on stderr and exit with 2. `| head` ends it quietly."""
     try:
-        sys.exit(main())
+        try:
+            sys.exit(main())
+        finally:
+            sys.stdout.flush()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:                           # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)                                 # as if SIGPIPE had come
+
+
+def plain_name(name) -> bool:
+    """Whether `name` is a str that names something inside a directory, on any system, and is not hidden."""
+    return isinstance(name, str) and bool(re.fullmatch(r"(?!\.)[^\x00-\x1f\x7f/\\:]{1,200}", name))
 
 
 def nearest(word, known):
@@ -59,7 +74,10 @@ def convert(key, value, kind, where):
         raise wrong
     if kind is int and (value != value or value in (float("inf"), -float("inf")) or value != int(value)):
         raise wrong
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:                             # an int of more digits than a float can hold
+        raise wrong from None
 
 
 def fault(error, path):

@@ -54,6 +54,8 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (y.view(B, T, self.n_head, D // self.n_head).transpose(1, 2)
                    for y in self.c_attn(x).split(D, dim=2))                      # each (B, H, T, D/H)
         if cache is not None:                                                    # keys and values so far
+            if cache and T > 1:
+                raise ValueError(f"{T} tokens at once on a filled cache would see their future: give one")
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v))) if cache else (k, v)
             cache[:] = k, v
         dropout = self.dropout if self.training else 0.0

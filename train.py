@@ -23,16 +23,18 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from configurator import UserError, configure, exit_cleanly
+from configurator import UserError, configure, exit_cleanly, plain_name
 from model import GPT, GPTConfig
 
 ROOT = Path(__file__).resolve().parent
 META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
+CKPTS = ("ckpt.pt", "ckpt_prev.pt")                    # the last checkpoint, and the one before it
 HORIZONS = ("max_iters", "target_tokens", "target_flops", "tokens_per_param", "epochs")
 
 
@@ -97,7 +99,7 @@ class Interrupted(Exception):
 
 def load_meta(dataset: str) -> dict:
     """The dataset's meta.json, with the sizes of its .bin files checked against it."""
-    if dataset in ("", "..") or Path(dataset).name != dataset:
+    if not plain_name(dataset):
         raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     folder = ROOT / "data" / dataset
     name, _, tokenizer = dataset.partition("_")
@@ -195,10 +197,14 @@ def model_config(c: Config) -> GPTConfig:
 
 
 def shape_counts(c: Config) -> tuple[dict, dict]:
-    """(parameters by group, FLOPs per token by part) of the model that `c` describes, without building it."""
-    with torch.device("meta"):
-        model = GPT(model_config(c))
-    return model.count_params(), model.flops_per_token()
+    """(parameters by group, FLOPs per token by part) as GPT counts them, without building it."""
+    L, D, head, bias = c.n_layer, c.n_embd, c.vocab_size * c.n_embd, int(c.bias)
+    params = dict(token_embedding=head, position_embedding=c.block_size * D, attention=L * 4 * D * (D + bias),
+                  mlp=L * D * (8 * D + 5 * bias), norms=(2 * L + 1) * D * (1 + bias))
+    params["non_embedding"] = params["attention"] + params["mlp"] + params["norms"]
+    params |= dict(head=head, total=params["non_embedding"] + params["position_embedding"]
+                   + head * (1 if c.tie_weights else 2))
+    return params, GPT.flops_per_token(SimpleNamespace(config=c))
 
 
 def horizon_tokens(c: Config, meta: dict) -> float:
@@ -298,14 +304,19 @@ def learning_rate(step: int, c: Config) -> float:
 # ---------------------------------------------------------------- files of a run
 
 
-def write_atomic(path: Path, write) -> None:
-    """`write(file)` beside `path`, then rename: a full disk or a kill leaves what was there before."""
+def write_atomic(path: Path, write, previous: Path | None = None) -> None:
+    """`write(file)` beside `path`, then rename: a full disk or a kill leaves what was there before.
+
+    What was there becomes `previous`, if that is given.
+    """
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as f:
             write(f)
             f.flush()
             os.fsync(f.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(part, path)
     except (OSError, RuntimeError) as e:               # torch.save turns a failed write into RuntimeError
         part.unlink(missing_ok=True)
@@ -337,7 +348,7 @@ def read_json(path: Path, needs: str) -> dict:
 
 def require_same_run(old: dict, c: Config, path: Path) -> None:
     """What `path` recorded must be the run that `c` describes, in all that bears on its result."""
-    free = ("out_dir", "resume", "device", "dtype", "compile", "gradient_accumulation_steps", "ckpt_minutes")
+    free = ("out_dir", "resume", "device", "compile", "gradient_accumulation_steps", "ckpt_minutes")
     for key, value in dataclasses.asdict(c).items():
         if key not in free and old.get(key) != value:
             raise UserError(f"{path} was written with {key}={old.get(key)!r}, not {value!r}: choose another "
@@ -362,9 +373,18 @@ def require_same_text(sha256: str, c: Config, meta: dict, path: Path) -> None:
                         "again, or pass --resume=never to start over")
 
 
-def corrupt(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is corrupt ({type(error).__name__}); delete it, or pass --resume=never, "
-                     "to start over")
+def out_of_memory(e: Exception) -> bool:
+    """Of numpy, of torch on a GPU (a RuntimeError) or of torch on CPU ("DefaultCPUAllocator: can't ...")."""
+    return isinstance(e, MemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
+
+
+class Corrupt(UserError):
+    """A checkpoint that cannot be read."""
+
+    def __init__(self, path: Path, error: Exception):
+        self.why = type(error).__name__
+        super().__init__(f"{path} is corrupt ({type(error).__name__}); delete it, or pass --resume=never, "
+                         "to start over")
 
 
 def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
@@ -374,12 +394,14 @@ def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
             if z.testzip():                            # torch.load ignores the checksums of torch.save
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-        old, data, step = dict(state["config"]), state["data_sha256"], state["step"]
+        old, data, step = dict(state["config"]), state["data_sha256"], int(state["step"])
     except FileNotFoundError:
         raise UserError(f"no checkpoint {path}; train the run that keeps it (keep_steps) first") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; make it readable, then run the same command") from None
     except Exception as e:                             # unpickling garbage can raise almost anything
-        raise corrupt(path, e) from None
-    if path.name == "ckpt.pt":
+        raise e if out_of_memory(e) else Corrupt(path, e) from None
+    if path.name in CKPTS:
         require_same_run(old, c, path)
     else:
         require_same_start(old, c, path, step)
@@ -415,8 +437,10 @@ def git_commit() -> str:
 def find_device(device: str) -> str:
     """'auto' resolved: cuda, else mps, else cpu. Raises UserError for a device that is not here."""
     here = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device != "auto" and device.partition(":")[0] not in (here, "cpu"):
-        raise UserError(f"device {device!r} is not available here; leave it at auto (it finds {here!r})")
+    known = {"auto", "cpu", here, *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
+    if device not in known:
+        raise UserError(f"device {device!r} is not available here ({', '.join(sorted(known))} are); leave it "
+                        f"at auto (it finds {here!r})")
     return here if device == "auto" else device
 
 
@@ -506,7 +530,8 @@ class Run:
             self.add_noise(parts)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.weights:                         # optimizer.zero_grad() does more than this
+            p.grad = None
         self.losses.append(loss_sum)                   # this rank's share of the batch mean
         self.step += 1
 
@@ -579,26 +604,54 @@ class Run:
                          scaler=self.scaler.state_dict(), step=self.step, record=self.record,
                          elapsed=self.seconds(), losses=losses.cpu(), noise=self.noise,
                          config=dataclasses.asdict(self.c), data_sha256=self.meta["train_sha256"])
-            write_atomic(self.out / name, lambda f: torch.save(state, f))
+            previous = self.out / CKPTS[1] if name == CKPTS[0] else None
+            write_atomic(self.out / name, lambda f: torch.save(state, f), previous)
         self.losses = [x / self.world for x in losses.unbind()]
 
+    def resume(self) -> Path | None:
+        """Go on from the last checkpoint that can be read. Returns its path, None where there is none."""
+        paths = [self.out / name for name in CKPTS if (self.out / name).exists()]
+        for path in paths:
+            try:
+                self.load(path)
+                return path
+            except Corrupt as e:
+                if path == paths[-1]:
+                    raise
+                print(f"{path} is corrupt ({e.why}); goes on from {paths[-1].name}", flush=True)
+
     def load(self, path: Path) -> None:
+        """Raises Corrupt, or UserError for a checkpoint of another run."""
         state = load_checkpoint(path, self.c, self.meta)
         try:
             self.raw.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            groups = self.optimizer.state_dict()               # the configuration's own
+            self.optimizer.load_state_dict(groups | {"state": state["optimizer"]["state"]})
+            moments = [self.optimizer.state[p] for p in self.weights]          # torch does not look at these
+            if not 0 <= state["step"] <= self.c.max_iters or not all(
+                    m["exp_avg"].shape == m["exp_avg_sq"].shape == p.shape and m["step"].dim() == 0
+                    for m, p in zip(moments, self.weights)):
+                raise ValueError
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.elapsed, self.record = state["step"], state["elapsed"], state["record"]
-            self.losses = [x / self.world for x in state["losses"].to(self.c.device).unbind()]
+            self.losses = [x.view(()) / self.world for x in state["losses"].to(self.c.device).unbind()]
             if state.get("noise") is not None:
                 self.noise = state["noise"].to(self.c.device)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:   # or of another version
-            raise corrupt(path, e) from None
+        except Exception as e:                         # or of another version
+            raise e if out_of_memory(e) else Corrupt(path, e) from None
 
-    def start_files(self, resumed: bool) -> None:
+    def require_same_step(self) -> None:
+        """Raise UserError on ranks that do not see the checkpoint that others go on from."""
+        steps = self.sum_over_ranks(torch.tensor(float(self.step), device=self.c.device)).item()
+        if steps != self.world * self.step:
+            raise UserError(f"{self.out}: rank {self.rank} goes on from step {self.step}, others do not; put "
+                            "out_dir on a file system that all nodes share")
+
+    def start_files(self, resumed: Path | None) -> None:
         """config.json, and a log that ends where this run goes on; of a run started over nothing is left."""
+        old = () if resumed == self.out / CKPTS[0] else CKPTS[:1] if resumed else (*CKPTS[::-1], "log.jsonl")
         with named_errors(self.out, "allow writing, or choose another out_dir"):
-            for name in ("result.json",) if resumed else ("result.json", "ckpt.pt", "log.jsonl"):
+            for name in ("result.json", *old):         # a corrupt ckpt.pt must not become the previous one
                 (self.out / name).unlink(missing_ok=True)
         log = self.out / "log.jsonl"
         if self.c.branch and not log.exists():         # a branch's log begins with that of its trunk
@@ -607,9 +660,12 @@ class Run:
         known = resumed and (self.out / "config.json").exists()
         old = read_json(self.out / "config.json", "seed") if known else {}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        seal = self.out.parent / "forecasts" / f"{self.out.name}.json"         # known only if sealed before
+        sealed = read_json(seal, "sha256")["sha256"] if not known and seal.exists() else old.get("forecast")
         write_json(self.out / "config.json", dataclasses.asdict(self.c) | dict(
-            started_at=old.get("started_at", now), commit=git_commit(), torch=torch.__version__,
-            numpy=np.__version__, world_size=self.world, device_name=device_name(self.c.device),
+            started_at=old.get("started_at", now), forecast=sealed, commit=git_commit(),
+            torch=torch.__version__, numpy=np.__version__, world_size=self.world,
+            device_name=device_name(self.c.device),
             data_sha256=self.meta["train_sha256"], tokenizer=self.meta["tokenizer"], params=self.params,
             flops_per_token=self.flops))
         total = self.c.max_iters * self.c.batch_size * self.c.block_size
@@ -669,6 +725,24 @@ def caught_signals():
             signal.signal(s, handler)
 
 
+@contextlib.contextmanager
+def explained(c: Config):
+    """Errors that are not this process's own doing, too little memory and ranks that died, as UserErrors."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        why = str(e).strip().partition("\n")[0]
+        if out_of_memory(e):
+            raise UserError(
+                f"{c.out_dir}: out of memory on {c.device}; raise gradient_accumulation_steps (now "
+                f"{c.gradient_accumulation_steps}; the same command goes on, with the same result), or lower "
+                f"batch_size (now {c.batch_size}) or the size of the model") from None
+        if isinstance(e, dist.DistError) or "gloo" in why or "NCCL" in why:
+            raise UserError(f"{c.out_dir}: lost another rank ({why:.150}); what that one printed says why; "
+                            "the same command goes on from the last checkpoint") from None
+        raise
+
+
 def loop(run: Run, caught: list) -> dict:
     """Train `run` to its end. Returns the last log record; raises Interrupted after a signal."""
     c, saved_at, logged_at, logged_step = run.c, time.perf_counter(), time.perf_counter(), run.step
@@ -710,7 +784,8 @@ def train(c: Config) -> dict:
 
     Raises UserError (settings, data, space, a loss that is not finite) or Interrupted (SIGINT, SIGTERM).
     """
-    rank, world, device = setup(c.device)
+    with explained(c):
+        rank, world, device = setup(c.device)
     meta = load_meta(c.dataset)
     check(c, meta, world)
     c = derive(c, meta, device, world)
@@ -722,15 +797,17 @@ def train(c: Config) -> dict:
         require_same_run(old, c, out / "result.json")
         require_same_text(old["data_sha256"], c, meta, out / "result.json")
         return read_json(out / "result.json", "val_loss")
-    with caught_signals() as caught:
+    with caught_signals() as caught, explained(c):
         run = Run(c, meta, rank, world)
-        resumed = c.resume == "auto" and (out / "ckpt.pt").exists()
-        if resumed or c.branch:
-            run.load(out / "ckpt.pt" if resumed else Path(c.branch))
+        resumed = run.resume() if c.resume == "auto" else None
+        if c.branch and not resumed:
+            run.load(Path(c.branch))
+        run.require_same_step()
         if rank == 0:
             run.start_files(resumed)
         result = run.result(loop(run, caught))
         if rank == 0:
+            (out / CKPTS[1]).unlink(missing_ok=True)
             write_json(out / "result.json", result)
     return result
 

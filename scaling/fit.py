@@ -91,6 +91,7 @@ def select(table: dict, params: str | None = None, flops: str | None = None) -> 
         drop(np.isnan(v), f"{label} is missing")
         drop(np.isinf(v), f"{label} is infinite (diverged)")
         drop(v == 0, f"{label} is zero")
+        drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
     drop(repeats(table), "the same row stands earlier in the table")
     drop(worse_rates(table, N, D, L, keep), "another learning rate was better at the same size and tokens")
     if not keep.any():

@@ -275,6 +275,8 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
     if changed or result["tokens"] != want["tokens"]:
         raise UserError(f"{run} was trained with another {', '.join(changed) or 'number of tokens'} than was "
                         "forecast; train what was forecast, or forecast it under another name")
+    if config.get("forecast") == sealed["sha256"]:      # it knew the seal when it began; clocks may jump
+        return
     files = [run / name for name in ("config.json", "log.jsonl", "result.json")]
     begun = [path.stat().st_mtime for path in files if path.exists()]
     if not config.get("branch"):                       # a branch's wall_s includes its trunk's
@@ -307,7 +309,15 @@ def score(folder: Path) -> list[dict]:
     Raises UserError when a seal does not match its content, or its run is older or another than the forecast.
     """
     folder = Path(folder)
-    rows = [score_one(folder, read_seal(path)) for path in sorted((folder / "forecasts").glob("*.json"))]
+    rows = []
+    for path in sorted((folder / "forecasts").glob("*.json")):
+        try:
+            rows.append(score_one(folder, read_seal(path)))
+            for key in COLUMNS[2:8]:
+                logs.number(rows[-1][key])
+        except (*logs.MALFORMED, ZeroDivisionError) as e:
+            raise UserError(f"{path} or its run is not as it was written ({type(e).__name__}: {e}); restore "
+                            "it") from None
     logs.write_table(folder / "forecasts.csv", [{k: r[k] for k in COLUMNS} for r in rows], COLUMNS)
     return rows
 
@@ -317,6 +327,9 @@ def score(folder: Path) -> list[dict]:
 def board(folders: list[Path]) -> str:
     """All forecasts in the forecasts.csv of `folders`, and how often the 95 % interval was right."""
     tables = [logs.read_table(Path(folder) / "forecasts.csv") for folder in folders]
+    for key in (*COLUMNS[2:8], *COLUMNS[10:]):
+        for table in tables:
+            counts.column(table, key, "the board of forecasts")
     rows = [dict(zip(t, values)) for t in tables for values in zip(*t.values())]
     head = ("study/run", "N", "D", "predicted", "95 % interval", "measured", "error")
     out = ["{:<26}{:>10}{:>10}{:>11}{:>18}{:>10}{:>9}".format(*head)]

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -185,14 +186,16 @@ def parse_study(study_dir: str | Path) -> tuple[list[dict], list[str]]:
     return rows, problems
 
 
-def log_records(path: str | Path, report: Callable) -> Iterator[dict]:
-    """Yield the records of log.jsonl as they stand; a line that was cut short, or is wrong, is reported."""
+def log_records(path: str | Path, report: Callable, columns: list[str] = LOG_COLUMNS) -> Iterator[dict]:
+    """Yield the records of log.jsonl as they stand, with `columns` as floats; a bad line is reported."""
     try:
         with open(path, "rb") as f:
             for line, text in enumerate(f, 1):
                 try:
                     record = json.loads(text)
-                    record.update({key: number(record.get(key)) for key in LOG_COLUMNS})
+                    for key in columns:                # most are floats already: this is what parsing costs
+                        if type(value := record.get(key)) is not float:
+                            record[key] = number(value)
                     if not 0 <= record["step"] < math.inf:
                         raise ValueError("no step in it")
                 except MALFORMED as e:
@@ -234,8 +237,9 @@ def write_curves(study_dir: str | Path, path: str | Path, report: Callable = war
     def rows():
         for row in tqdm(parse_study(study_dir)[0], "curves", unit="run", disable=None):
             try:
-                records = log_records(Path(study_dir, row["run"], "log.jsonl"), report)
-                curve = np.fromiter((tuple(r[k] for k in CURVE_COLUMNS[1:]) for r in records), (float, 6))
+                records = log_records(Path(study_dir, row["run"], "log.jsonl"), report, CURVE_COLUMNS[1:])
+                points = map(itemgetter(*CURVE_COLUMNS[1:]), records)
+                curve = np.fromiter(points, (float, len(CURVE_COLUMNS) - 1))
             except UserError as e:
                 report(f"{e}; skipped")
                 continue

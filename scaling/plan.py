@@ -14,13 +14,14 @@ buys exact FLOPs.
 """
 import math
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
-from configurator import UserError, exit_cleanly, help_text, read_args, set_fields
+from configurator import UserError, exit_cleanly, help_text, plain_name, read_args, set_fields
 from scaling import counts, forecast, laws, logs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,8 +276,14 @@ def speed(options: Options, folder: Path | None) -> float:
 
 def text_of(dataset: str) -> dict:
     """meta.json of data/DATASET; {} when it is not there."""
+    if dataset and not plain_name(dataset):
+        raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     path = ROOT / "data" / dataset / "meta.json"
-    return logs.load_json(path) if dataset and path.exists() else {}
+    meta = logs.load_json(path) if dataset and path.exists() else {}
+    for key in ("vocab_size", "train_tokens") if meta else ():
+        if type(meta.get(key)) is not int or meta[key] < 1:
+            raise UserError(f"{path} lacks a valid {key}; prepare the dataset again")
+    return meta
 
 
 def vocabulary(dataset: str) -> int:
@@ -633,6 +640,18 @@ def next_text(law: dict, folder: Path | None, o: Options) -> str:
     return "\n".join(out)
 
 
+@contextmanager
+def reading(name: str):
+    """What goes wrong with a law that does not hold what scaling.fit writes, as a UserError."""
+    try:
+        yield
+    except (*logs.MALFORMED, IndexError, ZeroDivisionError) as e:
+        if name in PUBLISHED:
+            raise
+        raise UserError(f"{name} is not as scaling.fit writes it ({type(e).__name__}: {e}); fit "
+                        "again") from None
+
+
 def main(args: list[str] | None = None) -> None:
     given, names = read_args(sys.argv[1:] if args is None else args)
     if {"help", "h"} & set(given) or not (given or names):
@@ -645,12 +664,12 @@ def main(args: list[str] | None = None) -> None:
         return
     if len(names) != 1:
         raise UserError(f"give one law, not {len(names)}: a fit.json or one of {', '.join(PUBLISHED)}")
-    law, folder = load_law(names[0])
+    with reading(names[0]):
+        law, folder = load_law(names[0])
+        plan = {} if o.next else make_plan(law, o, folder)
+        print(next_text(law, folder, o) if o.next else plan_text(law, plan, o))
     if o.next:
-        print(next_text(law, folder, o))
         return
-    plan = make_plan(law, o, folder)
-    print(plan_text(law, plan, o))
     if o.write:
         print(write_config(o.write, law, plan))
     if o.figure:

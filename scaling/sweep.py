@@ -1,11 +1,13 @@
 """Plan a sweep, run what is missing, then parse, fit, forecast and draw.
 
-    python -m scaling.sweep scaling/sweeps/laptop.py [--dry_run] [--jobs=N]
+    python -m scaling.sweep scaling/sweeps/laptop.py [--dry_run] [--jobs=N] [--launcher=slurm]
 
 A sweep file is plain Python (your own program: run only files you trust) that leaves behind
     runs       a list of dicts: `name` and any train.py settings
     held_out   the same, for models that are forecast before they are trained (optional)
     base       settings shared by all (optional)
+    prepare    {dataset: "NAME OPTIONS"} for what data/NAME/prepare.py does not make by default (optional)
+    slurm      where --launcher=slurm runs them: dict(time=MINUTES, ...), see scaling/slurm.py (optional)
 Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or
 `budgets`, a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its
 checkpoints. `seeds` = k makes k runs of it.
@@ -13,11 +15,13 @@ checkpoints. `seeds` = k makes k runs of it.
 Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again.
 """
 import argparse
+import collections
 import contextlib
 import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,10 +31,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is importe
 from tqdm import tqdm
 
 import train
-from configurator import UserError, exit_cleanly, nearest, read_file, set_fields
-from scaling import fit, forecast, logs, plots
+from configurator import UserError, exit_cleanly, nearest, plain_name, read_file, set_fields
+from scaling import fit, forecast, logs, plots, slurm
 
 OUT = train.ROOT / "out"
+SWEEP_NAMES = ("base", "runs", "held_out", "prepare", "slurm")
+OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit_card.json", "forecasts.csv", "forecasts", "figures",
+       "slurm")                                        # the study's own files, beside its run directories
+QUEUE_SECONDS = 10                                     # from one look at SLURM's queue to the next
 
 
 @dataclasses.dataclass
@@ -77,23 +85,34 @@ def read_sweep(path: str) -> tuple[str, list[dict], list[dict]]:
     """(study name, runs, held-out runs) of a sweep file; each run is its settings with `name`."""
     found = {k: v for k, (v, _) in read_file(path).items()}
     for key in found:
-        if key not in ("base", "runs", "held_out"):
-            raise UserError(f"{path}: unknown name {key!r}{nearest(key, ('base', 'runs', 'held_out'))}; "
+        if key not in SWEEP_NAMES:
+            raise UserError(f"{path}: unknown name {key!r}{nearest(key, SWEEP_NAMES)}; "
                             "start the names of helpers with an underscore")
+    slurm.check_options(found.get("slurm", {}), path)
     for key in found.keys() & {"runs", "held_out"}:
         if not isinstance(found[key], list) or not all(isinstance(run, dict) for run in found[key]):
             raise UserError(f"{path}: `{key}` must be a list of dicts, one for each run")
+    if not isinstance(found.get("base", {}), dict):
+        raise UserError(f"{path}: `base` must be a dict of settings")
     lists = [[copy for run in found.get(key, []) for copy in with_seeds(found.get("base", {}) | run, path)]
              for key in ("runs", "held_out")]
-    names = [run.get("name") for runs in lists for run in runs]
+    names, study = [run.get("name") for runs in lists for run in runs], Path(path).stem
     if not lists[0]:
         raise UserError(f"{path}: `runs` is missing or empty")
+    if not plain_name(study):
+        raise UserError(f"{path}: a study is named as its file, and {study!r} is no name for a directory")
     for name in names:
-        if not isinstance(name, str) or not name or Path(name).name != name or name.startswith("."):
+        if not plain_name(name) or name in OWN:
             raise UserError(f"{path}: every run needs a `name` that is a plain file name, not {name!r}")
-        if names.count(name) > 1:
+    require_unique(names, path)
+    return study, *lists
+
+
+def require_unique(names: list[str], path: str) -> None:
+    """Two runs of one name would share a directory."""
+    for name, times in collections.Counter(names).items():
+        if times > 1:
             raise UserError(f"{path}: two runs are named {name!r}")
-    return Path(path).stem, *lists
 
 
 def with_seeds(run: dict, path: str) -> list[dict]:
@@ -160,17 +179,29 @@ def planned(study: str, run: dict, path: str, leave: int = 0) -> "Planned":
                    tokens * flops["total"], spent=(c.max_iters - leave) / c.max_iters)
 
 
-def prepare_data(runs: list[dict]) -> None:
-    """Run data/NAME/prepare.py for every dataset of the sweep that is not there (NAME or NAME_TOKENIZER)."""
-    for dataset in sorted({run.get("dataset", train.Config.dataset) for run in runs}):
+def prepare_data(runs: list[dict], path: str) -> None:
+    """Run data/NAME/prepare.py for every dataset of the sweep that is not there (NAME or NAME_TOKENIZER).
+
+    `prepare` in the sweep file `path` may say otherwise of a dataset: NAME and the options that make it.
+    """
+    recipes = read_file(path).get("prepare", ({}, ""))[0]
+    if not isinstance(recipes, dict) or not all(isinstance(x, str) and x for p in recipes.items() for x in p):
+        raise UserError(f'{path}: `prepare` must be a dict such as {{"mine_100k": "mine --max_tokens=100000"}}')
+    datasets = [run.get("dataset", train.Config.dataset) for run in runs]
+    for dataset in datasets:
+        if not plain_name(dataset):                    # its prepare.py will be run
+            raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
+    for dataset in sorted(set(datasets)):
         if (train.ROOT / "data" / dataset / "meta.json").exists():
             continue
         name, _, tokenizer = dataset.partition("_")
-        script = train.ROOT / "data" / name / "prepare.py"
-        if not script.exists():
-            raise UserError(f"dataset {dataset!r} is not prepared, and data/{name}/prepare.py does not exist")
-        print(f"preparing {dataset}", flush=True)
         flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
+        if dataset in recipes:
+            name, *flags = *recipes[dataset].split(), f"--out_dir={train.ROOT / 'data' / dataset}"
+        script = train.ROOT / "data" / name / "prepare.py"
+        if not plain_name(name) or not script.exists():
+            raise UserError(f"dataset {dataset!r} is not prepared, and data/{name}/prepare.py does not exist")
+        print(f"preparing {dataset}: {' '.join([str(script.relative_to(train.ROOT)), *flags])}", flush=True)
         if subprocess.run([sys.executable, script, *flags]).returncode:
             raise UserError(f"{script.relative_to(train.ROOT)} failed; its line above says why")
 
@@ -204,11 +235,13 @@ def estimate(plan: list[Planned]) -> None:
         p.seconds = p.spent * (p.flops * per_flop + p.config.max_iters * p.config.n_layer * overhead)
 
 
-def print_plan(plan: list[Planned], held: set[str], jobs: int) -> None:
+def print_plan(plan: list[Planned], held: set[str], jobs: int, states: dict[str, str]) -> None:
+    """The plan as a table; `states` are those of SLURM's queue."""
     print(f"{'run':<24}{'N':>12}{'D':>15}{'FLOPs':>11}{'minutes':>9}  status")
     for p in plan:
         step = p.log_tail().get("step")
         status = "done" if p.done() else f"at step {step:,}" if step else "to do"
+        status += f", {states[p.name].lower()}" if p.name in states and not p.done() else ""
         print(f"{p.name:<24}{p.params:>12,}{p.tokens:>15,}{p.flops:>11.3g}{p.seconds / 60:>9.1f}  {status}"
               + (", held out" if p.name in held else ""))
     left = sum(p.seconds for p in plan if not p.done())
@@ -223,21 +256,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start(p: Planned, threads: int, lock: tuple) -> None:
+def command(p: Planned) -> list[str]:
+    flags = [f"--{k}={v}" for k, v in (p.overrides | dict(out_dir=str(p.out))).items()]
+    return [sys.executable, str(train.ROOT / "train.py"), *flags]
+
+
+def start(p: Planned, lock: tuple) -> None:
     """Start train.py for one run; what it prints goes to train.txt in its directory.
 
     It holds the study's lock too: should the sweep be killed outright, no second one can start the run again.
     """
     p.out.mkdir(parents=True, exist_ok=True)
-    flags = [f"--{k}={v}" for k, v in (p.overrides | dict(out_dir=str(p.out))).items()]
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"}    # the same sums for any `jobs`
     with open(p.out / "train.txt", "ab") as console:
-        p.process = subprocess.Popen([sys.executable, str(train.ROOT / "train.py"), *flags], env=env,
-                                     pass_fds=lock, stdout=console, stderr=subprocess.STDOUT,
-                                     start_new_session=True)
+        p.process = subprocess.Popen(command(p), env=env, pass_fds=lock, stdout=console,
+                                     stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def last_line(p: Planned) -> str:
+    if not (p.out / "train.txt").exists():
+        return "it did not start"
     lines = (p.out / "train.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else "it printed nothing"
 
@@ -258,37 +296,82 @@ def finish(p: Planned) -> list[str]:
     return [f"{p.name}: exit code {p.process.returncode}: {last_line(p)}"]
 
 
+def progress_bar(plan: list[Planned]) -> tqdm:
+    return tqdm(total=sum(p.spent * p.flops for p in plan), unit="FLOP", unit_scale=True,
+                disable=all(p.done() for p in plan), initial=sum(p.progress() for p in plan), smoothing=0.05,
+                dynamic_ncols=True, mininterval=1.0 if sys.stderr.isatty() else 30.0)
+
+
+def advance(bar: tqdm, plan: list[Planned], now: str) -> None:
+    bar.update(max(0.0, sum(p.progress() for p in plan) - bar.n))
+    bar.set_description(f"{sum(p.done() for p in plan)}/{len(plan)} runs, {now}"[:60], refresh=False)
+
+
 def run_all(plan: list[Planned], jobs: int, lock: tuple = ()) -> list[str]:
     """Train what has no result, longest first, `jobs` at a time. Returns a line for each run that failed.
 
     SIGINT and SIGTERM: the running models write their checkpoints, then KeyboardInterrupt is raised.
     """
     todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
-    threads = max(1, cores() // jobs)
     running, failed = [], []
-    bar = tqdm(total=sum(p.spent * p.flops for p in plan), unit="FLOP", unit_scale=True, disable=not todo,
-               initial=sum(p.progress() for p in plan), smoothing=0.05, dynamic_ncols=True,
-               mininterval=1.0 if sys.stderr.isatty() else 30.0)
-    with train.caught_signals() as caught, bar:
+    with train.caught_signals() as caught, progress_bar(plan) as bar:
         while (todo or running) and not caught:
             for p in [p for p in todo if p.ready()][:jobs - len(running)]:
                 todo.remove(p)
                 running.append(p)
-                start(p, threads, lock)
+                start(p, lock)
             if not running:                            # their trunk failed
                 return failed + [f"{p.name}: its trunk left no {p.config.branch}" for p in todo]
             time.sleep(0.2)
             for p in [p for p in running if p.process.poll() is not None]:
                 running.remove(p)
                 failed += finish(p)
-            bar.update(max(0.0, sum(p.progress() for p in plan) - bar.n))
-            bar.set_description(f"{sum(p.done() for p in plan)}/{len(plan)} runs, "
-                                f"now {', '.join(p.name for p in running)}"[:60], refresh=False)
+            advance(bar, plan, f"now {', '.join(p.name for p in running)}")
         if caught:
             tqdm.write("interrupted: the running models write their checkpoints")
             stop_all(running)
             raise KeyboardInterrupt
     return failed
+
+
+def chains(runs: list[Planned]) -> list[list[Planned]]:
+    """`runs` by SLURM task, longest first: each with those of its branches that wait for its checkpoints."""
+    tasks = {p.out: [p] for p in sorted(runs, key=lambda p: -p.seconds) if p.ready()}
+    for p in runs:
+        if not p.ready():
+            tasks.setdefault(Path(p.config.branch).parent, []).append(p)
+    tasks = list(tasks.values())
+    return [sum(tasks[i::slurm.MAX_TASKS], []) for i in range(min(len(tasks), slurm.MAX_TASKS))]
+
+
+def run_queued(plan: list[Planned], options: dict, folder: Path) -> list[str]:
+    """As run_all, by SLURM: submit what has no result and is not in the queue yet, then wait for all of it.
+
+    Kill it as you like: the jobs go on, and the next call finds them in the queue.
+    """
+    states = slurm.queue(folder)
+    todo = chains([p for p in plan if not p.done() and p.name not in states])
+    if todo:
+        tasks = [[(p.name, str(p.out), command(p)) for p in task] for task in todo]
+        name = slurm.submit(folder, tasks, options)
+        print(f"submitted {name}: squeue --name={name} shows it, scancel --name={name} stops it, what SLURM "
+              f"says of it is in {(folder / 'slurm' / name).relative_to(train.ROOT)}", flush=True)
+    missed = dict.fromkeys((p.name for p in plan), 0)
+    with progress_bar(plan) as bar:
+        while waiting := [p for p in plan if missed[p.name] < 2 and not p.done()]:
+            time.sleep(QUEUE_SECONDS)
+            try:
+                states = slurm.queue(folder)
+            except UserError as e:                     # its controller restarts, or is busy: the jobs go on
+                tqdm.write(str(e))
+                continue
+            for p in waiting:                          # twice: a file of another machine may come late
+                missed[p.name] = 0 if p.name in states else missed[p.name] + 1
+                if missed[p.name] == 2 and not p.done():
+                    tqdm.write(f"failed: {p.name}: {last_line(p)}")
+            counts = collections.Counter(states.values()).items()
+            advance(bar, plan, ", ".join(f"{count} {state.lower()}" for state, count in counts))
+    return [f"{p.name}: {last_line(p)}" for p in plan if not p.done()]
 
 
 @contextlib.contextmanager
@@ -305,7 +388,21 @@ def locked(folder: Path):
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()
+        for litter in folder.glob(".*.tmp"):           # tables that a killed sweep was writing
+            litter.unlink()
         yield (f.fileno(),)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path):
+    """The system's refusal to read or write, wherever the sweep meets it, as a UserError."""
+    try:
+        yield
+    except BrokenPipeError:                            # of our output: exit_cleanly knows
+        raise
+    except OSError as e:
+        raise UserError(f"{e.filename or folder}: {e.strerror}; free some space or allow writing, then run "
+                        "the same command") from None
 
 
 # ---------------------------------------------------------------- after the runs
@@ -323,8 +420,8 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
 
 def fit_study(folder: Path) -> dict:
     """runs.csv -> fit.json and fit_card.json, with the table on the console."""
-    fit.main([str(folder / "runs.csv"), f"--json={folder / 'fit.json'}",
-              f"--card={folder / 'fit_card.json'}"])
+    fit.main([str(folder / "runs.csv"), f"--curves={folder / 'curves.csv'}",
+              f"--json={folder / 'fit.json'}", f"--card={folder / 'fit_card.json'}"])
     return json.loads((folder / "fit.json").read_text(encoding="utf-8"))
 
 
@@ -353,25 +450,36 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scaling.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("sweep", help="scaling/sweeps/NAME.py")
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one a core; 1 on a GPU")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
+                        help="slurm: submit the runs as a job array (the sweep file's `slurm` says where)")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     a = parser.parse_args(args)
     study, runs, held_out = read_sweep(a.sweep)
-    prepare_data(runs + held_out)
+    folder = OUT / study
+    options = slurm.read_options(a.sweep) if a.launcher == "slurm" else None
+    states = slurm.queue(folder) if options or shutil.which("squeue") else {}
+    prepare_data(runs + held_out, a.sweep)
     fitted, held = ([p for run in group for p in plan_run(study, run, a.sweep)] for group in (runs, held_out))
     plan = fitted + held
+    require_unique([p.name for p in plan], a.sweep)    # now with the names of branches
     jobs = a.jobs if a.jobs > 0 else 1 if plan[0].config.device.startswith("cuda") else cores()
+    if options:
+        jobs = options.get("array_parallelism", len(plan))
     estimate(plan)
-    print_plan(plan, {p.name for p in held}, jobs)
+    print_plan(plan, {p.name for p in held}, jobs, states)
     if a.dry_run:
         return 0
-    folder = OUT / study
-    with locked(folder) as lock:
-        failed = run_all(fitted, jobs, lock)
+    if states and not options:
+        raise UserError(f"{study}: SLURM has runs of it; add --launcher=slurm, or scancel them first")
+    with disk_errors(folder), locked(folder) as lock:
+        run = (lambda plan: run_queued(plan, options, folder)) if options else (
+            lambda plan: run_all(plan, jobs, lock))
+        failed = run(fitted)
         parse(folder, fitted)
         law = fit_study(folder)
         if held and not failed:
             seal_all(folder, held, law)
-            failed += run_all(held, jobs, lock)
+            failed += run(held)
             parse(folder, fitted)                      # again, for the held-out runs' curves
             print_scores(forecast.score(folder))
         plots.draw_study(folder)

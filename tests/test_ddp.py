@@ -1,6 +1,10 @@
-"""torchrun with two processes (gloo, CPU) trains the same run as one process."""
+"""torchrun with two or four processes (gloo, CPU) trains the same run as one process; and ranks that die."""
 import json
+import os
 import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 from test_resume import wait_for_lines
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+FOUR = (*LAUNCHER[:-1], "--nproc_per_node=4")
 RUN = dict(max_iters=25, log_interval=5, eval_interval=10, learning_rate=1e-2)
 CASES = dict(plain={}, accumulated=dict(gradient_accumulation_steps=2),
              uneven=dict(batch_size=7, gradient_accumulation_steps=3),         # ranks of 2+1+1 and 1+1+1 rows
@@ -80,6 +85,83 @@ def test_ranks_measure_the_noise_scale_that_micro_batches_do(both):
     """The same parts of the same batches; a batch in one part has none."""
     one, two, parts = (both.log(name)[-1].get("noise_scale") for name in ("plain", "plain2", "accumulated"))
     assert one is None and two == pytest.approx(parts, rel=0.01)
+
+
+FOUR_SCRIPT = """
+import json, sys
+import torch.distributed as dist
+import train
+
+for c in json.load(open(sys.argv[1])):
+    train.train(train.Config(**c))
+dist.destroy_process_group()
+"""
+
+
+def test_four_processes_train_what_one_does(module_lab):
+    """Two rows of 8 each; 2 + 2 + 2 + 1 of 7; one sequence to evaluate, for the first rank alone."""
+    cases = dict(even={}, odd=dict(batch_size=7), dropped=dict(eval_iters=1))
+    for name, changes in cases.items():
+        module_lab.train(name, **RUN, **changes)
+    script, settings = module_lab.root / "four.py", module_lab.root / "four.json"
+    script.write_text(FOUR_SCRIPT)
+    settings.write_text(json.dumps([module_lab.settings(f"{n}4", **RUN | c) for n, c in cases.items()]))
+    process = module_lab.spawn(*FOUR, str(script), str(settings))
+    assert process.wait(timeout=240) == 0, process.communicate()[1]
+    for name in cases:
+        assert_close_runs(module_lab, name, f"{name}4")
+
+
+# ---------------------------------------------------------------- ranks that die
+
+
+def rank_of(pid: int, rank: int) -> bool:
+    """Whether process `pid` is rank `rank` of a job."""
+    try:
+        return f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return False
+
+
+def kill_rank(process, rank: int) -> None:
+    """SIGKILL to a rank of the torchrun that is `process`, whose environment has no RANK."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    pid, = [int(pid) for pid in children if rank_of(int(pid), rank)]
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ranks are found in Linux's /proc")
+@pytest.mark.parametrize("restarts, rank", [(0, 1), (3, 0)])
+def test_a_rank_that_dies(lab, monkeypatch, restarts, rank):
+    """The job ends within a minute and says why; with --max-restarts it goes on from the last checkpoint."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")      # README says why
+    settings = dict(max_iters=150, log_interval=10, eval_interval=50, ckpt_minutes=0, learning_rate=1e-3)
+    process = lab.start(launcher=(*LAUNCHER, f"--max-restarts={restarts}"), **settings)
+    wait_for_lines(lab.out("run") / "log.jsonl", 4, process)
+    kill_rank(process, rank)
+    killed = time.monotonic()
+    out, err = process.communicate(timeout=240)
+    if not restarts:
+        assert process.returncode != 0 and time.monotonic() - killed < 60
+        assert "lost another rank" in err and "SIGKILL" in err
+        assert not (lab.out("run") / "result.json").exists() and lab.checkpoint()["step"] >= 30
+        lab.train(**settings)                          # one process can go on, too
+    else:
+        assert process.returncode == 0, err
+        assert "goes on from step" in out and "lost another rank" in err
+    lab.train("straight", **settings)
+    assert_close_runs(lab, "straight", "run")
+
+
+def test_ranks_at_different_checkpoints_are_refused(lab, monkeypatch):
+    """As of two nodes that do not share out_dir: one would begin anew, the other go on."""
+    import train
+    from configurator import UserError
+    run = train.Run(lab.derived(), train.load_meta("tiny"), 0, 1)
+    run.world, run.step = 2, 10
+    monkeypatch.setattr(run, "sum_over_ranks", lambda x: x)            # the other rank adds 0
+    with pytest.raises(UserError, match="goes on from step 10, others do not; put out_dir on a file system"):
+        run.require_same_step()
 
 
 def test_two_processes_go_on_as_two(both):

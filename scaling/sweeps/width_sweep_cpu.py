@@ -2,7 +2,7 @@
 #
 # width_sweep.py made small, for the same figure on a laptop: nine widths, one depth, one learning rate
 # for all as the published project has it, loss along the way; 3 layers, 2 heads, context 64, bytes of
-# WikiText-2. For its data see isoflop.py.
+# WikiText-2. For its data see isoflop_wikitext2.py.
 from pathlib import Path as _Path
 
 _here = (_Path(__file__).resolve().parents[2] / "data" / "wikitext2_resplit_byte").exists()

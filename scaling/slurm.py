@@ -1,0 +1,191 @@
+"""SLURM for `python -m scaling.sweep STUDY.py --launcher=slurm`: one job array of a study's missing runs.
+
+The sweep file says where: `slurm = dict(time=120, partition="gpu", array_parallelism=8)`, see OPTIONS. SLURM
+alone schedules: the sweep submits once, through submitit (pip install submitit), and watches. A task of the
+array is a run with the branches that leave it, one after another, since they need its checkpoints. So a
+study is one array, with no dependencies between jobs; the price is that the branches of a run, a fifth of it
+each, do not overlap.
+"""
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from configurator import UserError, convert, nearest, read_file
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_TASKS = 1000                       # of an array, by SLURM's default MaxArraySize; then tasks share runs
+OPTIONS = dict(time=int,               # minutes a task may run before it must queue again; to be given
+               partition=str,          # and so on, as sbatch has them: man sbatch
+               array_parallelism=int,  # tasks at a time; default: all
+               requeue=int,            # times a task may outlast `time`; default 3; 0: no requeue at all
+               cpus_per_task=int,      # and threads of a run; default 1
+               gpus_per_node=int, mem=str, account=str, qos=str, constraint=str)
+
+
+def check_options(options: dict, where: str) -> dict:
+    """`slurm` of a sweep file, each value of its type. `where` names the file. Raises UserError."""
+    if not isinstance(options, dict):
+        raise UserError(f"{where}: `slurm` must be a dict, not {options!r}")
+    for key in options:
+        if key not in OPTIONS:
+            raise UserError(f"{where}: slurm: unknown key {key!r}{nearest(str(key), OPTIONS)}; "
+                            f"known are {', '.join(OPTIONS)}")
+    options = {key: convert(key, value, OPTIONS[key], f"{where}: slurm") for key, value in options.items()}
+    for key, value in options.items():
+        least = 0 if key == "requeue" else 1
+        if OPTIONS[key] is int and value < least:
+            raise UserError(f"{where}: slurm: {key} must be {least} or more, not {value}")
+    return options
+
+
+def read_options(path: str) -> dict:
+    """`slurm` of the sweep file `path`, to submit with. Raises UserError where it or a program is missing."""
+    options = check_options(read_file(path).get("slurm", ({}, ""))[0], path)
+    if "time" not in options:
+        raise UserError(f"{path}: --launcher=slurm needs slurm = dict(time=MINUTES_OF_A_TASK, ...)")
+    try:
+        import submitit                                # noqa: F401
+    except ImportError:
+        raise UserError("--launcher=slurm needs submitit: pip install submitit") from None
+    for program in ("sbatch", "srun", "squeue"):
+        if not shutil.which(program):
+            raise UserError(f"no {program} here: --launcher=slurm wants a machine that submits to SLURM")
+    return options
+
+
+# ---------------------------------------------------------------- on the node
+
+
+class Chain:
+    """A task of the array: runs, one after another, each as train.py in a process of its own.
+
+    train.py answers SIGTERM with a checkpoint and its end; requeued, the task goes on from there. Signals:
+    SIGUSR2, submitit's, before the time limit: submitit calls `checkpoint`, requeues the task and exits;
+    SIGUSR1, what some sites send: the same;
+    SIGTERM, of SLURM's pre-emption, scontrol requeue and scancel: `terminated`.
+    """
+
+    def __init__(self, runs: list[tuple[str, list[str]]], threads: int, requeue: bool):
+        """runs: (run directory, command) of each; threads of a run; may the task queue again?"""
+        self.runs, self.threads, self.requeue = runs, threads, requeue
+        self.process = None
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGTERM, self.terminated)
+        if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGUSR2))
+        codes = [self.train(Path(out), command) for out, command in self.runs]   # a failed one stops no other
+        if any(codes):
+            sys.exit(1)                                # for SLURM's books; the sweep looks for result.json
+
+    def train(self, out: Path, command: list[str]) -> int:
+        """The exit code of one run. What it prints goes to train.txt, as with the local launcher."""
+        if (out / "result.json").exists():             # done before the task was requeued
+            return 0
+        out.mkdir(parents=True, exist_ok=True)
+        env = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        with open(out / "train.txt", "ab") as console:
+            self.process = subprocess.Popen(command, env=env, stdout=console, stderr=subprocess.STDOUT,
+                                            preexec_fn=ignore_user_signals)
+        return self.process.wait()
+
+    def stop(self) -> None:
+        """Have the running model write its checkpoint; return when its process has ended."""
+        if self.process:
+            self.process.terminate()
+            with contextlib.suppress(ChildProcessError):         # gone already; Popen.wait would deadlock
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+    def checkpoint(self):
+        """submitit asks, on its signal, what the task is to go on with. None: nothing."""
+        from submitit.helpers import DelayedSubmission
+        self.stop()
+        return DelayedSubmission(Chain(self.runs, self.threads, True)) if self.requeue else None
+
+    def terminated(self, *_) -> None:
+        """SIGTERM: checkpoint, and requeue if this is pre-emption with a grace time.
+
+        SLURM requeues such a job only if it lives to the end of that time: ask for it, and free the node now.
+        A job that is being cancelled or requeued is not RUNNING any more.
+        """
+        self.stop()
+        job = subprocess.run(["squeue", "-h", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"],
+                             capture_output=True, text=True, timeout=60)
+        if job.stdout.strip() == "RUNNING":
+            signal.raise_signal(signal.SIGUSR2)
+        sys.exit(3)                                    # interrupted, as train.py has it
+
+
+def ignore_user_signals() -> None:
+    """For train.py: SLURM signals every process of a task; what these two mean is for Chain to say."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+# ---------------------------------------------------------------- where the sweep runs
+
+
+def sbatch_options(options: dict, name: str, tasks: int) -> dict:
+    """submitit's parameters for the job `name` of so many tasks, from a sweep file's checked `slurm`."""
+    cpus = options.get("cpus_per_task", 1)
+    requeue = "requeue" if options.get("requeue", 3) else "no-requeue"
+    return (dict(array_parallelism=tasks) | {k: v for k, v in options.items() if k != "requeue"}
+            | dict(job_name=name, cpus_per_task=cpus, stderr_to_stdout=True,
+                   srun_args=[f"--cpus-per-task={cpus}"],        # since SLURM 22.05 srun does not inherit it
+                   additional_parameters={"chdir": str(ROOT), requeue: True}))
+
+
+def submit(folder: Path, tasks: list[list[tuple[str, str, list[str]]]], options: dict) -> str:
+    """Submit one array for the study in `folder`; a task is a list of (run, run directory, command).
+
+    Returns the job's name, STUDY-xxxxxxxx, also that of its directory in folder/slurm. tasks.json there says
+    what run is in what task, and is older than the job: whatever is killed when, `queue` knows every job.
+    """
+    import submitit
+    name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    home = folder / "slurm" / name
+    home.mkdir(parents=True)
+    runs = [[run for run, _, _ in task] for task in tasks]
+    (home / "tasks.json").write_text(json.dumps(runs), encoding="utf-8")
+    requeue = options.get("requeue", 3)
+    executor = submitit.SlurmExecutor(home, max_num_timeout=requeue)
+    executor.update_parameters(**sbatch_options(options, name, len(tasks)))
+    threads = options.get("cpus_per_task", 1)
+    chains = [Chain([(out, command) for _, out, command in task], threads, requeue > 0) for task in tasks]
+    try:
+        executor.submit_array(chains)
+    except RuntimeError as e:                          # submitit's; sbatch's own words
+        raise UserError(f"sbatch took no job: {' '.join(str(e).split())}") from None
+    return name
+
+
+def queue(folder: Path) -> dict[str, str]:
+    """{run: state} of the study's runs that SLURM holds: PENDING, RUNNING, ... Raises UserError."""
+    names = {home.name for home in (folder / "slurm").glob("*")}
+    if not names:
+        return {}
+    try:
+        answer = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%j|%K|%T"],
+                                capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise UserError(f"squeue does not answer: {e}") from None
+    if answer.returncode:
+        raise UserError(f"squeue does not answer: {' '.join(answer.stderr.split())}")
+    states = {}
+    for name, index, state in (line.rsplit("|", 2) for line in answer.stdout.splitlines()):
+        if name not in names:
+            continue
+        path = folder / "slurm" / name / "tasks.json"
+        try:                                           # a job of one task is no array: its index is N/A
+            runs = json.loads(path.read_text(encoding="utf-8"))[int(index) if index.isdigit() else 0]
+            states |= dict.fromkeys(runs, state)
+        except (OSError, ValueError, LookupError, TypeError):
+            raise UserError(f"{path} is missing or damaged; scancel --name={name}, then run the same "
+                            "command") from None
+    return states

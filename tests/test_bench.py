@@ -1,0 +1,238 @@
+"""The bench compares like with like, or refuses to. No test here looks at a time: those are the machine's."""
+import contextlib
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from configurator import UserError
+from scaling import bench
+
+SMALL = bench.shape(n_layer=2, n_head=2, n_embd=16, batch_size=2, block_size=16, vocab_size=1100)
+GENTLE = ["--shape=laptop_small", "--peers=plain", "--rounds=3", "--seconds=0.01"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(bench, "SHAPES", {"laptop_small": SMALL, "wide_small": SMALL})
+    monkeypatch.setattr(bench.train, "ROOT", bench.train.ROOT)     # contestants in this process move it
+
+
+def losses(name: str, steps: int = bench.AGREE_STEPS, spoil=None) -> list[float]:
+    """The first losses of a contestant, built in this process; `spoil(contestant)` comes before them."""
+    with bench.workplace("laptop_small") as (c, meta, root):
+        bench.train.ROOT = root
+        contestant = bench.CONTESTANTS[name](c, meta)
+        if spoil:
+            spoil(contestant)
+        return [contestant.step().item() for _ in range(steps)]
+
+
+# ---------------------------------------------------------------- the same work
+
+
+def test_contestants_agree():
+    pytest.importorskip("transformers")
+    found = {name: losses(name) for name in ("ours", "hf", "plain")}
+    bench.require_same_work(found)
+    assert len({round(x, 3) for x in found["ours"]}) == bench.AGREE_STEPS      # each step is of another batch
+
+
+def test_peers_end_with_the_weights_of_ours():
+    """Losses of a few steps say little of decay, clipping and betas; weights after them say more."""
+    weights = {}
+    for name in ("ours", "plain"):
+        models = []
+        losses(name, 12, spoil=lambda contestant: models.append(contestant.model))
+        weights[name] = models[0].state_dict()
+    for key, p in weights["ours"].items():
+        torch.testing.assert_close(p, weights["plain"][key], atol=2e-5, rtol=0, msg=lambda m: f"{key}: {m}")
+
+
+def halve_rate(contestant) -> None:
+    for group in contestant.optimizer.param_groups:
+        group["lr"] /= 2
+
+
+def other_weights(contestant) -> None:
+    torch.nn.init.normal_(contestant.model.transformer.h[0].mlp.c_fc.weight, std=0.1)
+
+
+def other_data(contestant) -> None:
+    contestant.i = 5
+
+
+def half_the_batch(contestant) -> None:
+    get = contestant.data.get
+    contestant.data.get = lambda ids: get(ids[:1])
+
+
+@pytest.mark.parametrize("spoil", [halve_rate, other_weights, other_data, half_the_batch])
+def test_a_contestant_that_does_other_work_is_refused(spoil):
+    with pytest.raises(UserError, match="ours and plain do not do the same work.*nothing was timed"):
+        bench.require_same_work(dict(ours=losses("ours"), plain=losses("plain", spoil=spoil)))
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 3.001])
+def test_a_loss_that_is_off_or_no_number_is_refused(loss):
+    with pytest.raises(UserError, match="hf"):
+        bench.require_same_work(dict(ours=[3.0, 3.0], hf=[3.0, loss]))
+    bench.require_same_work(dict(ours=[3.0, 3.0], hf=[3.0, 3.0001]))
+
+
+def test_nothing_is_timed_after_a_refusal(monkeypatch, capsys):
+    @contextlib.contextmanager
+    def contestants(names, *_):
+        yield [SimpleNamespace(name=name, ask=lambda what, _, name=name: asked.append(what) or
+                               [3.0 + (name == "plain")] * 5) for name in names]
+
+    asked = []
+    monkeypatch.setattr(bench, "contestants", contestants)
+    with pytest.raises(UserError, match="do not do the same work"):
+        bench.main(GENTLE)
+    assert asked == ["losses"] * 2 and "tokens/s" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_a_ratio_is_the_median_over_turns_and_not_of_medians():
+    ours, theirs = [10.0, 2.0, 30.0], [5.0, 2.0, 5.0]        # pairs: 2, 1, 6; medians: 10 / 5 by accident
+    assert bench.ratio(ours, theirs) == dict(q25=1.5, median=2.0, q75=4.0)
+    assert bench.ratio([1.0, 4.0, 9.0], [1.0, 1.0, 9.0])["median"] == 1.0      # medians: 4 / 1
+    with pytest.raises(ValueError):
+        bench.ratio([1.0], [1.0, 2.0])
+
+
+def test_turns_alternate_and_each_round_starts_with_another():
+    class Fake:
+        def __init__(self, name):
+            self.name = name
+
+        def ask(self, what, seconds):
+            order.append(self.name)
+            return 4, 2.0 if self.name == "a" else 1.0
+
+    order = []
+    with bench.tqdm(total=9, disable=True) as bar:
+        found = bench.rates([Fake(x) for x in "abc"], 3, 0.1, 100, bar)
+    assert "".join(order) == "abcbcacab"
+    assert found == dict(a=[200.0] * 3, b=[400.0] * 3, c=[400.0] * 3)
+
+
+def test_the_split_covers_the_step():
+    """A clock that counts its readings: phases follow each other, and the loss lies within one of them."""
+    with bench.workplace("laptop_small") as (c, meta, root):
+        bench.train.ROOT = root
+        for name in ("ours", "plain"):
+            ticks = iter(range(10 ** 6))
+            contestant = bench.CONTESTANTS[name](c, meta)
+            parts = bench.split(contestant, 3, lambda: float(next(ticks)))
+            # start, forward, head, hidden, a gradient for each parameter, end: one tick apart
+            n = len(list(contestant.model.parameters()))
+            assert parts == dict(data=1e3, forward_backward=(n + 2) * 1e3, loss=parts["loss"], optimizer=1e3)
+            assert 1e3 <= parts["loss"] < parts["forward_backward"], name
+            assert not contestant.last_norm._forward_hooks and contestant.step().isfinite()
+
+
+def test_the_roofline_is_positive_and_leaves_precision_alone():
+    before = torch.get_float32_matmul_precision()
+    assert bench.gemm_roofline(1, "process_time", size=64) > 0
+    assert torch.get_float32_matmul_precision() == before
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_json_and_table(tmp_path, capsys, monkeypatch):
+    """Through processes of their own, as the command runs them."""
+    path = tmp_path / "bench.json"
+    assert bench.main([*GENTLE, "--processes=0", f"--json={path}"]) == 0
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found.keys() == {"torch", "cpu", "cores", "onednn", "threads", "clock", "rounds", "seconds",
+                            "commit", "shapes", "processes"}
+    shape, = found["shapes"]
+    assert shape.keys() == {"shape", "settings", "tokens_per_step", "flops_per_token", "gemm_roofline_gflops",
+                            "load", "contestants"}
+    assert shape["shape"] == "laptop_small" and shape["settings"] == SMALL and shape["tokens_per_step"] == 32
+    assert set(shape["contestants"]) == {"ours", "plain"}
+    for row in shape["contestants"].values():
+        assert row.keys() == {"tok_per_s", "ms", "gflops", "roofline_share", "ratio", "loss", "split_ms",
+                              "peak_mb"}
+        assert row["split_ms"].keys() == set(bench.PHASES)
+        assert row["ms"] == pytest.approx(32e3 / row["tok_per_s"]["median"])
+        assert row["gflops"] == pytest.approx(row["tok_per_s"]["median"] * shape["flops_per_token"] / 1e9)
+        assert row["roofline_share"] == pytest.approx(row["gflops"] / shape["gemm_roofline_gflops"])
+        assert row["peak_mb"] > 50
+    assert shape["contestants"]["ours"]["ratio"]["median"] == 1
+    assert found["processes"] == []
+    out = capsys.readouterr().out
+    assert "laptop_small: 2 layers, 2 heads, d 16, 2 x 16 tokens, V 1,100" in out and " plain " in out
+
+
+def test_two_processes_work_at_once_and_their_speeds_add_up(monkeypatch, capsys):
+    """Fakes that do 100 steps a second with one thread and 160 with two."""
+    @contextlib.contextmanager
+    def contestants(names, c, meta, root, threads, clock):
+        def make(number):
+            events = SimpleNamespace(send=lambda question: order.append(f"send{number}"))
+            return SimpleNamespace(pipe=events, ask=lambda *_: order.append("alone") or (320, 2.0),
+                                   answer=lambda: order.append(f"answer{number}") or (50, 0.5))
+        assert clock == "perf_counter" and threads == 3 - len(names)
+        yield [make(number) for number in range(len(names))]
+
+    order = []
+    monkeypatch.setattr(bench, "contestants", contestants)
+    found = bench.two_processes("laptop_small", 3, 0.1)
+    assert order == ["send0", "send1", "answer0", "answer1", "alone"] * 3
+    assert found["two_of_one_thread"]["median"] == 200 * 32 and found["ratio"]["median"] == 1.25
+    assert found["one_of_two_threads"]["median"] == 160 * 32
+    bench.print_processes(found)
+    assert "1.25 times" in capsys.readouterr().out
+
+
+def test_json_to_standard_output_is_all_there_is(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda name, a: dict(shape=name))
+    monkeypatch.setattr(bench, "print_shape", lambda m: print("a table"))
+    assert bench.main(["--shape=wide_small", "--json=-"]) == 0
+    out, err = capsys.readouterr()
+    assert [m["shape"] for m in json.loads(out)["shapes"]] == ["wide_small"]
+    assert "a table" in err
+
+
+def test_only_the_laptops_shapes_are_measured_as_two_processes(monkeypatch):
+    seen = []
+    monkeypatch.setattr(bench, "measure", lambda name, a: dict(shape=name))
+    monkeypatch.setattr(bench, "print_shape", lambda m: None)
+    monkeypatch.setattr(bench, "print_processes", lambda m: None)
+    monkeypatch.setattr(bench, "two_processes", lambda name, *_: seen.append(name) or {})
+    bench.main([])
+    bench.main(["--processes=0"])
+    assert seen == ["laptop_small"]
+
+
+@pytest.mark.parametrize("argument, says", [
+    ("--shape=laptop_smal", "unknown 'laptop_smal' (did you mean 'laptop_small'?); there are laptop_small,"),
+    ("--peers=hugging", "there are hf, hf_compiled, plain"), ("--rounds=0", "--rounds must be positive"),
+    ("--seconds=nan", "--seconds must be positive, not nan"), ("--threads=-2", "--threads must be positive")])
+def test_a_wrong_argument_is_one_line(argument, says, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        bench.exit_cleanly(lambda: bench.main([argument]))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and says in err and err.count("\n") == 1
+
+
+def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="needs transformers: pip install .* leave it out with --peers=plain"):
+        losses("hf")
+
+
+def test_a_process_that_dies_is_one_line(monkeypatch, tmp_path):
+    """An unknown contestant: its process ends with a traceback of its own, the parent with one line."""
+    with pytest.raises(UserError, match="the process of nobody died.*--peers leaves a peer out"):
+        with bench.workplace("laptop_small") as (c, meta, root):
+            with bench.contestants(["nobody"], c, meta, root, 1, "perf_counter"):
+                pytest.fail("built")
