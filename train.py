@@ -466,6 +466,37 @@ def keep_heap() -> None:
         libc.mallopt(-1, 2 ** 31 - 1)                  # M_TRIM_THRESHOLD: and the heap never shrinks
 
 
+class FusedAdamW(torch.optim.AdamW):
+    """torch.optim.AdamW(fused=True) less the Python around its kernel, 6 % of a small step on CPU."""
+    known = None                                       # the state that `lists` are of
+
+    @torch.no_grad()
+    def step(self) -> None:
+        if self.known is not self.state:               # at the start, and after load_state_dict
+            super().step()
+            states = [[self.state[p] for p in group["params"]] for group in self.param_groups]
+            keys = ("exp_avg", "exp_avg_sq", "step")
+            self.lists = [[[s[key] for s in part] for key in keys] for part in states]
+            self.known = self.state
+            return
+        for group, (m, v, steps) in zip(self.param_groups, self.lists):
+            gradients, (beta1, beta2) = [p.grad for p in group["params"]], group["betas"]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(group["params"], gradients, m, v, [], steps, lr=group["lr"], beta1=beta1,
+                                beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+                                amsgrad=False, maximize=False)
+
+    step.hooked = True                                 # torch would wrap it for its profiler: half the gain
+
+
+def clip(weights: list, max_norm: float) -> torch.Tensor:
+    """torch.nn.utils.clip_grad_norm_, bit for bit, at half the calls. Returns the norm before."""
+    gradients = [p.grad for p in weights]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
+    return norm
+
+
 class Run:
     """A run in progress: model, optimizer, data, and where it stands. `c` is fully derived."""
 
@@ -482,9 +513,10 @@ class Run:
         self.raw = GPT(model_config(c)).to(c.device)
         self.weights = list(self.raw.parameters())     # once: the walk costs as much as the clipping
         self.params, self.flops = self.raw.count_params(), self.raw.flops_per_token()
-        self.optimizer = torch.optim.AdamW(self.raw.optimizer_groups(c.weight_decay), lr=c.learning_rate,
-                                           betas=(c.beta1, c.beta2), fused=c.device != "mps")
         kind = c.device.partition(":")[0]
+        adamw = FusedAdamW if kind == "cpu" else torch.optim.AdamW
+        self.optimizer = adamw(self.raw.optimizer_groups(c.weight_decay), lr=c.learning_rate,
+                               betas=(c.beta1, c.beta2), fused=c.device != "mps")
         self.scaler = torch.amp.GradScaler(kind, enabled=c.dtype == "float16")
         self.autocast = torch.autocast(kind, dtype=getattr(torch, c.dtype), enabled=c.dtype != "float32")
         self.model = torch.compile(self.raw) if c.compile and kind == "cuda" else self.raw
@@ -523,7 +555,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
         self.scaler.unscale_(self.optimizer)
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, c.grad_clip or math.inf)
+        self.grad_norm = clip(self.weights, c.grad_clip or math.inf)
         if self.world > 1:
             parts, self.square = [(self.square, len(rows))], 0.0
         if parts and c.dtype != "float16":             # there gradients are scaled

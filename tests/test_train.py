@@ -1,4 +1,5 @@
 """train.py: horizons, schedules, data order, losses, files of a run, and what it says to bad input."""
+import copy
 import dataclasses
 import errno
 import json
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 import train
 from conftest import SMALL, write_dataset
 from configurator import UserError
-from model import GPT
+from model import GPT, GPTConfig
 
 # The columns of runs.csv, less study and run, which the parser adds.
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
@@ -108,8 +109,8 @@ def test_warmup_is_a_share_of_the_run_and_never_longer(lab):
 
 
 def test_the_log_has_the_rate_that_each_step_used(lab, monkeypatch):
-    used, step = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step",
+    used, step = [], train.FusedAdamW.step
+    monkeypatch.setattr(train.FusedAdamW, "step",
                         lambda self: (used.append(self.param_groups[0]["lr"]), step(self)))
     lab.train(max_iters=10, warmup_iters=3, log_interval=1)
     assert [record["lr"] for record in lab.log()] == used
@@ -360,7 +361,7 @@ def test_the_step_is_named_where_the_log_is_sparse(lab):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])         # spoils the weights, and the next loss
 def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
-    train_step, clip = train.Run.train_step, torch.nn.utils.clip_grad_norm_
+    train_step, clip = train.Run.train_step, train.clip
 
     def spoil(parameters, *args):
         parameters = list(parameters)
@@ -369,7 +370,7 @@ def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
 
     def step(run):
         if run.step == 12 and what == "gradient":
-            monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
+            monkeypatch.setattr(train, "clip", spoil)
         train_step(run)
         if run.step == 13 and what == "loss":
             run.losses[-1] = run.losses[-1] * math.nan
@@ -381,7 +382,7 @@ def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
     assert state["step"] == 12 and all(v.isfinite().all() for v in state["model"].values())
     assert not (lab.out("run") / "result.json").exists()
     monkeypatch.setattr(train.Run, "train_step", train_step)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    monkeypatch.setattr(train, "clip", clip)
     assert lab.command(log_interval=20, eval_interval=20)[0] == 0      # without the fault it goes on
 
 
@@ -652,3 +653,23 @@ def test_handlers_are_restored_after_an_error(lab):
     before = signal.getsignal(signal.SIGTERM)
     assert lab.command(learning_rate=1e30, grad_clip=0, warmup_iters=0)[0] == 2
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_adamw_and_clip_are_torch_s_bit_for_bit():
+    """FusedAdamW and clip leave out Python, not arithmetic; also after a state was loaded."""
+    def run(adamw, clip):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=50))
+        optimizer = adamw(model.optimizer_groups(0.1), lr=1e-2, betas=(0.9, 0.99), fused=True)
+        norms, weights = [], list(model.parameters())
+        for step in range(6):
+            if step == 3:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            x = torch.randint(50, (4, 8))
+            (100 * model(x, x)[1] if step % 2 else model(x, x)[1]).backward()
+            norms.append(clip(weights, 1.0))
+            optimizer.step()
+            optimizer.zero_grad()
+        return [*norms, *weights, *(s["exp_avg_sq"] for s in optimizer.state.values())]
+    ours, theirs = run(train.FusedAdamW, train.clip), run(torch.optim.AdamW, torch.nn.utils.clip_grad_norm_)
+    assert len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
