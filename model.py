@@ -131,8 +131,8 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """idx (B, T) int64 -> (logits (B, T, V), None), or with targets (B, T) -> (None, mean loss in nats).
 
-        Targets of -1 do not count. `cache` is a list of n_layer lists, empty at first, that holds keys and values
-        while sampling.
+        Targets of -1 do not count. `cache` is a list of n_layer lists, empty at first, that holds keys and
+        values while sampling.
         """
         past = cache[0][0].shape[2] if cache and cache[0] else 0
         position = torch.arange(past, past + idx.shape[1], device=idx.device)
@@ -211,7 +211,7 @@ def onednn_pays() -> bool:
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
-    a, before = torch.arange(65536.0).remainder(251).view(256, 256) / 251, torch.get_float32_matmul_precision()
+    a, before = torch.arange(65536.0).view(256, 256) % 251 / 251, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     error = a @ a - a.double() @ a.double()
     torch.set_float32_matmul_precision(before)

@@ -44,8 +44,9 @@ def choose_params(table: dict, convention: str | None) -> tuple[np.ndarray, str]
         raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                         "counted; pass --params=non_embedding to leave the head out")
     if not any(c.startswith("params_") for c in table):
-        raise UserError(f"no column params_total or the like, as --params={convention} needs" if convention else
-                        f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
+        raise UserError(f"no column params_total or the like, as --params={convention} needs"
+                        if convention else f"no column 'params'{nearest('params', table)}; the fit needs "
+                        "params,tokens,loss")
     convention = convention or counts.DEFAULT_PARAMS
     return counts.params(table, convention), convention
 
@@ -233,8 +234,8 @@ def envelope(data: dict, bootstrap: int, seed: int) -> dict:
     """Approach 1, where there are learning curves: in the table, or beside it."""
     part = data if data["curves"] else data.get("along")
     if not part:
-        raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', or "
-                        "--curves=CURVES.csv with validation losses along the runs)")
+        raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', "
+                        "or --curves=CURVES.csv with validation losses along the runs)")
     return frontiers.fit_envelope(*(part[k] for k in "NCL"), part["run"], bootstrap, seed)
 
 
@@ -262,8 +263,8 @@ def power(data: dict, name: str, bootstrap: int, seed: int) -> dict:
     floor = len(best) != 3
     fit = laws.fit_power(x[best], L[best], irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
     limit = "data" if name == "N" else "model size"
-    fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at each "
-                   f"{name}, had {ratio[best].min():.3g} to {ratio[best].max():.3g} tokens per parameter"
+    fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at "
+                   f"each {name}, had {ratio[best].min():.3g} to {ratio[best].max():.3g} tokens per parameter"
                    + "; three sizes cannot show a floor, so it has none" * (not floor))
     if data["seed_df"] >= MIN_REPEATS:
         fit["health"]["lack_of_fit"] = fit["noise"] / (data["seed_noise"] / np.sqrt(seeds[best].mean()))
@@ -311,7 +312,7 @@ def accounting(table: dict, data: dict, bootstrap: int, seed: int) -> dict:
         except UserError as e:
             return {"refused": str(e)}
     matrix = {p: {f: cell(p, f) for f in counts.FLOPS} for p in counts.PARAMS}
-    for row in matrix.values():                        # the other columns move D a little, which proves nothing
+    for row in matrix.values():                        # other columns move D a little, which proves nothing
         if "refused" in row["6nd"]:
             raise UserError(row["6nd"]["refused"])
     return matrix

@@ -223,7 +223,7 @@ def loss_vs_compute(C: Array, L: Array, law: dict, c_label: str = C_DEFAULT) -> 
         ax.axvspan(*law["kink"]["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0,
                    label="kink: the slope changes here")
     frame(ax, C, L[L <= 1.05 * v.max()])
-    top = ax.secondary_xaxis("top", functions=(lambda c: c / counts.PF_DAY, lambda days: days * counts.PF_DAY))
+    top = ax.secondary_xaxis("top", functions=(lambda c: c / counts.PF_DAY, lambda d: d * counts.PF_DAY))
     top.set_xlabel("PF-days")
     ax.legend(loc="best")
     return figure
@@ -599,7 +599,8 @@ def study_figures(study: dict) -> dict[str, Figure]:
     if "loss_vs_compute" in found:
         more = data.get("along") or {"C": [], "L": []}
         points = (np.append(data[k], more[k]) for k in "CL")
-        figures["loss_vs_compute"] = loss_vs_compute(*points, found["loss_vs_compute"], C_LABEL[data["flops"]])
+        label = C_LABEL[data["flops"]]
+        figures["loss_vs_compute"] = loss_vs_compute(*points, found["loss_vs_compute"], label)
     for name, x, letter, label in (("loss_vs_params", N, "N", n_label), ("loss_vs_tokens", D, "D", D_LABEL)):
         if name in found:
             figures[name] = power_law(x, L, found[name], letter, label)
@@ -643,7 +644,8 @@ def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
 
 def all_forecasts(studies: list[Path]) -> dict:
     """The forecasts.csv of several studies as one table."""
-    tables = [logs.read_table(path) for path in (Path(s) / "forecasts.csv" for s in studies) if path.is_file()]
+    paths = (Path(study) / "forecasts.csv" for study in studies)
+    tables = [logs.read_table(path) for path in paths if path.is_file()]
     tables = [table for table in tables if len(table["run"])]
     return {k: np.concatenate([table[k] for table in tables]) for k in tables[0]} if tables else {}
 

@@ -92,11 +92,11 @@ def text(result: dict) -> str:
 
 
 def runs_text(table: dict) -> str:
-    """runs.csv as a table: each setting's shape, parameters by group, tokens, FLOPs, and its loss over seeds."""
+    """runs.csv as a table: each setting's shape, parameters by group, tokens, FLOPs; its loss over seeds."""
     columns = ("n_layer", "n_embd", "n_head", "params_embedding", "params_non_embedding", "params_head",
                "params_total", "tokens", "learning_rate")
-    out = [f"{'layers x width (heads)':<24}{'embedding':>12}{'body':>12}{'head':>12}{'total':>12}{'tokens':>12}"
-           f"{'rate':>9}{'FLOPs':>10}{'loss':>9}{'seeds':>14}"]
+    out = [f"{'layers x width (heads)':<24}{'embedding':>12}{'body':>12}{'head':>12}{'total':>12}"
+           f"{'tokens':>12}{'rate':>9}{'FLOPs':>10}{'loss':>9}{'seeds':>14}"]
     rows = np.stack([table[c] for c in columns], axis=1)
     for row in np.unique(rows, axis=0):
         own = (rows == row).all(1)

@@ -186,7 +186,7 @@ def prepare_data(runs: list[dict], path: str) -> None:
     """
     recipes = read_file(path).get("prepare", ({}, ""))[0]
     if not isinstance(recipes, dict) or not all(isinstance(x, str) and x for p in recipes.items() for x in p):
-        raise UserError(f'{path}: `prepare` must be a dict such as {{"mine_100k": "mine --max_tokens=100000"}}')
+        raise UserError(f'{path}: `prepare` must be a dict such as {{"mine_100k": "mine --max_tokens=1e5"}}')
     datasets = [run.get("dataset", train.Config.dataset) for run in runs]
     for dataset in datasets:
         if not plain_name(dataset):                    # its prepare.py will be run

@@ -87,7 +87,7 @@ def test_rounding_explains_the_mismatch_that_nanogpt_left_open():
     """The published constants, rounded, ask for far fewer parameters than Hoffmann's own table (400M)."""
     N, _, _ = laws.surface_optimum(ROUNDED, 2.21e19)
     assert N == pytest.approx(326.1e6, rel=1e-3)
-    grid = 10 ** np.arange(7, 11, 2 ** -4)                     # nanoGPT searches a grid, whose best point is 316M
+    grid = 10 ** np.arange(7, 11, 2 ** -4)                 # nanoGPT searches a grid, whose best point is 316M
     N = grid[laws.surface_loss(ROUNDED, grid, 2.21e19 / (6 * grid)).argmin()]
     assert (N, 2.21e19 / (6 * N)) == pytest.approx((316e6, 11.65e9), rel=1e-3)
     N, D, _ = laws.surface_optimum(HOFFMANN, 2.21e19)

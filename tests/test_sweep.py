@@ -192,7 +192,8 @@ def test_prepare_says_how_a_dataset_is_made(study, lab, monkeypatch, capfd):
     (lab.data / "maker" / "prepare.py").write_text(
         "import shutil, sys\nprint(sys.argv[1:])\n"
         "shutil.copytree(sys.argv[0].replace('maker/prepare.py', 'tiny'), sys.argv[-1].split('=')[1])\n")
-    path = study("prepare = {'tiny_half': 'maker --max_tokens=5'}\nruns = [dict(name='a', dataset='tiny_half')]")
+    path = study("prepare = {'tiny_half': 'maker --max_tokens=5'}\n"
+                 "runs = [dict(name='a', dataset='tiny_half')]")
     for expected in (1, 0):
         sweep.prepare_data(sweep.read_sweep(path)[1], path)
         assert capfd.readouterr().out.count("'--max_tokens=5'") == expected

@@ -1,11 +1,13 @@
 # python -m scaling.sweep scaling/sweeps/isoflop_wikitext2.py   (about half an hour of one core)
 #
-# isoflop.py on other text: bytes of WikiText-2, 30 runs of 12 widths on five budgets, every byte new to its
-# model; then one model of 3 times the largest budget, forecast and sealed before it trains. The recipe is the
-# laptop study's; here too a context of 32 beats 64 at 1.5M bytes (d 32: 1.719 and 1.743; scaling/LOG.md).
+# isoflop.py on other text: bytes of WikiText-2, 30 runs of 12 widths on five budgets, every byte new to
+# its model; then one model of 3 times the largest budget, forecast and sealed before it trains. The
+# recipe is the laptop study's; here too a context of 32 beats 64 at 1.5M bytes (d 32: 1.719 and 1.743;
+# scaling/LOG.md).
 #
 # Without a network: python data/wikitext2/prepare.py --tokenizer=byte --input TRAIN --val_input VALID
-# --out_dir=data/wikitext2_resplit_byte, and it is used. scaling/results/isoflop_wikitext2 comes from such a re-split.
+# --out_dir=data/wikitext2_resplit_byte, and it is used. scaling/results/isoflop_wikitext2 comes from such
+# a re-split.
 from pathlib import Path as _Path
 
 _here = (_Path(__file__).resolve().parents[2] / "data" / "wikitext2_resplit_byte").exists()
