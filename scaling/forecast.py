@@ -332,9 +332,9 @@ def board(folders: list[Path]) -> str:
             counts.column(table, key, "the board of forecasts")
     rows = [dict(zip(t, values)) for t in tables for values in zip(*t.values())]
     head = ("study/run", "N", "D", "predicted", "95 % interval", "measured", "error")
-    out = ["{:<26}{:>10}{:>10}{:>11}{:>18}{:>10}{:>9}".format(*head)]
+    out = ["{:<32}{:>10}{:>10}{:>11}{:>18}{:>10}{:>9}".format(*head)]
     for r in rows:
-        out.append(f"{r['study'] + '/' + r['run']:<26}{r['params']:>10.3g}{r['tokens']:>10.3g}"
+        out.append(f"{r['study'] + '/' + r['run']:<32}{r['params']:>10.3g}{r['tokens']:>10.3g}"
                    f"{r['predicted']:>11.4f}{r['lo95']:>9.4f}-{r['hi95']:<8.4f}"
                    + (f"{r['measured']:>10.4f}{r['error']:>+9.2%}  {'inside' if r['inside'] else 'OUTSIDE'}"
                       if math.isfinite(r["measured"]) else f"{'':>19}  not trained"))

@@ -67,7 +67,7 @@ def verdict_text(v: dict) -> list[str]:
         out.append(f"  {name:<9} a {a}  b {b}")
         for o in row["at"]:
             cells = ", ".join(f"{k} {spread(o[k], o['ci'].get(k))}" for k in ("N_opt", "D_opt", "loss"))
-            far = f"  [{o['outside']['C']:.3g}x outside the data]" if "C" in o["outside"] else ""
+            far = f"  [{o['outside']['C']:.3g}x outside the data]" if o["outside"].get("C", 1) > 1.01 else ""
             out.append(f"    C {o['C']:.3g}: {cells}{far}")
     return out
 

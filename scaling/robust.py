@@ -291,12 +291,12 @@ def profile(model: Model, X: Array, y: Array, starts: Array, lo: Array, hi: Arra
         low[:, k] = high[:, k] = value
         return minimise(model, starts, X, y, w, low, high, *DRAW)[1]
     F = refit(np.repeat(grid, len(near)), np.tile(near, (G, 1)), y, np.ones((1, n))).reshape(G, -1).min(1)
-    deviance = 2 * n * np.log(np.maximum(F / least, 1))
+    deviance = 2 * n * np.log(np.maximum(F / max(least, 1e-300), 1))
     Y, W, _ = resample(n, int((lo < hi).sum()), clusters(run, n), bootstrap, np.random.default_rng(seed),
                        model(best[None], X)[0][0], y)
     many = np.repeat(best[None], bootstrap, 0)
     _, free = minimise(model, many, X, Y, W, lo, hi, *DRAW)
-    ratio = np.maximum(refit(best[k], many, Y, W) / free, 1)
+    ratio = np.maximum(refit(best[k], many, Y, W) / np.maximum(free, 1e-300), 1)
     cutoff = float(np.quantile(2 * n * np.log(ratio), LEVEL))
     low, high = crossings(grid, deviance, cutoff)
     return {"grid": grid.tolist(), "deviance": deviance.tolist(), "cutoff": cutoff, "lo": low, "hi": high}

@@ -60,10 +60,11 @@ def test_links_lead_somewhere(path):
 def test_named_files_exist(path):
     """Files that README names, but for what the reader's own runs write."""
     if path in ("fit.json", "config.json", "result.json", "meta.json", "fit_card.json", "runs.csv",
-                "curves.csv", "forecasts.csv", "RUNS.csv", "RUN.csv", "trainer_state.json", "config/next.py"):
+                "curves.csv", "forecasts.csv", "RUNS.csv", "CURVES.csv", "RUN.csv", "STUDY.py", "trainer_state.json",
+                "config/next.py"):
         return
-    found = (ROOT / path).exists() or any((ROOT / "scaling" / path).exists() for _ in (0,)) or "NAME" in path
-    assert found, f"README names {path}"
+    found = [ROOT / path, *(ROOT / folder / path for folder in ("scaling", "scaling/sweeps"))]
+    assert "NAME" in path or any(place.exists() for place in found), f"README names {path}"
 
 
 def test_config_costs_are_measured():
@@ -72,3 +73,87 @@ def test_config_costs_are_measured():
         head = path.read_text(encoding="utf-8").splitlines()[:4]
         assert head[0] == f"# python train.py config/{path.name}"
         assert re.search(r"\d+ (s|minutes?) on .*val_loss \d\.\d\d", " ".join(head)), path.name
+
+
+# ---------------------------------------------------------------- the table of reproduced papers
+
+
+def study(name):
+    folder = ROOT / "scaling" / "results" / name
+    return json.loads((folder / "fit.json").read_text(encoding="utf-8")), rows(folder / "runs.csv")
+
+
+def losses(name, sizes):
+    """'9.51, 8.42, 7.04': the mean val_loss over seeds of each (n_layer, n_embd), trained the longest."""
+    found = []
+    for size in sizes:
+        own = [row for row in study(name)[1] if (int(row["n_layer"]), int(row["n_embd"])) == size]
+        longest = max(int(row["tokens"]) for row in own)
+        ends = [float(row["val_loss"]) for row in own if int(row["tokens"]) == longest]
+        found.append(sum(ends) / len(ends))
+    return ", ".join(f"{loss:.2f}" for loss in found)
+
+
+def forecast_text(name):
+    """'1.374 (1.318 to 1.433), measured 1.380 (-0.4 %)' of a study's one forecast."""
+    row, = rows(ROOT / "scaling" / "results" / name / "forecasts.csv")
+    columns = ("predicted", "lo95", "hi95", "measured", "error")
+    predicted, lo, hi, measured, error = (float(row[k]) for k in columns)
+    return f"{predicted:.3f} ({lo:.3f} to {hi:.3f}), measured {measured:.3f} ({100 * error:+.1f} %)"
+
+
+def printed():
+    """Everything that the committed notebook printed."""
+    notebook = json.loads((ROOT / "scaling" / "scaling_laws.ipynb").read_text(encoding="utf-8"))
+    outputs = (o for cell in notebook["cells"] for o in cell.get("outputs", ()))
+    return "".join("".join(o.get("text", "")) for o in outputs)
+
+
+def measured_numbers():
+    """{what: the string that README must hold}, all from scaling/results and the notebook's outputs."""
+    tiny = ((2, 32), (4, 64), (6, 128))
+    stated, wiki, wide, isoflop, text = (study(name)[0] for name in (
+        "tinyshakespeare", "wikitext2_cpu", "width_sweep_cpu", "isoflop", "isoflop_wikitext2"))
+    curves = re.search(r"L\(C\), published curves\n +alpha +(.*)", printed())[1]
+    c_min = re.search(r"L\(C_min\), published curves\n +alpha +(.*)", printed())[1]
+    health = " ".join(stated["loss_vs_params"]["health"]["lines"])
+    miss = float(re.search(r"residuals are ([\d.]+) times", health)[1])
+    return {
+        "stated losses": losses("tinyshakespeare", tiny),
+        "recipe losses": losses("tinyshakespeare_recipe", tiny),
+        "stated alpha": with_interval(stated["loss_vs_params"], "alpha", 2),
+        "stated miss": f"{miss:.0f} times",
+        "small and medium": losses("wikitext2_cpu", ((2, 64), (4, 128))),
+        "wiki alpha": with_interval(wiki["loss_vs_params"], "alpha", 1),
+        "wiki floor": with_interval(wiki["loss_vs_params"], "L_inf", 2),
+        "wide alpha": with_interval(wide["loss_vs_compute"], "alpha", 3),
+        "published hull": curves, "published C_min": c_min,
+        "nano to mini": losses("nano_to_small_cpu", ((2, 16), (4, 32), (6, 64))),
+        "nano forecast": forecast_text("nano_to_small_cpu"),
+        "isoflop forecast": forecast_text("isoflop"), "wikitext forecast": forecast_text("isoflop_wikitext2"),
+        **{f"isoflop {k}": with_interval(isoflop[k], "a", 2) for k in ("surface", "isoflop", "envelope")},
+        **{f"wikitext {k}": with_interval(text[k], "a", 2) for k in ("surface", "isoflop", "envelope")},
+        **{f"walk {label}": f"{float(re.search(rf'{label} +a = ([0-9.]+)', printed())[1]):.3f}"
+           for label in ("as Kaplan et al.", "tune each size")}}
+
+
+def test_the_table_holds_the_committed_results():
+    missing = {what: number for what, number in measured_numbers().items() if number not in README}
+    assert not missing
+
+
+def speed_rows():
+    """README's rows of results/bench/cpu.json: tokens/s, share of the roofline, ratios to the peers."""
+    found = json.loads((ROOT / "scaling" / "results" / "bench" / "cpu.json").read_text(encoding="utf-8"))
+    for row in found["shapes"]:
+        s, peers = row["settings"], row["contestants"]
+        ratios = (f"{peers[k]['ratio']['median']:.2f}" if peers.get(k) else "-"
+                  for k in ("hf", "hf_compiled", "plain"))
+        yield (f"| {s['n_layer']} layers, d {s['n_embd']}, {s['batch_size']} x {s['block_size']} tokens, "
+               f"V {s['vocab_size']:,} | {peers['ours']['tok_per_s']['median']:,.0f} | "
+               f"{100 * peers['ours']['roofline_share']:.0f} % | " + " | ".join(ratios) + " |")
+
+
+def test_speeds_are_the_committed_measurements():
+    rows = list(speed_rows())
+    assert len(rows) >= 5 and not [row for row in rows if row not in README]
