@@ -430,7 +430,7 @@ def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
 def forecast_board(forecasts: dict) -> Figure:
     """Every sealed forecast that has been measured: its error and its interval, in per cent."""
     came = np.flatnonzero(np.isfinite(forecasts["measured"]))
-    figure, ax = axes("forecast / measured loss - 1 (%)", "", height=0.3 * len(came) + 0.9)
+    figure, ax = axes("forecast error (%)", "", height=0.3 * len(came) + 0.9)
     names = []
     for y, k in enumerate(came):
         off = [100 * (forecasts[c][k] / forecasts["measured"][k] - 1) for c in ("lo95", "predicted", "hi95")]

@@ -237,6 +237,14 @@ def test_default_tolerances_stop_early_and_say_success(finals):
     assert loose.get_ydata()[-1] > 0.01 and tight.get_ydata()[-1] < 1e-5
 
 
+def test_board_has_room_for_long_names(study):
+    long = study["forecasts"] | {"study": np.array(["nano_to_small_cpu"] * len(study["forecasts"]["run"]))}
+    figure = plots.forecast_board(long)
+    figure.draw_without_rendering()                    # lays it out
+    (x0, _), (x1, _) = figure.get_tightbbox().get_points()
+    assert x0 > -0.01 and x1 < figure.get_size_inches()[0] + 0.01
+
+
 def test_board_leaves_out_what_is_not_measured(study):
     ax = plots.forecast_board(study["forecasts"]).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["toy: held0"]
