@@ -326,7 +326,11 @@ def score(folder: Path) -> list[dict]:
 
 def board(folders: list[Path]) -> str:
     """All forecasts in the forecasts.csv of `folders`, and how often the 95 % interval was right."""
-    tables = [logs.read_table(Path(folder) / "forecasts.csv") for folder in folders]
+    paths = [Path(folder) / "forecasts.csv" for folder in folders]
+    tables = [logs.read_table(path) for path in paths if path.exists()]
+    if not tables:
+        raise UserError(f"no {paths[0]}{' or the like' * (len(paths) > 1)}; give a study whose sweep has "
+                        "held_out runs")
     for key in (*COLUMNS[2:8], *COLUMNS[10:]):
         for table in tables:
             counts.column(table, key, "the board of forecasts")

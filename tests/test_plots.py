@@ -1,6 +1,7 @@
 """Figures: what each shows is checked on a simulated study of a known law; each must be whole and small."""
 import csv
 import json
+import re
 import shutil
 import struct
 
@@ -315,3 +316,12 @@ def test_ordered_colours_darken_in_grey():
     """Viridis as used: lightness rises all the way, so the order survives a grey printer."""
     lightness = plots.VIRIDIS(np.linspace(0, 1, 50))[:, :3] @ [0.299, 0.587, 0.114]
     assert (np.diff(lightness) > 0).all() and lightness[-1] < 0.8
+
+
+def test_assets_are_what_the_committed_results_give(tmp_path):
+    """`python -m scaling.plots` makes every file of assets/ and no other; README shows none but those."""
+    plots.main([f"--out={tmp_path}"])
+    made = {path.name for path in tmp_path.glob("*.png")}
+    assert made == {path.name for path in (plots.ROOT / "assets").iterdir()}
+    shown = re.findall(r"\(assets/([^)]+)\)", (plots.ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(shown) >= 3 and set(shown) <= made

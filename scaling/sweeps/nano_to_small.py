@@ -5,6 +5,7 @@
 # compare. It states 6 heads for mini, which do not divide 256: 8 here. It names no data and no tokens: C4
 # here, four horizons so that the law knows tokens too; muP carries one learning rate over all widths.
 _models = {"nano": (2, 2, 64), "micro": (4, 4, 128), "mini": (6, 8, 256), "small": (12, 8, 512)}
+prepare = {"c4": "c4 --num_tokens=1.4e9"}               # 3 GB: no run sees a token twice
 base = dict(dataset="c4", block_size=512, batch_size=64, vocab_size=50304, parametrization="mup",
             base_width=64, learning_rate=4e-3, schedule="wsd", warmup_iters=100, weight_decay=0.0,
             eval_interval=0, eval_iters=1000)

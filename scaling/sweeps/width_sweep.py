@@ -4,6 +4,7 @@
 # C4 with the GPT-2 tokenizer, context 1,024, batch 32, AdamW 1e-3 without decay, linear to 0 (the Hugging
 # Face Trainer's default). Its ninth width, 196, is not divisible by 8 heads: 192 here. 8.85B tokens in
 # all.
+prepare = {"c4": "c4 --num_tokens=1.4e9"}               # 3 GB: no run sees a token twice
 base = dict(dataset="c4", n_layer=12, n_head=8, block_size=1024, batch_size=32, vocab_size=50304,
             learning_rate=1e-3, weight_decay=0.0, schedule="linear", warmup_iters=0, beta2=0.999,
             eval_interval=250, eval_iters=512, log_interval=50)
