@@ -681,9 +681,10 @@ class Run:
 
     def start_files(self, resumed: Path | None) -> None:
         """config.json, and a log that ends where this run goes on; of a run started over nothing is left."""
-        old = () if resumed == self.out / CKPTS[0] else CKPTS[:1] if resumed else (*CKPTS[::-1], "log.jsonl")
+        stale = (() if resumed == self.out / CKPTS[0] else CKPTS[:1] if resumed else
+                 (*CKPTS[::-1], "log.jsonl"))
         with named_errors(self.out, "allow writing, or choose another out_dir"):
-            for name in ("result.json", *old):         # a corrupt ckpt.pt must not become the previous one
+            for name in ("result.json", *stale):       # a corrupt ckpt.pt must not become the previous one
                 (self.out / name).unlink(missing_ok=True)
         log = self.out / "log.jsonl"
         if self.c.branch and not log.exists():         # a branch's log begins with that of its trunk

@@ -8,16 +8,14 @@ Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoF
 sweep.py writes beside it, adds the losses along the runs: the envelope of curves and L(C) use them.
 """
 import json
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from configurator import UserError, exit_cleanly, nearest
 from scaling import counts, frontiers, laws, report
-from scaling.logs import read_table
+from scaling.logs import read_table, whole_file
 from scaling.robust import add_lines, clusters, seed_noise
 
 OPTIONS = ("params", "flops", "bootstrap", "at", "curves", "json", "card", "help")
@@ -177,9 +175,12 @@ def along(data: dict, schedule: np.ndarray | None, curves: dict) -> dict:
     A loss halfway is that of a shorter run only where the schedule has not begun to end: of WSD runs only the
     rows at the peak rate are used. What a branch repeats of its trunk is used once.
     """
+    if "run" not in curves:
+        raise UserError(f"no column 'run'{nearest('run', curves)}, which the curves need")
+    run, (tokens, L) = curves["run"], (counts.column(curves, k, "the curves") for k in ("tokens", "val_loss"))
     final = {data["run"][i]: i for i in data["last"]} if data["run"] is not None else {}
-    known = np.isin(curves["run"].astype(str), list(final)) & np.isfinite(curves["val_loss"])
-    run, tokens, L = (curves[k][known] for k in ("run", "tokens", "val_loss"))
+    known = np.isin(run.astype(str), list(final)) & np.isfinite(L)
+    run, tokens, L = run[known], tokens[known], L[known]
     at = np.array([final[str(r)] for r in run], int)
     keep = (tokens > 0) & (tokens < data["D"][at])
     if schedule is not None and "lr" in curves:
@@ -257,9 +258,7 @@ def power(data: dict, name: str, bootstrap: int, seed: int) -> dict:
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
     L = np.exp(np.bincount(group, np.log(data["L"][data["last"]])) / seeds)
     x, ratio = (v[data["last"]][first] for v in (data[name], data["D"] / data["N"]))
-    order = np.lexsort((L, x))
-    best = order[np.append(True, np.diff(x[order]) > 0)]
-    best = best[L[best] <= np.minimum.accumulate(L[best])]
+    best = frontiers.pareto(x, L)
     floor = len(best) != 3
     fit = laws.fit_power(x[best], L[best], irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
     limit = "data" if name == "N" else "model size"
@@ -413,17 +412,6 @@ def finite(value):
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def write(path: str, text: str) -> None:
-    """Write `text` to `path`, whole or not at all. Raises UserError where that cannot be done."""
-    whole = Path(path).exists() and not Path(path).is_file()      # /dev/stdout must not be replaced
-    part = Path(path if whole else f"{path}.part")
-    try:
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror}") from None
-
-
 def main(args: list[str] | None = None) -> None:
     path, options = read_options(sys.argv[1:] if args is None else args)
     bootstrap = numbers(options, "bootstrap", "1000")
@@ -436,9 +424,11 @@ def main(args: list[str] | None = None) -> None:
     if options.get("json") == "-":
         print(json.dumps(finite(result)))
     elif "json" in options:
-        write(options["json"], json.dumps(finite(result)))
+        with whole_file(options["json"]) as f:
+            f.write(json.dumps(finite(result)) + "\n")
     if "card" in options:
-        write(options["card"], json.dumps(finite(result["card"]), indent=1))
+        with whole_file(options["card"]) as f:
+            f.write(json.dumps(finite(result["card"]), indent=1) + "\n")
 
 
 if __name__ == "__main__":

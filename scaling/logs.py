@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -119,24 +120,36 @@ def cell(value) -> str:
     return repr(float(value)) if isinstance(value, (float, np.floating)) else str(value)
 
 
-def write_table(path: str | Path, rows: Iterable[dict], columns: list[str]) -> None:
-    """Write `rows` as CSV, atomically: a reader sees the old file or the new. Missing values are empty.
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write that becomes `path` when the block ends: a reader sees the old file or the new.
 
-    A key that is not in `columns` is a ValueError. Raises UserError when the disk refuses.
+    Raises UserError when the disk refuses.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file():       # /dev/stdout must not be replaced
+            part = path
         with open(part, "w", encoding="utf-8", newline="") as f:
-            table = csv.DictWriter(f, columns, lineterminator="\n")
-            table.writeheader()
-            table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
-        os.replace(part, path)
+            yield f
+        os.replace(part, path)                         # of a file onto itself: nothing
     except OSError as e:
-        raise UserError(f"{path}: cannot write it: {e.strerror}") from None
+        raise UserError(f"cannot write {path}: {e.strerror}") from None
     finally:
-        if part.exists():
+        if part != path and part.exists():
             part.unlink()
+
+
+def write_table(path: str | Path, rows: Iterable[dict], columns: list[str]) -> None:
+    """Write `rows` as CSV, atomically. Missing values are empty.
+
+    A key that is not in `columns` is a ValueError. Raises UserError when the disk refuses.
+    """
+    with whole_file(path) as f:
+        table = csv.DictWriter(f, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
 
 
 # -------------------------------------------------------------------------------- our own runs

@@ -3,6 +3,7 @@
 NANOSCALE_KILLS=100 python -m pytest tests/test_faults.py -k killed -s       # more kills, and the tally
 """
 import csv
+import fcntl
 import json
 import os
 import random
@@ -175,8 +176,20 @@ class Sweeps:
         return int(self.zygote.stdout.readline())
 
     def end(self) -> int:
-        """The exit code of the sweep, below 0 for the signal that killed it."""
-        return int(self.zygote.stdout.readline())
+        """The exit code of the sweep, below 0 for the signal that killed it, once its runs are gone too."""
+        code = int(self.zygote.stdout.readline())
+        wait_for(self.unlocked)                        # of a killed group some die a moment later
+        return code
+
+    def unlocked(self) -> bool:
+        if not (self.folder / "lock").exists():
+            return True
+        with open(self.folder / "lock") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def sweep(self, case: str, study: str = "study", **job) -> int:
         self.begin(case, study, **job)

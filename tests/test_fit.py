@@ -276,6 +276,9 @@ def test_envelope_takes_the_curves_before_their_cooldown():
     again = fit.along(fit.select(runs), runs["schedule"], twice)
     assert sorted(again["L"]) == sorted(part["L"])
     assert not fit.along(fit.select(runs), runs["schedule"], {k: v[:0] for k, v in curves.items()})
+    for name in ("run", "tokens", "val_loss"):
+        with pytest.raises(UserError, match=f"no column '{name}'"):
+            fit.fit_all(runs, bootstrap=0, curves={k: v for k, v in curves.items() if k != name})
 
 
 def test_power_law_takes_the_mean_over_seeds_and_needs_four_sizes_for_a_floor():
