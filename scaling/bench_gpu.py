@@ -45,7 +45,7 @@ SMALL = dict(n_layer=1, n_head=8, vocab=500, tokens=2 ** 12, copy_bytes=2 ** 16,
              trainer=(2, 16, 15), waves=((2, 16, (256, 32)),), several=(32, 2, 16), counts=(1, 2))
 TOTAL = 480                             # seconds for all parts; PARTS has the share of each
 LIMITS = dict(loss=1e-3, dx=1e-2, dw=1e-2)      # |found - fp64| / |fp64|; bf16 operands give 2e-3 to 5e-3
-AGREE_STEPS, AGREE = 6, 2e-3            # first losses, relative to float32; graphs replay from the fourth on
+AGREE_STEPS, AGREE = 6, 5e-3            # first losses, relative to float32: CPUs that emulate bf16 are off by 3.4e-3
 RATE, WARMUP = 3e-3, 3                  # of the steps: large enough to show in their losses
 STUDY = {32: 20_000, 48: 30_000, 64: 30_000, 96: 30_000, 112: 30_000, 128: 30_000, 160: 30_000, 192: 30_000,
          256: 40_000}                   # the published runs: steps of 32,768 tokens (sweeps/width_sweep.py)
