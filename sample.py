@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from configurator import UserError, configure, exit_cleanly
+from config.configurator import configure
 from data.common import Tokenizer, get_tokenizer
 from model import GPT, GPTConfig
+from runtime.basics import UserError, exit_cleanly
 from train import find_device, load_meta
 
 

@@ -15,10 +15,8 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from dataclasses import dataclass
@@ -29,8 +27,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from configurator import UserError, configure, exit_cleanly, plain_name
+from config.configurator import configure
 from model import GPT, GPTConfig
+from runtime.basics import UserError, caught_signals, exit_cleanly, plain_name
 
 ROOT = Path(__file__).resolve().parent
 META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
@@ -743,19 +742,6 @@ def average(run: Run, bucket):
 
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-@contextlib.contextmanager
-def caught_signals():
-    """A list that fills with SIGINT and SIGTERM as they come, instead of their killing the process."""
-    caught = []
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in signals}
-    try:
-        yield caught
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 @contextlib.contextmanager

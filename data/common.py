@@ -15,7 +15,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
 
-from configurator import UserError
+from runtime.basics import UserError
 
 DATA = Path(__file__).resolve().parent
 TOKENIZERS = ("char", "byte", "gpt2")

@@ -32,8 +32,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import train
-from configurator import UserError, exit_cleanly, nearest
 from model import onednn_matmul, onednn_pays
+from runtime.basics import UserError, exit_cleanly, nearest
+
 
 def shape(n_layer: int, n_head: int, n_embd: int, batch_size: int, block_size: int, vocab_size: int) -> dict:
     return dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, batch_size=batch_size, block_size=block_size,
@@ -214,7 +215,7 @@ def burst(contestant: Ours | Peer, seconds: float, clock: Callable[[], float]) -
 
 
 def peak_memory_mb() -> float:
-    import resource                                    # not on Windows
+    import resource  # not on Windows
     unit = 2 ** 20 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 

@@ -25,8 +25,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
-from configurator import UserError, configure, exit_cleanly
-from scaling import counts, fit as fitting, frontiers, laws, logs
+from config.configurator import configure
+from runtime.basics import UserError, exit_cleanly, load_json
+from scaling.laws import counts, frontiers
+from scaling.laws import forms as laws
+from scaling.tables.csv import MALFORMED, number, read_table, write_table
+from scaling.tables.runs import select
 
 COLUMNS = ["study", "run", "params", "tokens", "flops", "predicted", "lo95", "hi95", "sealed_at", "sha256",
            "measured", "error", "inside"]
@@ -85,7 +89,7 @@ def levels(C: Array) -> list[Array]:
 
 def final_runs(table: dict, params: str | None = None) -> dict:
     """N, D, C, L (n,) and names `run` (or None) of the finished runs that a fit uses. Raises UserError."""
-    data = fitting.select(table, None if params == "as given" else params)
+    data = select(table, None if params == "as given" else params)
     last, names = data["last"], data["run"]
     return {k: data[k][last] for k in "NDCL"} | {"run": None if names is None else names[last]}
 
@@ -152,7 +156,7 @@ def predict(folder: Path, fit: dict, params: float, tokens: float) -> dict:
     if "surface" not in fit:
         raise UserError(f"the fit has no surface ({fit.get('skipped', {}).get('surface', 'not fitted')}): "
                         "nothing to forecast from")
-    table, convention, surface = logs.read_table(folder / "runs.csv"), fit["data"]["params"], fit["surface"]
+    table, convention, surface = read_table(folder / "runs.csv"), fit["data"]["params"], fit["surface"]
     runs, rows = final_runs(table, convention), rollout(table, convention)
     weights = weigh(rows)
     fits = [surface, laws.fit_kaplan_nd(runs["N"], runs["D"], runs["L"])]
@@ -175,10 +179,10 @@ def learning_curve(folder: Path, forms: dict, params: int, tokens: int) -> dict:
     training loss, the mean over a tenth of the run. No points without curves.csv, or where a tenth of some
     run has no record.
     """
-    path, runs = folder / "curves.csv", final_runs(logs.read_table(folder / "runs.csv"))
+    path, runs = folder / "curves.csv", final_runs(read_table(folder / "runs.csv"))
     if not path.exists() or runs["run"] is None:
         return {"points": [], "of": None}
-    curves, N, D = logs.read_table(path), np.array([params]), np.array([tokens])
+    curves, N, D = read_table(path), np.array([params]), np.array([tokens])
     weights = np.array([f["weight"] for f in forms.values()])
     for of in ("val_loss", "train_loss"):
         losses = np.array([tenths(curves, run, total, of) for run, total in zip(runs["run"], runs["D"])])
@@ -205,7 +209,7 @@ def digest(obj: dict) -> str:
 
 def read_seal(path: Path) -> dict:
     """The sealed forecast in `path`. Raises UserError when its content is not what was hashed."""
-    sealed = logs.load_json(path)
+    sealed = load_json(path)
     if sealed.get("sha256") != digest({k: v for k, v in sealed.items() if k != "sha256"}):
         raise UserError(f"{path} does not match its own sha256: it was changed after it was sealed; "
                         "restore the original")
@@ -223,7 +227,7 @@ def require_unseen(folder: Path, fit: dict, run: str) -> None:
     for name in ("result.json", "ckpt.pt", "log.jsonl"):
         if (folder / run / name).exists() and (folder / run / name).stat().st_size:
             raise UserError(f"{folder / run / name} exists: what has begun cannot be forecast any more")
-    if run in logs.read_table(folder / "runs.csv").get("run", ()):
+    if run in read_table(folder / "runs.csv").get("run", ()):
         raise UserError(f"{folder / 'runs.csv'} holds {run}: the fit has seen what it is to forecast")
     if fit["data"]["params"] not in (counts.DEFAULT_PARAMS, "as given"):
         raise UserError(f"the fit counts parameters as {fit['data']['params']}, a forecast's target as "
@@ -238,7 +242,7 @@ def seal(folder: Path, fit: dict, target: dict) -> dict:
     A valid seal of the same target is kept. Raises UserError when the target has changed or the run has
     begun.
     """
-    import train                                       # torch: only sealing needs it
+    import train  # torch: only sealing needs it
     folder, target = Path(folder), describe(target)
     path = folder / "forecasts" / f"{target['run']}.json"
     if path.exists():
@@ -270,7 +274,7 @@ def seconds(stamp: str) -> float:
 
 def require_later(sealed: dict, run: Path, result: dict) -> None:
     """The finished run must be the one that was forecast, trained after that. Raises UserError."""
-    config, want = logs.load_json(run / "config.json"), sealed["target"]
+    config, want = load_json(run / "config.json"), sealed["target"]
     changed = [k for k, v in want["config"].items() if config.get(k) != v]
     if changed or result["tokens"] != want["tokens"]:
         raise UserError(f"{run} was trained with another {', '.join(changed) or 'number of tokens'} than was "
@@ -293,7 +297,7 @@ def score_one(folder: Path, sealed: dict) -> dict:
     row = {k: sealed.get(k, sealed["target"].get(k)) for k in (*COLUMNS, "z")}
     run = folder / sealed["run"]
     if (run / "result.json").exists():
-        result = logs.load_json(run / "result.json")
+        result = load_json(run / "result.json")
         require_later(sealed, run, result)
         measured = result[sealed["loss_column"]]
         row |= {"measured": measured, "error": sealed["predicted"] / measured - 1,
@@ -314,11 +318,11 @@ def score(folder: Path) -> list[dict]:
         try:
             rows.append(score_one(folder, read_seal(path)))
             for key in COLUMNS[2:8]:
-                logs.number(rows[-1][key])
-        except (*logs.MALFORMED, ZeroDivisionError) as e:
+                number(rows[-1][key])
+        except (*MALFORMED, ZeroDivisionError) as e:
             raise UserError(f"{path} or its run is not as it was written ({type(e).__name__}: {e}); restore "
                             "it") from None
-    logs.write_table(folder / "forecasts.csv", [{k: r[k] for k in COLUMNS} for r in rows], COLUMNS)
+    write_table(folder / "forecasts.csv", [{k: r[k] for k in COLUMNS} for r in rows], COLUMNS)
     return rows
 
 
@@ -327,7 +331,7 @@ def score(folder: Path) -> list[dict]:
 def board(folders: list[Path]) -> str:
     """All forecasts in the forecasts.csv of `folders`, and how often the 95 % interval was right."""
     paths = [Path(folder) / "forecasts.csv" for folder in folders]
-    tables = [logs.read_table(path) for path in paths if path.exists()]
+    tables = [read_table(path) for path in paths if path.exists()]
     if not tables:
         raise UserError(f"no {paths[0]}{' or the like' * (len(paths) > 1)}; give a study whose sweep has "
                         "held_out runs")
@@ -371,7 +375,7 @@ def seal_config(folder: Path, args: list[str]) -> dict:
     tokens = c.max_iters * c.batch_size * c.block_size
     target = dict(run=Path(c.out_dir).name, config=dataclasses.asdict(c), tokens=tokens,
                   params=params["non_embedding"] + params["head"], flops=tokens * flops["total"])
-    return seal(folder, logs.load_json(folder / "fit.json"), target)
+    return seal(folder, load_json(folder / "fit.json"), target)
 
 
 def sealed_text(s: dict) -> str:
@@ -388,7 +392,7 @@ def main(args: list[str] | None = None) -> None:
     if command not in ("seal", "score", "board", "rollout") or not rest:
         raise UserError("give a command and a path: python -m scaling.forecast seal|score|board|rollout PATH")
     if command == "rollout":
-        print(rollout_text(rollout(logs.read_table(rest[0]))))
+        print(rollout_text(rollout(read_table(rest[0]))))
     elif command == "seal":
         print(sealed_text(seal_config(Path(rest[0]), rest[1:])))
     else:

@@ -21,8 +21,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
-from configurator import UserError, exit_cleanly, help_text, plain_name, read_args, set_fields
-from scaling import counts, forecast, laws, logs
+from config.configurator import help_text, read_args, set_fields
+from runtime.basics import UserError, exit_cleanly, load_json, plain_name
+from scaling import forecast
+from scaling.laws import counts
+from scaling.laws import forms as laws
+from scaling.tables.csv import MALFORMED, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the laws were fitted on: Hoffmann et al. 2022, abstract and section 3.2; Kaplan et al. 2020, section 3.
@@ -83,7 +87,7 @@ def load_law(name: str) -> tuple[dict, Path | None]:
         return PUBLISHED[name], None
     if not name.endswith(".json"):
         raise UserError(f"unknown law {name!r}: give a fit.json or one of {', '.join(PUBLISHED)}")
-    fit, folder = logs.load_json(name), Path(name).parent
+    fit, folder = load_json(name), Path(name).parent
     law = fit.get("surface") or fit.get("isoflop")
     if not law:
         raise UserError(f"{name} holds neither a surface nor an isoflop fit; fit again with more runs")
@@ -233,7 +237,7 @@ def recipe(folder: Path | None, N: float, D: float) -> tuple[dict, dict]:
     `family` is the study's depth and heads, extrapolated to N; `partial` says that the run's config.json is
     gone, so that only what runs.csv records is known.
     """
-    table = logs.read_table(folder / "runs.csv") if folder else {}
+    table = read_table(folder / "runs.csv") if folder else {}
     if not {"dataset", "n_layer", "n_head", "batch_tokens", "block_size", "learning_rate"} <= set(table):
         return {}, {}
     runs = forecast.final_runs(table)
@@ -249,7 +253,7 @@ def recipe(folder: Path | None, N: float, D: float) -> tuple[dict, dict]:
     path = folder / str(table["run"][i]) / "config.json"
     if not path.exists():
         return settings, facts | {"partial": True}
-    config = logs.load_json(path)
+    config = load_json(path)
     derived = config["warmup_iters"] == round(config["warmup_frac"] * config["max_iters"])
     keys = ["parametrization", "base_width", "beta1", "beta2", "weight_decay", "cooldown_frac", "min_lr",
             "grad_clip", "tie_weights", "dropout", "bias", "warmup_frac" if derived else "warmup_iters"]
@@ -267,7 +271,7 @@ def speed(options: Options, folder: Path | None) -> float:
             raise UserError(f"--tok_per_s={options.tok_per_s}: give tokens per second and the size of the "
                             "model that was timed, as in 90000@124e6")
         return 6 * tokens * params
-    table = logs.read_table(folder / "runs.csv") if folder else {}
+    table = read_table(folder / "runs.csv") if folder else {}
     if not {"flops_exact", "wall_s", "params_total"} <= set(table):
         return math.nan
     i = int(np.argmax(table["params_total"]))
@@ -279,7 +283,7 @@ def text_of(dataset: str) -> dict:
     if dataset and not plain_name(dataset):
         raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     path = ROOT / "data" / dataset / "meta.json"
-    meta = logs.load_json(path) if dataset and path.exists() else {}
+    meta = load_json(path) if dataset and path.exists() else {}
     for key in ("vocab_size", "train_tokens") if meta else ():
         if type(meta.get(key)) is not int or meta[key] < 1:
             raise UserError(f"{path} lacks a valid {key}; prepare the dataset again")
@@ -500,7 +504,7 @@ def write_new(path: str, text: str, folder: str) -> None:
 
 def write_config(path: str, law: dict, plan: dict) -> str:
     """Write the plan as a config for train.py, once train.py itself has accepted it. Raises UserError."""
-    import train                                       # torch: only writing needs it
+    import train  # torch: only writing needs it
     if not plan["config"]["dataset"]:
         raise UserError("a config needs data: add --dataset=NAME, a directory under data/")
     horizon = {"target_flops": plan["flops"]} if plan["budgeted"] else {"target_tokens": plan["tokens"]}
@@ -613,7 +617,7 @@ def next_text(law: dict, folder: Path | None, o: Options) -> str:
         raise UserError("--next needs the budget whose optimum is in question: add --flops=TARGET")
     if folder is None or law["form"] != "surface":
         raise UserError("--next needs a fit.json with a surface, and its runs.csv beside it")
-    runs = forecast.final_runs(logs.read_table(folder / "runs.csv"), law["params"])
+    runs = forecast.final_runs(read_table(folder / "runs.csv"), law["params"])
     settings, facts = recipe(folder, runs["N"].max(), runs["D"].max())
     if not settings:
         raise UserError(f"{folder / 'runs.csv'} lacks columns of a study of this project, which --next needs")
@@ -645,7 +649,7 @@ def reading(name: str):
     """What goes wrong with a law that does not hold what scaling.fit writes, as a UserError."""
     try:
         yield
-    except (*logs.MALFORMED, IndexError, ZeroDivisionError) as e:
+    except (*MALFORMED, IndexError, ZeroDivisionError) as e:
         if name in PUBLISHED:
             raise
         raise UserError(f"{name} is not as scaling.fit writes it ({type(e).__name__}: {e}); fit "

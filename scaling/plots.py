@@ -15,13 +15,23 @@ import numpy as np
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter, NullLocator,
-                               ScalarFormatter)
+from matplotlib.ticker import (
+    LogFormatterSciNotation,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 from scipy.optimize import minimize
 
-from configurator import UserError, exit_cleanly
-from scaling import counts, fit, laws, logs
-from scaling.frontiers import group_budgets
+from runtime.basics import UserError, exit_cleanly, load_json
+from scaling.laws import counts
+from scaling.laws import forms as laws
+from scaling.laws.frontiers import group_budgets
+from scaling.laws.solver import DELTA, huber
+from scaling.tables.csv import read_table
+from scaling.tables.runs import along, select
 
 ROOT = Path(__file__).resolve().parents[1]
 BLACK, SKY, GREEN, BLUE, RED, PURPLE = "#000000", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -375,7 +385,7 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     def objective(theta):
         value, slope = laws.additive(theta[None], X)
         r = y - value[0]
-        return laws.huber(r).mean(), -slope[0] @ np.clip(r, -laws.DELTA, laws.DELTA) / len(y)
+        return huber(r).mean(), -slope[0] @ np.clip(r, -DELTA, DELTA) / len(y)
     figure, ax = axes("iteration of L-BFGS-B", "objective / its minimum - 1")
     for color, name, options in ((RED, "default", {}), (BLUE, "tight", {"ftol": 1e-15, "gtol": 1e-12})):
         path = [objective(first)[0]]
@@ -539,14 +549,14 @@ def critical_batch(table: dict, found: dict) -> Figure:
 
 
 def recipe_figures(folder: Path) -> dict[str, Figure]:
-    """{name: figure} of a transfer study (scaling.mup) or a batch study (scaling.batch); {} of any other."""
+    """{name: figure} of a transfer study (scaling.recipe.transfer) or a batch study (scaling.recipe.batch); {} of any other."""
     figures = {}
     for name, draw in (("transfer", transfer), ("coordinates", coordinates)):
         if (folder / f"{name}.csv").is_file():
-            figures[name] = draw(logs.read_table(folder / f"{name}.csv"))
+            figures[name] = draw(read_table(folder / f"{name}.csv"))
     if (folder / "points.csv").is_file() and (folder / "batch.json").is_file():
-        found = logs.load_json(folder / "batch.json")
-        figures["critical"] = critical_batch(logs.read_table(folder / "points.csv"), found)
+        found = load_json(folder / "batch.json")
+        figures["critical"] = critical_batch(read_table(folder / "points.csv"), found)
     return figures
 
 
@@ -556,24 +566,24 @@ def recipe_figures(folder: Path) -> dict[str, Figure]:
 def read_study(folder: str | Path) -> dict:
     """What a study directory holds: {name, data, fit, curves, forecasts}, {} where there is no such file.
 
-    `data` is the arrays that the fit used, from `fit.select`; the rows of `curves` get their run's `params`.
+    `data` is the arrays that the fit used, from `select`; the rows of `curves` get their run's `params`.
     Raises UserError.
     """
     folder = Path(folder)
     if not (folder / "runs.csv").is_file():
         raise UserError(f"{folder}: no runs.csv in it; give a study directory, e.g. out/laptop")
     path, study = folder / "fit.json", {"name": folder.resolve().name}
-    study["fit"] = logs.load_json(path) if path.is_file() else {}
+    study["fit"] = load_json(path) if path.is_file() else {}
     for law in (v for v in study["fit"].values() if isinstance(v, dict) and "boot" in v):
         law["boot"] = {k: np.array(draws, float) for k, draws in law["boot"].items()}    # JSON's null is nan
     for name in ("curves", "forecasts"):
-        study[name] = logs.read_table(folder / f"{name}.csv") if (folder / f"{name}.csv").is_file() else {}
+        study[name] = read_table(folder / f"{name}.csv") if (folder / f"{name}.csv").is_file() else {}
     used = study["fit"].get("data", {"params": "as given", "flops": "as given"})
     asked = {k: None if used[k] == "as given" else used[k] for k in ("params", "flops")}
-    runs = logs.read_table(folder / "runs.csv")
-    study["data"] = data = fit.select(runs, **asked)
+    runs = read_table(folder / "runs.csv")
+    study["data"] = data = select(runs, **asked)
     if study["curves"] and data["run"] is not None:
-        data["along"] = fit.along(data, runs.get("schedule"), study["curves"])
+        data["along"] = along(data, runs.get("schedule"), study["curves"])
     if study["curves"] and data["run"] is not None:
         held, curves = study["forecasts"], study["curves"]
         sizes = dict(zip(data["run"], data["N"])) | (dict(zip(held["run"], held["params"])) if held else {})
@@ -645,7 +655,7 @@ def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
 def all_forecasts(studies: list[Path]) -> dict:
     """The forecasts.csv of several studies as one table."""
     paths = (Path(study) / "forecasts.csv" for study in studies)
-    tables = [logs.read_table(path) for path in paths if path.is_file()]
+    tables = [read_table(path) for path in paths if path.is_file()]
     tables = [table for table in tables if len(table["run"])]
     return {k: np.concatenate([table[k] for table in tables]) for k in tables[0]} if tables else {}
 

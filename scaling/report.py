@@ -1,9 +1,10 @@
 """Fits as text and as a fit card: what fit.py prints and publishes. No fitting happens here."""
 import numpy as np
 
-from scaling import counts
+from scaling.laws import counts
+from scaling.laws.solver import DELTA
 from scaling.logs import RUN_COLUMNS
-from scaling.robust import DELTA
+from scaling.tables.runs import SETTINGS
 
 EQUATIONS = {"surface": "L = E + A/N^alpha + B/D^beta",
              "isoflop": "N_opt = k C^a", "envelope": "N_opt = k C^a",
@@ -13,8 +14,6 @@ EQUATIONS = {"surface": "L = E + A/N^alpha + B/D^beta",
 PRINTED = ("E", "A", "B", "alpha", "beta", "a", "b", "between", "gamma", "N_c", "D_c", "C_c", "L_inf", "R_D",
            "R_N")
 KNOWN = {*RUN_COLUMNS, "params", "loss", "flops", "budget", "d_ff"}
-# What makes two runs the same experiment, apart from their size, data, learning rate and seed.
-SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "batch_tokens", "schedule", "unique_tokens")
 
 
 # ---- The printed table. ----
@@ -149,7 +148,7 @@ def sizes(used: dict, data: dict) -> list[dict]:
 def card(table: dict, data: dict, result: dict, bootstrap: int, seed: int) -> dict:
     """Hypothesis, training, data with every filter, fit, and held-out validation, ready for publication.
 
-    `table` as read, `data` as `fit.select` gives it, `result` the fits.
+    `table` as read, `data` as `select` gives it, `result` the fits.
     """
     used = {k: v[data["rows"]] for k, v in table.items()}
     columns = ("dataset", "tokenizer", "schedule", "batch_tokens", "device", "dtype", "commit")

@@ -7,7 +7,7 @@ A sweep file is plain Python (your own program: run only files you trust) that l
     held_out   the same, for models that are forecast before they are trained (optional)
     base       settings shared by all (optional)
     prepare    {dataset: "NAME OPTIONS"} for what data/NAME/prepare.py does not make by default (optional)
-    slurm      where --launcher=slurm runs them: dict(time=MINUTES, ...), see scaling/slurm.py (optional)
+    slurm      where --launcher=slurm runs them: dict(time=MINUTES, ...), see scaling/launch/slurm.py (optional)
 Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or
 `budgets`, a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its
 checkpoints. `seeds` = k makes k runs of it.
@@ -31,8 +31,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is importe
 from tqdm import tqdm
 
 import train
-from configurator import UserError, exit_cleanly, nearest, plain_name, read_file, set_fields
-from scaling import fit, forecast, logs, plots, slurm
+from config.configurator import read_file, set_fields
+from runtime.basics import UserError, exit_cleanly, nearest, plain_name
+from scaling import fit, forecast, logs, plots
+from scaling.launch import slurm
+from scaling.tables.csv import read_table, write_table
 
 OUT = train.ROOT / "out"
 SWEEP_NAMES = ("base", "runs", "held_out", "prepare", "slurm")
@@ -414,7 +417,7 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
     names = {p.name for p in fitted}
     for problem in problems:
         print(problem)
-    logs.write_table(folder / "runs.csv", [row for row in rows if row["run"] in names], logs.RUN_COLUMNS)
+    write_table(folder / "runs.csv", [row for row in rows if row["run"] in names], logs.RUN_COLUMNS)
     logs.write_curves(folder, folder / "curves.csv")
 
 
@@ -429,7 +432,7 @@ def seal_all(folder: Path, held: list[Planned], fitted: dict) -> None:
     """Forecast every held-out run that is not trained yet; the seal is written before its training starts."""
     todo = [p for p in held if not p.done()]
     if todo:                                           # what error to expect, before it can be known
-        print(forecast.rollout_text(forecast.rollout(logs.read_table(folder / "runs.csv"))))
+        print(forecast.rollout_text(forecast.rollout(read_table(folder / "runs.csv"))))
     for p in todo:
         target = dict(run=p.name, config=dataclasses.asdict(p.config), params=p.params, tokens=p.tokens,
                       flops=p.flops)

@@ -38,15 +38,22 @@ def write_dataset(folder: Path, train_tokens: int = 40_000, val_tokens: int = 20
     return meta
 
 
+def copy_code(root: Path, *more: str) -> None:
+    """train.py and all that it imports, and the folders `more`, as a repository of their own under `root`."""
+    for name in ("train.py", "model.py"):
+        shutil.copy(ROOT / name, root)
+    for name in ("config", "runtime", *more):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+
+
 class Lab:
-    """train.py, model.py, configurator.py, data/tiny under `root`, which train.ROOT must be (see `lab`)."""
+    """The code of a run (`copy_code`) and data/tiny under `root`, which train.ROOT must be (see `lab`)."""
 
     def __init__(self, root: Path):
         self.root = root
         self.data, self.processes = root / "data", []
         write_dataset(self.data / "tiny")
-        for name in ("train.py", "model.py", "configurator.py"):
-            shutil.copy(ROOT / name, root)
+        copy_code(root)
 
     def out(self, name: str) -> Path:
         return self.root / "out" / name

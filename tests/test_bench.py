@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configurator import UserError
+from runtime.basics import UserError
 from scaling import bench
 
 SMALL = bench.shape(n_layer=2, n_head=2, n_embd=16, batch_size=2, block_size=16, vocab_size=1100)

@@ -1,4 +1,4 @@
-"""scaling/bench_gpu.py at tiny sizes on CPU: what is measured, refused, skipped and projected."""
+"""runtime/bench_gpu.py at tiny sizes on CPU: what is measured, refused, skipped and projected."""
 import json
 import math
 import os
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from configurator import UserError
-from scaling import bench_gpu
-from scaling.bench_gpu import AGREE_STEPS, SMALL, Failed, Stepper, Worker
+from runtime import bench_gpu
+from runtime.basics import UserError
+from runtime.bench_gpu import AGREE_STEPS, SMALL, Failed, Stepper, Worker
 
 CPU = SMALL | dict(device="cpu", separate=False)
 HOUR = 3600

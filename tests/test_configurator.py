@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-import configurator
-from configurator import UserError, configure, exit_cleanly, read_file
+from config import configurator
+from config.configurator import configure, read_file
+from runtime.basics import UserError, exit_cleanly
 
 
 @dataclass

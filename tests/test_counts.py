@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from configurator import UserError
-from scaling import counts
+from runtime.basics import UserError
+from scaling.laws import counts
 
 # GPT-2 small with a vocabulary of 50,257: 12 layers of 768, context 1024, tied head, no biases.
 VOCABULARY, LAYERS, HEADS, WIDTH, CONTEXT = 50257, 12, 12, 768, 1024

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from configurator import UserError, exit_cleanly
 from data import common
+from runtime.basics import UserError, exit_cleanly
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 PROSE = [f"Paragraph {i}. " + " ".join(f"word{(i * k) % 997}" for k in range(1, 60)) for i in range(200)]

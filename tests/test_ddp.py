@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from test_resume import wait_for_lines
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -156,7 +155,7 @@ def test_a_rank_that_dies(lab, monkeypatch, restarts, rank):
 def test_ranks_at_different_checkpoints_are_refused(lab, monkeypatch):
     """As of two nodes that do not share out_dir: one would begin anew, the other go on."""
     import train
-    from configurator import UserError
+    from runtime.basics import UserError
     run = train.Run(lab.derived(), train.load_meta("tiny"), 0, 1)
     run.world, run.step = 2, 10
     monkeypatch.setattr(run, "sum_over_ranks", lambda x: x)            # the other rank adds 0
@@ -189,6 +188,6 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(lab):
 
 def test_more_processes_than_rows_is_one_line(lab, monkeypatch):
     import train
-    from configurator import UserError
+    from runtime.basics import UserError
     with pytest.raises(UserError, match="batch_size 8 is smaller than 9 processes"):
         train.check(lab.config(), train.load_meta("tiny"), 9)

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from conftest import ROOT, write_dataset
+from conftest import copy_code, write_dataset
 
 KILLS = int(os.environ.get("NANOSCALE_KILLS", 20))
 TIMES = ("wall_s", "tok_per_s")
@@ -148,11 +147,7 @@ class Sweeps:
     def __init__(self, root: Path):
         self.root, self.zygote = root, None
         write_dataset(root / "data" / "tiny")
-        for name in ("train.py", "model.py", "configurator.py"):
-            shutil.copy(ROOT / name, root)
-        (root / "scaling").mkdir()
-        for path in (ROOT / "scaling").glob("*.py"):
-            shutil.copy(path, root / "scaling")
+        copy_code(root, "scaling")
         (root / "zygote.py").write_text(ZYGOTE)
         self.write(STUDY)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configurator import UserError
-from scaling import fit, laws
-from scaling.logs import RUN_COLUMNS, read_table, write_table
+from runtime.basics import UserError
+from scaling import fit
+from scaling.laws import forms as laws
+from scaling.logs import RUN_COLUMNS
+from scaling.tables.csv import read_table, write_table
+from scaling.tables.runs import MAX_ROWS, along, select
 
 ROOT = Path(__file__).resolve().parents[1]
 LAW = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
@@ -113,7 +116,7 @@ def test_unfinished_diverged_empty_and_repeated_rows_are_dropped_and_named(tmp_p
     t = study()
     t = {k: np.append(v, v[:5]) for k, v in t.items()}
     t["loss"][25], t["loss"][26], t["tokens"][27], t["params"][28] = np.nan, np.inf, 0.0, np.nan
-    notes = fit.select(read_table(save(tmp_path / "r.csv", t)))["notes"]
+    notes = select(read_table(save(tmp_path / "r.csv", t)))["notes"]
     assert notes == ["dropped 1 of 30 rows: loss is missing (row 26)",
                      "dropped 1 of 30 rows: loss is infinite (diverged) (row 27)",
                      "dropped 1 of 30 rows: params is missing (row 29)",
@@ -125,7 +128,7 @@ def test_only_the_best_learning_rate_of_a_setting_is_kept():
     t = {k: np.repeat(v, 2) for k, v in study().items()}
     t["learning_rate"] = np.tile([1e-3, 4e-3], 25)
     t["loss"] = t["loss"] * np.tile([1.0, 1.02], 25)
-    data = fit.select(t)
+    data = select(t)
     assert len(data["L"]) == 25 and "another learning rate was better" in data["notes"][0]
     assert set(t["learning_rate"][data["rows"]]) == {1e-3}
 
@@ -234,7 +237,7 @@ def test_a_large_table_is_thinned_and_said_so(tmp_path):
     assert time.process_time() - start < 60
     assert any("the surface is fitted to" in note for note in result["data"]["notes"])
     assert result["surface"]["alpha"] == pytest.approx(0.24, abs=0.01)
-    assert result["surface"]["n"] <= fit.MAX_ROWS
+    assert result["surface"]["n"] <= MAX_ROWS
 
 
 def test_a_thousand_resamples_take_seconds():
@@ -245,7 +248,7 @@ def test_a_thousand_resamples_take_seconds():
     laws.fit_surface(N, D, L, bootstrap=1000)
     assert time.process_time() - start < 10
     t, start = study(), time.process_time()
-    fit.isoflop(fit.select(t), 1000, 0)
+    fit.isoflop(select(t), 1000, 0)
     assert time.process_time() - start < 2
 
 
@@ -267,15 +270,15 @@ def wsd_study():
 
 def test_envelope_takes_the_curves_before_their_cooldown():
     runs, curves = wsd_study()
-    part = fit.along(fit.select(runs), runs["schedule"], curves)
+    part = along(select(runs), runs["schedule"], curves)
     assert len(part["L"]) == 8 * 8                     # the last two of each ten are annealing
     assert part["L"] == pytest.approx(1.05 * laws.surface_loss(LAW, part["N"], part["C"] / (6 * part["N"])))
     result = fit.fit_all(runs, bootstrap=20, curves=curves)
     assert "envelope" in result and "envelope" in fit.fit_all(runs, bootstrap=0)["skipped"]
     twice = {k: np.append(v, v) for k, v in curves.items()}             # a branch repeats its trunk's log
-    again = fit.along(fit.select(runs), runs["schedule"], twice)
+    again = along(select(runs), runs["schedule"], twice)
     assert sorted(again["L"]) == sorted(part["L"])
-    assert not fit.along(fit.select(runs), runs["schedule"], {k: v[:0] for k, v in curves.items()})
+    assert not along(select(runs), runs["schedule"], {k: v[:0] for k, v in curves.items()})
     for name in ("run", "tokens", "val_loss"):
         with pytest.raises(UserError, match=f"no column '{name}'"):
             fit.fit_all(runs, bootstrap=0, curves={k: v for k, v in curves.items() if k != name})

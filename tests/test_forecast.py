@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configurator import UserError
-from scaling import fit, forecast, laws, logs
+from runtime.basics import UserError
+from scaling import fit, forecast, logs
+from scaling.laws import forms as laws
+from scaling.tables.csv import read_table, write_table
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 SURFACE = {"E": 1.2, "A": 48.0, "alpha": 0.25, "B": 180.0, "beta": 0.3}
@@ -41,7 +43,7 @@ def write_study(folder: Path, **kwargs) -> dict:
     N, D, L = grid(**kwargs)
     rows = [dict(study=folder.name, run=f"r{i:02}", learning_rate=1e-3, params_non_embedding=int(n) - 100,
                  params_head=100, tokens=int(d), val_loss=l) for i, (n, d, l) in enumerate(zip(N, D, L))]
-    logs.write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
+    write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
     found = laws.fit_surface(*(np.array([int(v) for v in x]) for x in (N, D)), L, bootstrap=200)
     data = {"params": "non_embedding_plus_head", "loss_column": "val_loss"}
     return json.loads(json.dumps(fit.finite({"surface": found, "data": data})))
@@ -133,13 +135,13 @@ def test_what_cannot_be_forecast_is_refused(study):
 def test_score_writes_one_row_per_forecast(study):
     folder, _, sealed = study
     assert forecast.score(folder)[0]["measured"] is None
-    table = logs.read_table(folder / "forecasts.csv")
+    table = read_table(folder / "forecasts.csv")
     assert list(table) == forecast.COLUMNS and np.isnan(table["measured"][0])
     finish(folder, val_loss=sealed["predicted"] * 1.01, config=TARGET["config"] | {"device": "cuda"})
     row = forecast.score(folder)[0]
     assert row["error"] == pytest.approx(1 / 1.01 - 1)
     assert row["z"] == pytest.approx(-np.log(1.01) / sealed["sd"])
-    table = logs.read_table(folder / "forecasts.csv")
+    table = read_table(folder / "forecasts.csv")
     assert table["error"][0] == row["error"] and table["sha256"][0] == sealed["sha256"]
     assert table["inside"][0] == (sealed["lo95"] <= sealed["predicted"] * 1.01 <= sealed["hi95"])
 
@@ -270,7 +272,7 @@ def test_coverage_on_real_runs():
     """Porian et al.'s IsoFLOP runs: 24 below predict the best run at 4 to 8 times their compute."""
     if not ORACLES.exists():
         pytest.skip("../shared/oracles is absent")
-    table = logs.read_table(ORACLES / "porian_refinedweb.csv")
+    table = read_table(ORACLES / "porian_refinedweb.csv")
     z = []
     for config in ("rw/tuned/short/const/standard/val", "rw/base/short/kaplan/standard/val"):
         N, D, L, C = (table[k][table["config"] == config] for k in ("params", "tokens", "loss", "flops"))
@@ -291,11 +293,11 @@ def test_coverage_on_real_runs():
 # ---- Learning curves. ----
 
 def write_curves(folder: Path, shares=np.linspace(0.05, 1, 20), column="val_loss"):
-    table = logs.read_table(folder / "runs.csv")
+    table = read_table(folder / "runs.csv")
     runs = zip(table["run"], table["params_non_embedding"] + 100, table["tokens"])
     rows = [{"run": run, "tokens": share * D, column: hoffmann(N, D) * (1 + 0.2 * (1 - share))}
             for run, N, D in runs for share in shares]
-    logs.write_table(folder / "curves.csv", rows, logs.CURVE_COLUMNS)
+    write_table(folder / "curves.csv", rows, logs.CURVE_COLUMNS)
 
 
 @pytest.mark.parametrize("column", ["val_loss", "train_loss"])

@@ -18,12 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 import sample
 import train
-from configurator import UserError, configure, plain_name
+from config.configurator import configure
+from runtime.basics import UserError, plain_name
 from scaling import fit, forecast, logs, plan, sweep
+from scaling.tables.csv import read_table
+from scaling.tables.runs import select
 
 TOTAL = []
 FIELDS = dataclasses.fields(train.Config)
@@ -273,7 +277,7 @@ def test_runs_csv(tmp_path_factory, text):
     path.write_text(text, encoding="utf-8", errors="replace")
     before = path.read_bytes()
     with one_line(), np.errstate(all="ignore"):
-        fit.select(logs.read_table(path))
+        select(read_table(path))
     assert path.read_bytes() == before
 
 
@@ -331,7 +335,7 @@ def test_foreign_logs(tmp_path_factory, text, suffix, flags):
     before = path.read_bytes()
     with one_line():
         logs.main([str(path), f"--out={out}", *flags])
-        assert logs.read_table(out)
+        assert read_table(out)
     assert path.read_bytes() == before
 
 

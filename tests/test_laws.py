@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from configurator import UserError
-from scaling import frontiers, laws, robust
+from runtime.basics import UserError
+from scaling.laws import forms as laws
+from scaling.laws import frontiers
+from scaling.laws import solver as robust
 
 SURFACE = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
 BROKEN = {"form": "broken", "range": {"x": 0}, "L_inf": 0.5, "A": 30.0, "c0": 0.1, "c1": 0.3, "x_break": 1e7,

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from configurator import UserError, exit_cleanly  # noqa: E402
+from runtime.basics import UserError, exit_cleanly  # noqa: E402
 from scaling import logs  # noqa: E402
-from scaling.logs import read_log, read_table, write_table  # noqa: E402
+from scaling.logs import read_log  # noqa: E402
+from scaling.tables.csv import read_table, write_table  # noqa: E402
 
 RESULT = dict(seed=1, dataset="toy", tokenizer="gpt2", n_layer=2, n_head=4, n_embd=32, block_size=64,
               batch_tokens=4096, learning_rate=1e-3, schedule="cosine", params_total=100, params_embedding=40,

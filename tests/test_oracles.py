@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from scaling import counts, fit, frontiers, laws, robust
-from scaling.logs import read_table
+from scaling import fit
+from scaling.laws import counts, frontiers
+from scaling.laws import forms as laws
+from scaling.laws import solver as robust
+from scaling.tables.csv import read_table
 
 ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 pytestmark = pytest.mark.skipif(not ORACLES.is_dir(), reason="no published data in ../shared/oracles")

@@ -1,14 +1,16 @@
 """The planner against closed forms, published numbers, train.py's own counts, and slips of the hand."""
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import configurator
-from configurator import UserError
-from scaling import counts, laws, logs, plan
+from config import configurator
+from runtime.basics import UserError
+from scaling import logs, plan
+from scaling.laws import counts
+from scaling.laws import forms as laws
+from scaling.tables.csv import read_table, write_table
 
 HOFFMANN, BESIROGLU, KAPLAN = (plan.PUBLISHED[k] for k in ("hoffmann", "besiroglu", "kaplan"))
 MUENNIGHOFF = plan.PUBLISHED["muennighoff"]
@@ -169,7 +171,7 @@ def study(tmp_path_factory):
                 params_non_embedding=plan.body(depth, width), params_head=80 * width, wall_s=D / 1e5,
                 params_total=plan.size(depth, width, 80, 32, "total"),
                 flops_exact=D * plan.flops_per_token(depth, width, 80, 32)))
-    logs.write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
+    write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
     N, D, L = (np.array([float(r[k]) for r in rows]) for k in ("params_non_embedding", "tokens", "val_loss"))
     surface = laws.fit_surface(N + [r["params_head"] for r in rows], D, L, bootstrap=300)
     fit = {"surface": surface, "data": {"params": "non_embedding_plus_head", "loss_column": "val_loss"}}
@@ -282,7 +284,7 @@ def test_compare_on_the_command_line(study, capsys):
 def test_next_runs_shrink_what_refitting_finds(study):
     """The promised change of the interval, against 60 simulated studies, refitted without and with them."""
     law = json.loads(study.read_text())["surface"] | LAW
-    table = logs.read_table(study.parent / "runs.csv")
+    table = read_table(study.parent / "runs.csv")
     N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
     sizes = np.geomspace(N.min(), 4 * N.max(), 30)
     found = plan.next_runs(law, {"N": N, "D": D}, 1e14, 2e13, sizes, 6 * sizes)
@@ -303,7 +305,7 @@ def test_next_runs_shrink_what_refitting_finds(study):
 
 def test_next_runs_beat_random_ones(study):
     law = json.loads(study.read_text())["surface"] | LAW
-    table = logs.read_table(study.parent / "runs.csv")
+    table = read_table(study.parent / "runs.csv")
     N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
     sizes = np.geomspace(N.min(), 4 * N.max(), 30)
     found = plan.next_runs(law, {"N": N, "D": D}, 1e14, 2e13, sizes, 6 * sizes)

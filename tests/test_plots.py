@@ -8,8 +8,11 @@ import struct
 import numpy as np
 import pytest
 
-from configurator import UserError
-from scaling import fit as fitting, frontiers, laws, plots
+from runtime.basics import UserError
+from scaling import fit as fitting
+from scaling import plots
+from scaling.laws import forms as laws
+from scaling.laws import frontiers
 
 TRUE = {"E": 1.0, "A": 30.0, "B": 300.0, "alpha": 0.33, "beta": 0.40}
 BUDGETS = np.geomspace(1e12, 1e14, 4)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import train
-from configurator import UserError
-from scaling import batch, logs, plots, sweep
-
+from runtime.basics import UserError
+from scaling import plots, sweep
+from scaling.recipe import batch
+from scaling.tables.csv import write_table
 
 # ---------------------------------------------------------------- gradient noise scale
 
@@ -154,7 +155,7 @@ def test_corrected_costs_are_far_above_and_below_the_critical_batch():
 
 def test_too_few_batch_sizes_are_refused(tmp_path):
     rows = [r for r in made_points() if r["batch_tokens"] < 600]
-    logs.write_table(tmp_path / "points.csv", rows, batch.COLUMNS)
+    write_table(tmp_path / "points.csv", rows, batch.COLUMNS)
     with pytest.raises(UserError, match="3 batch sizes at 5 losses cannot determine"):
         batch.main([str(tmp_path)])
     with pytest.raises(UserError, match="neither finished runs nor points.csv"):
@@ -203,7 +204,7 @@ def test_batch_from_compute_needs_a_horizon_that_gives_it(lab):
 
 
 def test_the_figure_of_a_batch_study(tmp_path):
-    logs.write_table(tmp_path / "points.csv", made_points(), batch.COLUMNS)
+    write_table(tmp_path / "points.csv", made_points(), batch.COLUMNS)
     batch.main([str(tmp_path)])
     left, right = plots.recipe_figures(tmp_path)["critical"].axes
     assert len(left.lines) == 2 * batch.LEVELS

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import sample
-from conftest import ROOT
-from configurator import UserError, exit_cleanly
 from data.common import get_tokenizer
 from model import GPT, GPTConfig
+from runtime.basics import UserError, exit_cleanly
 from sample import Config, encode_prompt, generate, pick
 
 SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=12, vocab_size=40)

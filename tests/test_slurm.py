@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from configurator import UserError
-from scaling import slurm, sweep
+from runtime.basics import UserError
+from scaling import sweep
+from scaling.launch import slurm
 
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, n_embd=8, block_size=32, batch_size=4, "
         "device='cpu', learning_rate=5e-3, eval_interval=0, log_interval=10)\n")

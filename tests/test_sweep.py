@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import train
-from configurator import UserError
+from runtime.basics import UserError
 from scaling import logs, sweep
+from scaling.tables.csv import read_table, write_table
 
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_size=4, device='cpu', "
         "learning_rate=5e-3)\n")
@@ -238,8 +239,8 @@ def test_parsing_many_runs_takes_little_memory(tmp_path):
         os.link(tmp_path / "log.jsonl", run / "log.jsonl")
     tracemalloc.start()
     sweep.parse(tmp_path / "study", [])
-    logs.write_table(tmp_path / "runs.csv", logs.parse_study(tmp_path / "study")[0], logs.RUN_COLUMNS)
+    write_table(tmp_path / "runs.csv", logs.parse_study(tmp_path / "study")[0], logs.RUN_COLUMNS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3e6 < 300 * len(text)
-    assert len(logs.read_table(tmp_path / "study" / "curves.csv")["run"]) >= 300 * 50
+    assert len(read_table(tmp_path / "study" / "curves.csv")["run"]) >= 300 * 50

@@ -12,12 +12,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, write_dataset
 from torch.nn import functional as F
 
 import train
-from conftest import SMALL, write_dataset
-from configurator import UserError
 from model import GPT, GPTConfig
+from runtime.basics import UserError
 
 # The columns of runs.csv, less study and run, which the parser adds.
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule

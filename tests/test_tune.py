@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import train
-from configurator import UserError, configure, exit_cleanly
-from scaling import logs, sweep, tune
+from config.configurator import configure
+from runtime.basics import UserError, exit_cleanly
+from scaling import sweep
+from scaling.recipe import tune
+from scaling.tables.csv import write_table
 
 TOKENS = {16: 5e4, 32: 2e5}                # D of each width: 4 times as many
 BATCHES = {16: (64, 128, 256), 32: (128, 256, 512)}
@@ -33,7 +36,7 @@ def made_rows(batches: dict = BATCHES, factors: tuple = FACTORS) -> list[dict]:
 def study(tmp_path):
     """Write a made study, less its run directories, and return its directory."""
     def write(rows):
-        logs.write_table(tmp_path / "runs.csv", rows, list(rows[0]))
+        write_table(tmp_path / "runs.csv", rows, list(rows[0]))
         return tmp_path
     return write
 
@@ -182,7 +185,7 @@ def test_a_config_needs_the_run_directories_and_a_new_file(config, study, lab):
 
 
 def test_the_sweep_is_a_grid_at_equal_tokens_per_parameter(lab):
-    text = (Path(tune.__file__).parent / "sweeps" / "tune.py").read_text(encoding="utf-8")
+    text = (Path(tune.__file__).parents[1] / "sweeps" / "tune.py").read_text(encoding="utf-8")
     path = lab.root / "tune.py"
     path.write_text(text.replace("shakespeare", "tiny"), encoding="utf-8")
     name, runs, held = sweep.read_sweep(str(path))

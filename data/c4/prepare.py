@@ -16,8 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import UserError, exit_cleanly  # noqa: E402
 from data import common  # noqa: E402
+from runtime.basics import UserError, exit_cleanly  # noqa: E402
 
 HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 BATCH = 1024                                          # documents between two notes of how far it is

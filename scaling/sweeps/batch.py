@@ -1,4 +1,4 @@
-# python -m scaling.sweep scaling/sweeps/batch.py, then python -m scaling.batch out/batch
+# python -m scaling.sweep scaling/sweeps/batch.py, then python -m scaling.recipe.batch out/batch
 #
 # How many steps and tokens does a given loss cost at each batch size, and what does the gradient noise
 # scale say? One small model, a constant learning rate so that every point of a curve counts, three rates

@@ -1,8 +1,8 @@
-# python -m scaling.sweep scaling/sweeps/tune.py, then python -m scaling.tune out/tune --write=config/tuned.py
+# python -m scaling.sweep scaling/sweeps/tune.py, then python -m scaling.recipe.tune out/tune --write=config/tuned.py
 #
 # Which batch and learning rate does a dataset want? Name yours here. Two widths under muP with tokens in
 # proportion to N, three batches each, four rates a factor 2 apart around a square-root rule (Malladi et
-# al. 2022). Where scaling.tune finds a best at an edge, extend the grid: only new runs train. About 5
+# al. 2022). Where scaling.recipe.tune finds a best at an edge, extend the grid: only new runs train. About 5
 # minutes of one core.
 base = dict(dataset="shakespeare", n_layer=3, n_head=2, block_size=32, tokens_per_param=6,
             parametrization="mup", base_width=32, schedule="wsd", warmup_frac=0.1, beta2=0.99,

@@ -7,9 +7,9 @@ import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 from scipy.stats import f as f_test
 
-from configurator import UserError, nearest
-from scaling.laws import additive, additive_bounds, checked
-from scaling.robust import DRAW, LEVEL, Array, clusters, interval, minimise, rounded, t_ratio
+from runtime.basics import UserError, nearest
+from scaling.laws.forms import additive, additive_bounds, checked
+from scaling.laws.solver import DRAW, LEVEL, Array, clusters, interval, minimise, rounded, t_ratio
 
 METHODS = ("parabola5", "parabola", "akima")
 GRID = 1000                                # points from the smallest to the largest N to search a spline on

@@ -8,47 +8,14 @@ are the modules, functions and classes that it imports or defines.
 """
 import ast
 import dataclasses
-import difflib
 import inspect
-import os
 import re
 import sys
 import traceback
 import types
 from pathlib import Path
 
-
-class UserError(Exception):
-    """Something the user can mend. The message is one line that names the cause and the fix."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join(message.splitlines()))      # names from outside may hold line ends
-
-
-def exit_cleanly(main):
-    """Run `main()`; print a UserError as one line on stderr and exit with 2. `| head` ends it quietly."""
-    try:
-        try:
-            sys.exit(main())
-        finally:
-            sys.stdout.flush()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:                           # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)                                 # as if SIGPIPE had come
-
-
-def plain_name(name) -> bool:
-    """Whether `name` is a str that names something inside a directory, on any system, and is not hidden."""
-    return isinstance(name, str) and bool(re.fullmatch(r"(?!\.)[^\x00-\x1f\x7f/\\:]{1,200}", name))
-
-
-def nearest(word, known):
-    """' (did you mean X?)', or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+from runtime.basics import UserError, nearest
 
 
 def convert(key, value, kind, where):

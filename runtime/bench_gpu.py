@@ -1,7 +1,7 @@
 """Small GPTs on one GPU: where their time goes, and which loss, attention and step are fastest. 8 minutes.
 
-    python -m scaling.bench_gpu --json=scaling/results/bench/gpu.json
-    python -m scaling.bench_gpu --device=cpu --small     # the same code at tiny sizes: a test
+    python -m runtime.bench_gpu --json=scaling/results/bench/gpu.json
+    python -m runtime.bench_gpu --device=cpu --small     # the same code at tiny sizes: a test
 
 Every candidate is compared with a reference of higher precision before it is timed. What fails to compile,
 to run or to agree is listed under `skipped`, with the reason, and the rest goes on. The JSON is written after
@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import train
-from configurator import UserError, exit_cleanly
 from model import GPT, GPTConfig
+from runtime.basics import UserError, exit_cleanly
 from scaling.bench import quartiles
 
 FULL = dict(n_layer=12, n_head=8, vocab=50304, tokens=2 ** 22, copy_bytes=2 ** 31, gemm=8192,
@@ -845,7 +845,7 @@ PARTS = dict(roofline=(measure_roofline, 40), loss=(measure_loss, 150), attentio
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.bench_gpu", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m runtime.bench_gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the script")
     parser.add_argument("--json", help="write the measurements to this file")

@@ -1,6 +1,6 @@
 """Critical batch size: beyond it a larger batch saves few steps, and much of the compute is wasted.
 
-    python -m scaling.batch out/batch [--correct=scaling/results/laptop]
+    python -m scaling.recipe.batch out/batch [--correct=scaling/results/laptop]
 
 The study holds one model at several batch sizes, each at a few constant rates (scaling/sweeps/batch.py).
 For each loss, the steps S that batch size B needs at its best rate follow S = S_min (1 + B_crit/B)
@@ -19,8 +19,10 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import t as student
 
-from configurator import UserError, exit_cleanly
-from scaling import frontiers, logs
+from runtime.basics import UserError, exit_cleanly, load_json
+from scaling import logs
+from scaling.laws import frontiers
+from scaling.tables.csv import number, read_table, write_table
 
 COLUMNS = ["run", "batch_tokens", "learning_rate", "loss", "steps", "noise_scale"]
 SPAN, LEVELS = 1.10, 5                     # losses compared: the lowest all sizes reach, to 10 % above
@@ -31,8 +33,8 @@ def read_curve(run: Path) -> dict:
 
     The loss is smoothed: small batches at a constant rate jitter, and a first crossing would flatter them.
     """
-    c = logs.load_json(run / "config.json")
-    rows = [(r["step"], r["val_loss"], logs.number(r.get("noise_scale")))
+    c = load_json(run / "config.json")
+    rows = [(r["step"], r["val_loss"], number(r.get("noise_scale")))
             for r in logs.read_log(run / "log.jsonl") if np.isfinite(r["val_loss"])]
     step, loss, noise = np.array(rows).reshape(-1, 3).T
     near = np.abs(np.log(step / step[:, None])) < 0.2
@@ -128,9 +130,9 @@ def corrected(fit: dict, runs: dict) -> dict:
 
 def correct_study(fit: dict, folder: Path) -> str:
     """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C) and how far it extrapolates."""
-    table = corrected(fit, logs.read_table(folder / "runs.csv"))
+    table = corrected(fit, read_table(folder / "runs.csv"))
     rows = [dict(zip(table, row)) for row in zip(*table.values())]
-    logs.write_table(folder / "batch.csv", rows, list(table))
+    write_table(folder / "batch.csv", rows, list(table))
     low, high = fit["range"]["L"]
     outside = np.mean((table["loss"] < low) | (table["loss"] > high))
     alphas = []
@@ -154,18 +156,18 @@ def report(fit: dict) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.batch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scaling.recipe.batch", description=__doc__.splitlines()[0])
     parser.add_argument("study", help="out/batch, or a results directory with points.csv")
     parser.add_argument("--correct", help="a study directory with runs.csv")
     a = parser.parse_args(args)
     folder = Path(a.study)
     runs = [p.parent for p in sorted(folder.glob("*/result.json"))]
     if runs:
-        logs.write_table(folder / "points.csv", list(points([read_curve(run) for run in runs])), COLUMNS)
+        write_table(folder / "points.csv", list(points([read_curve(run) for run in runs])), COLUMNS)
     elif not (folder / "points.csv").exists():
         raise UserError(f"{folder} holds neither finished runs nor points.csv; "
                         "run: python -m scaling.sweep scaling/sweeps/batch.py")
-    fit = critical(logs.read_table(folder / "points.csv"))
+    fit = critical(read_table(folder / "points.csv"))
     (folder / "batch.json").write_text(json.dumps(fit, indent=1) + "\n", encoding="utf-8")
     print(report(fit))
     if a.correct:

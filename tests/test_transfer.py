@@ -1,10 +1,12 @@
-"""muP: the coordinate check, and the tables of scaling/mup.py."""
+"""muP: the coordinate check, and the tables of scaling/recipe/transfer.py."""
 import csv
 
 import pytest
 
-from configurator import UserError
-from scaling import logs, mup, plots
+from runtime.basics import UserError
+from scaling import plots
+from scaling.recipe import transfer as mup
+from scaling.tables.csv import write_table
 
 NAMES = ("attention", "mlp", "residual stream", "logits")
 
@@ -77,8 +79,8 @@ def test_the_figures_show_what_the_tables_say(rows, tmp_path):
     table = [dict(parametrization=kind, n_embd=width, learning_rate=rate, seed=1,
                   val_loss=2 + abs(rate - 0.002))
              for kind in mup.KINDS for width in (32, 64) for rate in (0.001, 0.002, 0.004)]
-    logs.write_table(tmp_path / "transfer.csv", table, list(table[0]))
-    logs.write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))
+    write_table(tmp_path / "transfer.csv", table, list(table[0]))
+    write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))
     figures = plots.recipe_figures(tmp_path)
     assert set(figures) == {"transfer", "coordinates"}
     for ax in figures["transfer"].axes:

@@ -1,7 +1,7 @@
 """Scaling laws: the parametric forms of the field, their fits, and what a fit predicts. Knows nothing of
 torch.
 
-Every form here gives log-loss, and every fit goes through `scaling.robust`: the summed Huber loss (delta
+Every form here gives log-loss, and every fit goes through `scaling.laws.solver`: the summed Huber loss (delta
 1e-3) of log-residuals, many starts, a Newton method on centred logarithms, 95 % bootstrap intervals, a health
 report.
 
@@ -14,9 +14,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from configurator import UserError
-from scaling.robust import (DELTA, LEVEL, Array, add_lines, clusters, fit_law, health, huber, interval,
-                            minimise, profile)
+from runtime.basics import UserError
+from scaling.laws.solver import (
+    LEVEL,
+    Array,
+    add_lines,
+    clusters,
+    fit_law,
+    health,
+    huber,
+    interval,
+    minimise,
+    profile,
+)
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
 ALPHA_STARTS, E_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0), (0.1, 0.5, 0.9)

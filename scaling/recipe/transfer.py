@@ -1,6 +1,6 @@
 """Does muP do here what it promises? The coordinate check, and the table of learning-rate transfer.
 
-    python -m scaling.mup out/transfer
+    python -m scaling.recipe.transfer out/transfer
 
 Coordinate check (Yang et al. 2022, appendix D.1): how far a few Adam steps move the activations of models of
 several widths. Under muP by the same amount at every width; under gpt2 by more the wider the model is, which
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import UserError, exit_cleanly
 from model import GPT, GPTConfig
+from runtime.basics import UserError, exit_cleanly, load_json
 from scaling import logs
+from scaling.tables.csv import write_table
 
 WIDTHS, STEPS, VOCAB = (32, 64, 128, 256), 4, 64
 KINDS = ("mup", "gpt2")
@@ -64,7 +65,7 @@ def transfer_table(folder: Path) -> list[dict]:
     rows, problems = logs.parse_study(folder)
     for problem in problems:
         print(problem)
-    kind = {r["run"]: logs.load_json(folder / r["run"] / "config.json")["parametrization"] for r in rows}
+    kind = {r["run"]: load_json(folder / r["run"] / "config.json")["parametrization"] for r in rows}
     keys = ("n_embd", "learning_rate", "seed", "val_loss")
     return sorted(({"parametrization": kind[r["run"]]} | {k: r[k] for k in keys} for r in rows),
                   key=lambda r: (KINDS.index(r["parametrization"]), *(r[k] for k in keys)))
@@ -92,7 +93,7 @@ def table_text(rows: list[dict], kind: str) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.mup", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scaling.recipe.transfer", description=__doc__.splitlines()[0])
     parser.add_argument("study", help="out/transfer, trained by scaling/sweeps/transfer.py")
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)
@@ -100,8 +101,8 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"{folder} holds no finished run; train scaling/sweeps/transfer.py first")
     rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
             for row in coordinate_check(kind, width, 0.008, seed)]
-    logs.write_table(folder / "coordinates.csv", rows, list(rows[0]))
-    logs.write_table(folder / "transfer.csv", table, list(table[0]))
+    write_table(folder / "coordinates.csv", rows, list(rows[0]))
+    write_table(folder / "transfer.csv", table, list(table[0]))
     for kind in KINDS:
         print(table_text(table, kind))
     for name in ("attention", "mlp", "residual stream", "logits"):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import t as student
 
-from configurator import UserError
+from runtime.basics import UserError
 
 DELTA = 1e-3                               # Huber's delta on log-residuals
 LEVEL = 0.95                               # level of every interval unless the caller asks otherwise

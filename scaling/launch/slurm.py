@@ -16,9 +16,10 @@ import sys
 import uuid
 from pathlib import Path
 
-from configurator import UserError, convert, nearest, read_file
+from config.configurator import convert, read_file
+from runtime.basics import UserError, nearest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MAX_TASKS = 1000                       # of an array, by SLURM's default MaxArraySize; then tasks share runs
 OPTIONS = dict(time=int,               # minutes a task may run before it must queue again; to be given
                partition=str,          # and so on, as sbatch has them: man sbatch
@@ -50,7 +51,7 @@ def read_options(path: str) -> dict:
     if "time" not in options:
         raise UserError(f"{path}: --launcher=slurm needs slurm = dict(time=MINUTES_OF_A_TASK, ...)")
     try:
-        import submitit                                # noqa: F401
+        import submitit  # noqa: F401
     except ImportError:
         raise UserError("--launcher=slurm needs submitit: pip install submitit") from None
     for program in ("sbatch", "srun", "squeue"):

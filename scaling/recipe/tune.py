@@ -1,6 +1,6 @@
 """Batch and learning rate for a dataset, from two or more small sizes: a rule, and a config that follows it.
 
-    python -m scaling.tune out/tune [--write=config/tuned.py]
+    python -m scaling.recipe.tune out/tune [--write=config/tuned.py]
 
 The study (scaling/sweeps/tune.py) trains each width on tokens D in proportion to its parameters, at several
 batches and rates. The best rate of a batch is the vertex of a parabola in log rate. A width's batch is the
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 import train
-from configurator import UserError, exit_cleanly
-from scaling import counts, logs
+from runtime.basics import UserError, exit_cleanly, load_json
+from scaling.laws import counts
 from scaling.plan import write_new
+from scaling.tables.csv import read_table
 
 SLACK = 0.01                               # loss given up for fewer steps
 COLUMNS = "n_embd batch_tokens learning_rate tokens val_loss".split()
@@ -28,7 +29,7 @@ RECIPE = ("dataset n_layer n_head n_embd block_size dropout bias tie_weights par
 
 def read_grid(path: Path) -> tuple[dict, dict]:
     """({width: {batch in tokens: {rate: [loss of each seed]}}}, {width: D}) of a runs.csv. UserError."""
-    table, grid, tokens = logs.read_table(path), {}, {}
+    table, grid, tokens = read_table(path), {}, {}
     for name in SAME:
         if len(set(table.get(name, ()))) > 1:
             raise UserError(f"{path}: column {name!r} holds several values; keep the rows of one")
@@ -129,9 +130,9 @@ def config_text(path: str, folder: Path, rule: dict) -> str:
 
     Raises UserError where the run directories are gone.
     """
-    table = logs.read_table(folder / "runs.csv")
+    table = read_table(folder / "runs.csv")
     file = folder / str(table["run"][np.argmax(table["n_embd"])]) / "config.json"
-    c = logs.load_json(file)
+    c = load_json(file)
     lacking = {*RECIPE, "warmup_iters", "warmup_frac", "max_iters"} - set(c)
     if lacking:
         raise UserError(f"{file} lacks {', '.join(sorted(lacking))}; train the study again")
@@ -140,7 +141,7 @@ def config_text(path: str, folder: Path, rule: dict) -> str:
     settings = {k: c[k] for k in keys if k == "dataset" or c[k] != getattr(train.Config, k)}
     rule = {k: f"{v:.4g}" for k, v in rule.items()}
     return (f"# python train.py {path}\n"
-            f"# Batch and rate as `python -m scaling.tune {folder}` found them at up to {rule['D']} tokens.\n"
+            f"# Batch and rate as `python -m scaling.recipe.tune {folder}` found them at up to {rule['D']} tokens.\n"
             "# Change n_embd and target_tokens here: the batch follows, extrapolated beyond those tokens.\n"
             + "".join(f"{k} = {v!r}\n" for k, v in settings.items())
             + f"target_tokens = {rule['D']}\n"
@@ -151,7 +152,7 @@ def config_text(path: str, folder: Path, rule: dict) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.tune", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scaling.recipe.tune", description=__doc__.splitlines()[0])
     parser.add_argument("study", help="out/tune, trained by scaling/sweeps/tune.py")
     parser.add_argument("--write", help="the config file to write, e.g. config/tuned.py")
     a = parser.parse_args(args)
