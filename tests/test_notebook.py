@@ -51,7 +51,7 @@ def fresh():
 
 def test_code_is_short_and_defines_nothing(committed):
     lines = [line for cell in code(committed) for line in cell.source.splitlines() if line.strip()]
-    assert len(lines) <= 101 and max(map(len, lines)) <= 110
+    assert len(lines) <= 102 and max(map(len, lines)) <= 110
     tree = ast.parse("\n".join(line for line in lines if not line.startswith("%")))
     definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda
     assert not [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, definitions)]
