@@ -18,16 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from config.settings import RUN_COLUMNS, TEXT_COLUMNS
 from runtime.basics import UserError, exit_cleanly, load_json
-from scaling.tables.csv import MALFORMED, TEXT_COLUMNS, number, write_table
+from scaling.tables.csv import MALFORMED, number, write_table
 from scaling.tables.foreign import FORMATS, POINT_COLUMNS, csv_points, curve_points, usable
 
-# One row per finished run. The first two are its directories; result.json holds the others.
-RUN_COLUMNS = (
-    "study run seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule "
-    "params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd "
-    "flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype "
-    "commit").split()
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
 CURVE_COLUMNS = ["run", *LOG_COLUMNS[:6]]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
-# Names, even if they look like numbers: runs 1 and 01 differ, and the commit 5e10843 is not infinity.
-TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization".split())
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 

@@ -3,6 +3,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from config.settings import RECIPE
 from runtime.basics import UserError, nearest
 from scaling.laws import counts
 from scaling.laws.solver import clusters, seed_noise
@@ -14,8 +15,7 @@ from scaling.laws.solver import clusters, seed_noise
 # - the ways to say a horizon (max_iters, target_tokens, target_flops, tokens_per_param, epochs): D says it;
 # - what is evaluated and logged, and when (eval_iters, eval_interval, log_interval): training is the same.
 SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "batch_tokens", "schedule", "unique_tokens",
-            "dropout", "bias", "tie_weights", "vocab_size", "parametrization", "base_width", "warmup_iters",
-            "warmup_frac", "lr_decay_iters", "cooldown_frac", "weight_decay", "beta1", "beta2", "grad_clip")
+            *(name for name in RECIPE if name != "min_lr"))
 RATE = ("learning_rate", "min_lr")
 ONE_OF = ("dataset", "tokenizer", "config")    # losses do not compare across these: a table holds one of each
 MAX_ROWS = 5000                                # more rows than this would not sharpen a surface
