@@ -11,6 +11,7 @@ To draw a new law, write a function from a `Study` to a figure and give it a row
 """
 import argparse
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from matplotlib.ticker import (
     NullLocator,
     ScalarFormatter,
 )
+from PIL import Image
 from scipy.optimize import minimize
 
 from runtime import basics
@@ -158,15 +160,28 @@ def learning_curves(curves: dict, data: dict, forecasts: dict) -> dict:
 
 # ---- The parts that figures share. ----
 
+class Page(Figure):
+    """A figure that shows itself in a notebook. Without pyplot nothing opens, and nothing has to be closed."""
+
+    def _repr_png_(self) -> bytes:
+        """A PNG of 128 colours, which look the same and take a quarter of the bytes in the notebook's file."""
+        full = BytesIO()
+        self.savefig(full)
+        small = BytesIO()
+        colours = Image.open(full).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)
+        colours.save(small, "png", optimize=True)
+        return small.getvalue()
+
+
 def axes(xlabel: str, ylabel: str, title: str = "", height: float = 2.6):
-    """Axes of one column's width. Made without pyplot: nothing opens, and nothing has to be closed."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    """Axes of one column's width."""
+    figure = Page(figsize=(WIDTH, height), layout="constrained")
     return figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
 
 
 def panels(xlabel: str, ylabel: str, titles: list[str], sharey: bool = True) -> Array:
     """Axes side by side, (len(titles),)."""
-    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    figure = Page(figsize=(WIDTH, 2.4), layout="constrained")
     both = figure.subplots(1, len(titles), sharey=sharey)
     for ax, title in zip(both, titles):
         ax.set(title=title, xlabel=xlabel)
