@@ -98,7 +98,7 @@ class Study(NamedTuple):
     D: Array                  # (runs,) tokens
     C: Array                  # (runs,) FLOPs, as the fit counted them
     L: Array                  # (runs,) loss at the end
-    data: dict                # every row that the fits used, by `select`, and under `along` the rows before
+    data: dict                # what the fits used, by `select`, with the losses `along` the runs
     fit: dict                 # fit.json
     curves: dict              # `learning_curves`
     forecasts: dict           # forecasts.csv
@@ -114,9 +114,7 @@ def read_study(folder: str | Path) -> Study:
     runs = read_table(folder / "runs.csv")
     curves = table_or_nothing(folder / "curves.csv")
     forecasts = table_or_nothing(folder / "forecasts.csv")
-    fit = {}
-    if (folder / "fit.json").is_file():
-        fit = load_json(folder / "fit.json")
+    fit = load_json(folder / "fit.json") if (folder / "fit.json").is_file() else {}
     used = fit.get("data", {})
     asked = {k: used[k] for k in ("params", "flops") if used.get(k, "as given") != "as given"}
     data = select(runs, **asked)
@@ -161,10 +159,10 @@ def learning_curves(curves: dict, data: dict, forecasts: dict) -> dict:
 # ---- The parts that figures share. ----
 
 class Page(Figure):
-    """A figure that shows itself in a notebook. Without pyplot nothing opens, and nothing has to be closed."""
+    """A figure that shows itself in a notebook. Without pyplot nothing opens and nothing has to be closed."""
 
     def _repr_png_(self) -> bytes:
-        """A PNG of 128 colours, which look the same and take a quarter of the bytes in the notebook's file."""
+        """A PNG of 128 colours: it looks the same, and takes a third of the bytes in the notebook's file."""
         full = BytesIO()
         self.savefig(full)
         small = BytesIO()
@@ -249,11 +247,6 @@ def reach(*values, factor: float = 1.3) -> Array:
     return np.geomspace(v.min() / factor, v.max() * factor, 200)
 
 
-def resampled(law: dict) -> bool:
-    """Whether the law was fitted with a bootstrap."""
-    return any(law["boot"].values())
-
-
 def draw_law(ax, x: Array, law: dict, predict: Callable[[dict], Array], valid: tuple, color: str = BLACK,
              label: str = "") -> None:
     """A law's line over `x` (n,): solid inside `valid` = (low, high), dashed outside; and its 95 % band.
@@ -264,7 +257,7 @@ def draw_law(ax, x: Array, law: dict, predict: Callable[[dict], Array], valid: t
     inside = (x >= valid[0] * (1 - 1e-9)) & (x <= valid[1] * (1 + 1e-9))
     ax.plot(x, np.where(inside, y, np.nan), color=color, label=label, zorder=3)
     ax.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.8, zorder=2.9)
-    if resampled(law):
+    if law["ci"]:                                       # else it was fitted without a bootstrap
         low, high = interval(predict(law | forms.draws_of(law)))
         ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
@@ -372,25 +365,24 @@ def loss_vs_compute(study: Study) -> Figure:
     law = study.fit["loss_vs_compute"]
     C = np.append(study.data["C"], study.data["along"].get("C", []))
     L = np.append(study.data["L"], study.data["along"].get("L", []))
-    hull_C = np.array(law["hull"]["C"])
-    hull_L = np.array(law["hull"]["loss"])
-    late = len(hull_C) - law["hull"]["fitted"]                          # the law was fitted from here on
+    hull = law["hull"]
+    late = -hull["fitted"]                                              # the law was fitted from here on
     title = rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}"
     ax = axes(study.c_label, LOSS_LABEL, title)
     size = 1.5 if len(C) > 200 else 2.5
     ax.plot(C, L, "o", color=SKY, markersize=size, mew=0, label="runs")
-    ax.plot(hull_C, hull_L, "-o", color=BLUE, mfc="white", markersize=3, linewidth=0.8,
+    ax.plot(hull["C"], hull["loss"], "-o", color=BLUE, mfc="white", markersize=3, linewidth=0.8,
             label="lower-left hull")
-    ax.plot(hull_C[late:], hull_L[late:], "o", color=BLUE, markersize=3)
+    ax.plot(hull["C"][late:], hull["loss"][late:], "o", color=BLUE, markersize=3)
     x = reach(C)
 
     def loss(p):
         return np.exp(p["alpha"] * (p["log_C_c"] - np.log(x)))
-    draw_law(ax, x, law, loss, (hull_C[late], hull_C[-1]), RED, "law, 95 %")
+    draw_law(ax, x, law, loss, (hull["C"][late], hull["C"][-1]), RED, "law, 95 %")
     if law["kink"]:
         ax.axvspan(*law["kink"]["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0,
                    label="kink: the slope changes here")
-    frame(ax, C, L[L <= 1.05 * hull_L.max()])
+    frame(ax, C, L[L <= 1.05 * max(hull["loss"])])
     top = ax.secondary_xaxis("top", functions=(lambda c: c / counts.PF_DAY, lambda d: d * counts.PF_DAY))
     top.set_xlabel("PF-days")
     ax.legend()
@@ -519,7 +511,7 @@ def residuals(study: Study) -> Figure:
 def bootstrap_cloud(study: Study) -> Figure | None:
     """Exponent a and irreducible loss E of each bootstrap resample: what one fit hides."""
     law = study.fit["surface"]
-    if not resampled(law):
+    if not law["ci"]:
         return None
     draws = forms.draws_of(law)
     a = law["a"]
@@ -543,20 +535,20 @@ def profile_of_E(study: Study) -> Figure | None:
     cutoff = profile["cutoff"]
     low = profile["lo"]
     high = profile["hi"]
-    allowed = []                                        # the sides on which the profile does not rise
+    unbounded = []                                      # the sides on which the profile does not rise
     if low is None:
-        allowed.append("below")
+        unbounded.append("below")
         low = grid[0]
     if high is None:
-        allowed.append("above")
+        unbounded.append("above")
         high = grid[-1]
-    text = f"{low:.3f} to {high:.3f}"
-    if allowed:
-        text = "not bounded " + " or ".join(allowed)
+    allowed = f"{low:.3f} to {high:.3f}"
+    if unbounded:
+        allowed = "not bounded " + " or ".join(unbounded)
     ax = axes("E held at (nats per token)", "deviance from the best fit")
     ax.plot(grid, profile["deviance"], color=BLUE)
     ax.axhline(cutoff, color=BLACK, linestyle=":", linewidth=0.8, label="95 % cutoff (bootstrap)")
-    ax.axvspan(low, high, color=BLUE, alpha=0.15, linewidth=0, label=f"allowed: {text}")
+    ax.axvspan(low, high, color=BLUE, alpha=0.15, linewidth=0, label=f"allowed: {allowed}")
     ax.plot(law["E"], 0, "o", color=RED, markersize=4, label=f"best fit: {law['E']:.3f}")
     ax.set_ylim(-0.3 * cutoff, 8 * cutoff)
     ax.legend(loc="upper left")
@@ -655,13 +647,13 @@ def study_figures(study: Study) -> dict[str, Figure]:
 
 def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
     """From one exponent to another, a change at a time: steps {label, a, lo, hi}; `marks`, papers' values."""
-    a = np.array([step["a"] for step in steps])
-    low = np.array([step["lo"] for step in steps])
-    high = np.array([step["hi"] for step in steps])
+    a = [step["a"] for step in steps]
+    below = [step["a"] - step["lo"] for step in steps]
+    above = [step["hi"] - step["a"] for step in steps]
     y = -np.arange(len(steps))
     ax = axes(r"a, exponent of $N_{opt} \propto C^a$", "", height=0.38 * len(steps) + 0.8)
     ax.plot(a, y, color=SKY, linewidth=0.8)
-    ax.errorbar(a, y, xerr=[a - low, high - a], fmt="o", color=BLUE, capsize=2, elinewidth=1)
+    ax.errorbar(a, y, xerr=[below, above], fmt="o", color=BLUE, capsize=2, elinewidth=1)
     for (name, value), color in zip(marks.items(), (RED, GREEN, PURPLE)):
         ax.axvline(value, color=color, linestyle=":", linewidth=1)
         ax.text(value, 0.6, name, color=color, fontsize=7, ha="center", va="bottom")

@@ -3,6 +3,7 @@ import csv
 import json
 import re
 import struct
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -224,7 +225,8 @@ def test_bands_are_the_intervals_of_the_draws():
     ax = plots.axes("x", "y")
     draws = np.random.default_rng(0).normal(size=4000)
     x = np.arange(3.0)
-    plots.draw_law(ax, x, {"y": 0.0, "boot": {"y": list(draws)}}, lambda p: p["y"] + 10 * x, (0, 2))
+    law = {"y": 0.0, "ci": {"y": [-2, 2]}, "boot": {"y": list(draws)}}
+    plots.draw_law(ax, x, law, lambda p: p["y"] + 10 * x, (0, 2))
     corners = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert corners.min() == pytest.approx(np.sort(draws)[100], abs=0.02)
     assert corners.max() == pytest.approx(20 + np.sort(draws)[-100], abs=0.02)
@@ -371,6 +373,15 @@ def test_walk_goes_downward_in_order():
     ax = plots.walk(steps, {"paper": 0.5}).axes[0]
     assert list(ax.lines[0].get_xdata()) == [0.8, 0.5] and list(ax.lines[0].get_ydata()) == [0, -1]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["from", "to"]
+
+
+def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, drawn):
+    _, path = drawn["frontier"]
+    full = Image.open(path).convert("RGB")
+    raw = plots.frontier(study)._repr_png_()
+    small = Image.open(BytesIO(raw))
+    assert small.mode == "P" and small.size == full.size and len(raw) < path.stat().st_size / 2
+    assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).max() < 40
 
 
 def test_ordered_colours_darken_in_grey():
