@@ -229,10 +229,14 @@ def color_bar(ax, norm: Normalize, label: str) -> None:
 
 
 def contours(ax, x: Array, y: Array, loss: Array, levels: Array, **look):
-    """Lines of equal loss (y, x), the lowest the darkest, on logarithmic axes that end with the grid."""
+    """Lines of equal loss (y, x) on a grid, the lowest the darkest."""
     norm = LogNorm(levels[0], levels[-1])
-    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     return ax.contour(x, y, loss, levels, cmap=VIRIDIS.reversed(), norm=norm, **look)
+
+
+def end_with_grid(ax, x: Array, y: Array) -> None:
+    """Logarithmic axes that are as long as the grid."""
+    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
 
 
 def label_only(ax, values: Array) -> None:
@@ -485,6 +489,7 @@ def surface_contours(study: Study) -> Figure:
     ax.plot(C, study.N, "o", color=BLACK, markersize=2, zorder=5)
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[0], law["range"]["C"], RED,
              "efficient frontier, 95 %")
+    end_with_grid(ax, x, y)
     ax.legend(loc="upper left")
     return ax.figure
 
@@ -695,6 +700,7 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
         ax.plot(ends, N * D / ends, color=RED, linewidth=3, alpha=0.5, solid_capstyle="butt",
                 label="95 % interval")
     ax.plot(N, D, "D", color=RED, label=f"plan: {D / N:.3g} tokens per parameter")
+    end_with_grid(ax, x, y)
     ax.legend(loc="upper right")
     return ax.figure
 
