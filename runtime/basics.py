@@ -1,18 +1,18 @@
-"""What every part of the lab uses: errors of one line, whole files, names, signals. The standard library only."""
+"""What every part of the lab uses: errors of one line, whole files, signals. The standard library only."""
 import contextlib
 import difflib
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
-ROOT = Path(__file__).resolve().parents[1]             # the repository
+# The repository. Others read it as `basics.ROOT`, so that a test can put another one in its place.
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
@@ -22,7 +22,7 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))      # names from outside may hold line ends
 
 
-def exit_cleanly(main):
+def exit_cleanly(main) -> None:
     """Run `main()`; print a UserError as one line on stderr and exit with 2. `| head` ends it quietly."""
     try:
         try:
@@ -37,10 +37,7 @@ def exit_cleanly(main):
         sys.exit(141)                                 # as if SIGPIPE had come
 
 
-def nearest(word, known):
-    """' (did you mean X?)', or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+# ---- names ----
 
 
 def plain_name(name) -> bool:
@@ -48,25 +45,50 @@ def plain_name(name) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"(?!\.)[^\x00-\x1f\x7f/\\:]{1,200}", name))
 
 
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write that becomes `path` when the block ends: a reader sees the old file or the new.
+def nearest(word: str, known) -> str:
+    """' (did you mean X?)', or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
-    Raises UserError when the disk refuses.
+
+# ---- files ----
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, mode: str = "w", previous: Path | None = None):
+    """An open file that becomes `path` when the block ends: a full disk or a kill leaves what was there.
+
+    What was there becomes `previous`, if that is given. Raises UserError when the disk refuses.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        if path.exists() and not path.is_file():       # /dev/stdout must not be replaced
+        if path.exists() and not path.is_file():      # /dev/stdout must not be replaced
             part = path
-        with open(part, "w", encoding="utf-8", newline="") as f:
+        with open(part, mode, **text) as f:
             yield f
-        os.replace(part, path)                         # of a file onto itself: nothing
-    except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror}") from None
+            f.flush()
+            if part != path:
+                os.fsync(f.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(part, path)                        # of a file onto itself: nothing
+    except (OSError, RuntimeError) as e:              # torch.save turns a failed write into RuntimeError
+        why = getattr(e, "strerror", None) or str(e).partition("\n")[0]
+        kept = "the one written before is kept" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path} ({why}); {kept}; free some space or allow writing, then run "
+                        "the same command") from None
     finally:
-        if part != path and part.exists():
-            part.unlink()
+        if part != path:
+            with contextlib.suppress(OSError):        # gone, or never made
+                part.unlink()
+
+
+def write_json(path: str | Path, obj: dict) -> None:
+    """Write `obj` to `path`, whole or not at all. Raises UserError."""
+    with whole_file(path) as f:
+        f.write(json.dumps(obj, indent=1) + "\n")
 
 
 def load_json(path: str | Path) -> dict:
@@ -74,20 +96,35 @@ def load_json(path: str | Path) -> dict:
     try:
         data = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or f'not JSON: {e}'}") from None
+        why = getattr(e, "strerror", None) or f"not JSON: {e}"
+        raise UserError(f"{path}: {why}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: a JSON object is needed, not a {type(data).__name__}")
     return data
+
+
+# ---- processes ----
 
 
 @contextlib.contextmanager
 def caught_signals():
     """A list that fills with SIGINT and SIGTERM as they come, instead of their killing the process."""
     caught = []
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {s: signal.signal(s, lambda number, frame: caught.append(number)) for s in signals}
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda number, frame: caught.append(number))
     try:
         yield caught
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def git_commit() -> str:
+    """This checkout's commit, with -dirty where files differ; empty outside a checkout or without git."""
+    if not shutil.which("git"):
+        return ""
+    out = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+                         capture_output=True, text=True)
+    return out.stdout.strip()

@@ -1,0 +1,363 @@
+"""What a run is: every setting, what it may be, what -1 becomes; and from it N, D, C and the learning rate.
+
+Everything that plans, trains, forecasts or compares runs asks this page, and none of it needs torch.
+"""
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from runtime import basics
+from runtime.basics import UserError, plain_name
+
+
+def free(default):
+    """A setting without bearing on the result: it may change when a run goes on, and tells no runs apart."""
+    return field(default=default, metadata={"free": True})
+
+
+@dataclass
+class Config:
+    # run
+    out_dir: str = free("out/run")         # run directory; a study uses out/STUDY/RUN
+    resume: str = free("auto")             # auto: go on from ckpt.pt if there is one; never: start over
+    seed: int = 1337                       # initial weights, order of the data, dropout
+    forecast: str = free("")               # sha256 of the forecast that was sealed for this run; the sweep's
+    # data
+    dataset: str = "shakespeare"           # directory under data/ with train.bin, val.bin, meta.json
+    batch_size: int = 32                   # sequences a step, over devices and micro-batches; -1: a rule of C
+    gradient_accumulation_steps: int = free(1)    # micro-batches per step; -1: as few as memory allows
+    block_size: int = 128                  # tokens of context
+    # model
+    n_layer: int = 4                       # transformer blocks
+    n_head: int = 4                        # attention heads; divides n_embd
+    n_embd: int = 64                       # width
+    dropout: float = 0.0                   # raise it when a run repeats its data
+    bias: bool = False                     # biases in linear layers and LayerNorms, as GPT-2 has
+    tie_weights: bool = True               # head and token embedding share weights
+    vocab_size: int = -1                   # -1: the dataset's; larger pads it (50304 is faster on GPUs)
+    parametrization: str = "gpt2"          # gpt2, or mup: learning rates carry over from base_width
+    base_width: int = 64                   # mup: n_embd at which learning_rate was tuned
+    # horizon: set exactly one
+    max_iters: int = -1                    # optimizer steps
+    target_tokens: float = -1              # training tokens
+    target_flops: float = -1               # FLOPs, counted exactly (count_flops)
+    tokens_per_param: float = -1           # tokens per non-embedding-plus-head parameter; Chinchilla: 20
+    epochs: float = -1                     # passes over train.bin
+    # optimizer
+    learning_rate: float = 1e-3            # peak; AdamW; -1: by a rule of C
+    schedule: str = "cosine"               # cosine, linear, constant, or wsd (warmup, stable, decay)
+    warmup_iters: int = -1                 # steps of linear warmup; -1: warmup_frac of the run
+    warmup_frac: float = 0.02              # used when warmup_iters is -1
+    lr_decay_iters: int = -1               # step where the decay ends; -1: where the run ends
+    cooldown_frac: float = 0.2             # wsd: share of the run that decays, as 1 - sqrt
+    min_lr: float = 0.0                    # learning rate at the end of the decay
+    weight_decay: float = 0.1              # on matrices and embeddings
+    beta1: float = 0.9                     # AdamW
+    beta2: float = 0.95                    # AdamW; nearer to 1 for small batches
+    grad_clip: float = 1.0                 # global norm; 0: off
+    # evaluation, log, checkpoints
+    eval_interval: int = free(-1)          # steps; -1: a tenth of the run; 0: only at the end
+    eval_iters: int = -1                   # validation sequences of block_size, from the start; -1: all
+    log_interval: int = free(-1)           # steps; -1: 1/200 of the run
+    ckpt_minutes: float = free(5.0)        # checkpoint this often, and when interrupted
+    keep_steps: str = free("")             # "1000,2000": keep the checkpoints of these steps as ckpt_STEP.pt
+    branch: str = free("")                 # begin from such a checkpoint of a run that is equal up to there
+    # machine
+    device: str = free("auto")             # auto: cuda, else mps, else cpu
+    dtype: str = "auto"                    # auto: bfloat16 or float16 on cuda, else float32
+    compile: bool = free(True)             # torch.compile on cuda; elsewhere it does not pay and is left out
+
+
+FREE = {f.name for f in dataclasses.fields(Config) if f.metadata.get("free")}
+HORIZONS = ("max_iters", "target_tokens", "target_flops", "tokens_per_param", "epochs")
+
+
+# ---- what each setting may be ----
+
+
+def one_of(*words: str) -> tuple:
+    return "one of " + ", ".join(words), lambda value: value in words
+
+
+# (settings, what they must be, in words and as a test); the reader of the command line has checked the types.
+MAY_BE = (
+    ("block_size n_layer n_head n_embd base_width", "positive", lambda x: x > 0),
+    ("batch_size learning_rate", "positive", lambda x: x == -1 or 0 < x < math.inf),
+    ("seed weight_decay grad_clip min_lr ckpt_minutes", "0 or positive (and below 2^63)",
+     lambda x: 0 <= x < 2 ** 63),
+    ("gradient_accumulation_steps eval_iters log_interval", "positive, or -1 to derive it",
+     lambda x: x == -1 or x > 0),
+    ("eval_interval", "positive, or -1 to derive it", lambda x: x >= -1),
+    ("dropout beta1 beta2", "between 0 and 1", lambda x: 0 <= x < 1),
+    ("warmup_frac cooldown_frac", "between 0 and 1", lambda x: 0 <= x <= 1),
+    ("resume", *one_of("auto", "never")),
+    ("parametrization", *one_of("gpt2", "mup")),
+    ("dtype", *one_of("auto", "float32", "bfloat16", "float16")),
+)
+
+
+def check(c: Config, meta: dict, world: int) -> None:
+    """Raise UserError for a setting outside its range, or settings that contradict each other or the data."""
+    for names, words, good in (*MAY_BE, ("schedule", *one_of(*SCHEDULES))):
+        for name in names.split():
+            if not good(getattr(c, name)):
+                raise UserError(f"{name} must be {words}, not {getattr(c, name)!r}")
+    if c.n_embd % c.n_head:
+        near = next(h for h in range(min(c.n_head, c.n_embd), 0, -1) if c.n_embd % h == 0)
+        raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; try n_head={near}")
+    check_horizon(c)
+    if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:
+        raise UserError(f"vocab_size {c.vocab_size} is smaller than the dataset's {meta['vocab_size']}; "
+                        "set it to -1")
+    for split in ("train", "val"):
+        tokens = meta[f"{split}_tokens"]
+        if tokens <= c.block_size:
+            raise UserError(f"block_size {c.block_size} needs more than the {tokens:,} tokens of {split}.bin "
+                            f"in {c.dataset!r}; lower block_size or prepare more text")
+    if not all(step.strip().isdecimal() for step in c.keep_steps.split(",") if c.keep_steps):
+        raise UserError(f"keep_steps must list steps such as '1000,2000', not {c.keep_steps!r}")
+    if c.batch_size == -1 and c.max_iters != -1:
+        raise UserError("batch_size=-1 follows from the run's compute, which max_iters does not give; set "
+                        "target_tokens, target_flops, tokens_per_param or epochs instead, or batch_size")
+    if c.batch_size != -1 and c.batch_size < world * max(1, c.gradient_accumulation_steps):
+        raise UserError(f"batch_size {c.batch_size} is smaller than {world} processes x "
+                        f"{c.gradient_accumulation_steps} gradient_accumulation_steps; raise batch_size")
+
+
+def check_horizon(c: Config) -> None:
+    """Raise UserError unless exactly one horizon is set, to a positive number."""
+    given = [name for name in HORIZONS if getattr(c, name) != -1]
+    if len(given) != 1:
+        found = f"got {' and '.join(given)}; -1 takes one away" if given else (
+            "none is set; try --tokens_per_param=20")
+        raise UserError(f"set exactly one horizon of {', '.join(HORIZONS)} ({found})")
+    if not 0 < getattr(c, given[0]) < math.inf:
+        raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
+
+
+# ---- the text ----
+
+META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
+
+
+def load_meta(dataset: str) -> dict:
+    """The dataset's meta.json, with the sizes of its .bin files checked against it. Raises UserError."""
+    if not plain_name(dataset):
+        raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
+    folder = basics.ROOT / "data" / dataset
+    name, _, tokenizer = dataset.partition("_")
+    fix = f"run: python data/{name}/prepare.py" + (f" --tokenizer={tokenizer}" if tokenizer else "")
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        sizes = {split: (folder / f"{split}.bin").stat().st_size for split in ("train", "val")}
+    except FileNotFoundError as e:
+        raise UserError(f"dataset {dataset!r} is not prepared ({e.filename} is missing); {fix}") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder / 'meta.json'} is not valid JSON ({e}); {fix}") from None
+    found = meta if isinstance(meta, dict) else {}
+    bad = [key for key, kind in META.items() if not isinstance(found.get(key), kind)
+           or kind is int and found[key] < 1]
+    if bad:
+        raise UserError(f"{folder / 'meta.json'} lacks a valid {', '.join(bad)}; {fix}")
+    for split, size in sizes.items():
+        if size != 2 * meta[f"{split}_tokens"]:       # uint16
+            raise UserError(f"{folder / split}.bin has {size:,} bytes, its meta.json says "
+                            f"{2 * meta[f'{split}_tokens']:,}: it is truncated or stale; {fix}")
+    return meta
+
+
+# ---- what is counted: parameters, FLOPs, bytes ----
+
+
+def count_params(c: Config) -> dict:
+    """Parameters by group, as GPT has them. `head` is what works there, V x D; tied, `total` has it once."""
+    L, D, bias = c.n_layer, c.n_embd, int(c.bias)
+    head = c.vocab_size * D
+    groups = dict(
+        token_embedding=head,
+        position_embedding=c.block_size * D,
+        attention=L * 4 * D * (D + bias),
+        mlp=L * D * (8 * D + 5 * bias),
+        norms=(2 * L + 1) * D * (1 + bias))
+    groups["non_embedding"] = groups["attention"] + groups["mlp"] + groups["norms"]
+    groups["head"] = head
+    embeddings = groups["position_embedding"] + (head if c.tie_weights else 2 * head)
+    groups["total"] = groups["non_embedding"] + embeddings
+    return groups
+
+
+def count_flops(c: Config) -> dict:
+    """FLOPs per trained token by part: each matmul, forward (2 per multiply-add) and backward (twice that).
+
+    Attention is counted as the full T x T square, as torch.utils.flop_counter counts it; a causal kernel
+    executes about half of `scores`. LayerNorm, softmax, GELU and embedding look-ups are not matmuls.
+    """
+    L, D = c.n_layer, c.n_embd
+    parts = dict(
+        attention=6 * L * 4 * D * D,
+        scores=12 * L * c.block_size * D,
+        mlp=6 * L * 8 * D * D,
+        head=6 * D * c.vocab_size)
+    return parts | dict(total=sum(parts.values()))
+
+
+def activation_bytes(c: Config, size: int) -> int:
+    """Bytes that a token needs in training, with numbers of `size` bytes, beside the weights.
+
+    Per layer about 34 D bytes at 2 bytes each (Korthikanti et al. 2022, eq. 2, without the T x T scores,
+    which SDPA does not keep), and three copies of the V logits in float32.
+    """
+    return c.n_layer * 17 * c.n_embd * size + 3 * c.vocab_size * 4
+
+
+# ---- what -1 becomes ----
+
+
+class Resolved(NamedTuple):
+    """A run as it will be: its settings without -1, its data, and what it counts."""
+    config: Config                  # device and dtype may still be "auto": they are the machine's to say
+    meta: dict                      # of the dataset
+    params: dict                    # parameters by group
+    flops: dict                     # FLOPs per token by part
+    N: int                          # parameters, non-embedding plus head
+    D: int                          # training tokens
+    C: float                        # FLOPs of the whole run, counted exactly
+
+
+def resolve(c: Config, world: int = 1) -> Resolved:
+    """The run that `c` describes, for `world` processes, with every -1 derived. Raises UserError."""
+    meta = load_meta(c.dataset)
+    check(c, meta, world)
+    c = dataclasses.replace(c, vocab_size=max(c.vocab_size, meta["vocab_size"]))
+    params, flops = count_params(c), count_flops(c)
+    N = params["non_embedding"] + params["head"]
+    wanted = horizon_tokens(c, meta, N, flops["total"])
+    follow_rule(c, 6 * N * wanted, wanted, world)
+    if c.max_iters == -1:
+        c.max_iters = max(1, round(wanted / (c.batch_size * c.block_size)))
+    derive_steps(c, meta)
+    tokens = c.max_iters * c.batch_size * c.block_size
+    return Resolved(c, meta, params, flops, N, tokens, tokens * flops["total"])
+
+
+def horizon_tokens(c: Config, meta: dict, N: int, flops: int) -> float:
+    """Training tokens of whichever horizon is set, for N parameters and so many FLOPs per token."""
+    if c.max_iters != -1:
+        return c.max_iters * c.batch_size * c.block_size
+    if c.target_tokens != -1:
+        return c.target_tokens
+    if c.target_flops != -1:
+        return c.target_flops / flops
+    if c.tokens_per_param != -1:
+        return c.tokens_per_param * N
+    return c.epochs * ((meta["train_tokens"] - 1) // c.block_size * c.block_size)
+
+
+def follow_rule(c: Config, C: float, tokens: float, world: int) -> None:
+    """Set batch_size and learning_rate, where they are -1, for C = 6 N D FLOPs and so many tokens."""
+    if c.batch_size == -1:
+        c.batch_size = max(batch_rows(C, tokens, c.block_size), world * max(1, c.gradient_accumulation_steps))
+    if c.learning_rate == -1:
+        c.learning_rate = rate(C)
+
+
+def batch_rows(C: float, tokens: float, block_size: int) -> int:
+    """Sequences a step for C = 6 N D FLOPs: 0.2920 C^0.3271 tokens (Bi et al. 2024, eq. 1), as a power of 2.
+
+    At most a hundredth of the run, so that the schedule has steps to act on. Of the published rules this one
+    fits best at 1e10 to 1e12 FLOPs too, with muP (scaling/LOG.md).
+    """
+    rows = 2 ** round(math.log2(max(1, 0.2920 * C ** 0.3271 / block_size)))
+    return max(1, min(rows, int(tokens / block_size / 100)))
+
+
+def rate(C: float) -> float:
+    """Peak learning rate for C = 6 N D FLOPs: 0.3118 C^-0.125 (Bi et al. 2024, eq. 1), two digits of it."""
+    return float(f"{0.3118 * C ** -0.125:.2g}")
+
+
+def derive_steps(c: Config, meta: dict) -> None:
+    """Set what is counted in steps, now that max_iters is known, and the validation rows."""
+    values = dict(
+        warmup_iters=round(c.warmup_frac * c.max_iters),
+        lr_decay_iters=c.max_iters,
+        eval_interval=max(1, c.max_iters // 10),
+        log_interval=max(1, c.max_iters // 200))
+    for name, value in values.items():
+        if getattr(c, name) == -1:
+            setattr(c, name, value)
+    for name in ("warmup_iters", "lr_decay_iters"):
+        if not 0 <= getattr(c, name) <= c.max_iters:
+            raise UserError(f"{name} {getattr(c, name)} is outside the run's {c.max_iters} steps; set it to "
+                            "-1")
+    rows = (meta["val_tokens"] - 1) // c.block_size
+    c.eval_iters = rows if c.eval_iters == -1 else min(c.eval_iters, rows)
+
+
+# ---- the learning rate ----
+
+# A schedule gives the share of the peak rate at `done`, the share of the steps after warmup, and at `cool`,
+# the share of the cooldown (both 0 to 1). WSD's cooldown is 1 - sqrt: Haegele et al. 2024, eq. 1.
+SCHEDULES = {
+    "cosine": lambda done, cool: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done, cool: 1 - done,
+    "constant": lambda done, cool: 1.0,
+    "wsd": lambda done, cool: 1 - math.sqrt(cool),
+}
+
+
+def learning_rate(step: int, c: Config) -> float:
+    """The rate for step `step` (0 is the first) of a resolved run: linear warmup, then the schedule."""
+    if step < c.warmup_iters:
+        return c.learning_rate * (step + 1) / (c.warmup_iters + 1)
+    done = min(1.0, (step - c.warmup_iters) / max(1, c.lr_decay_iters - c.warmup_iters))
+    cooldown = max(1, round(c.cooldown_frac * c.lr_decay_iters))
+    cool = min(1.0, max(0.0, (step - (c.lr_decay_iters - cooldown)) / cooldown))
+    return c.min_lr + SCHEDULES[c.schedule](done, cool) * (c.learning_rate - c.min_lr)
+
+
+# ---- which run is which ----
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Settings with bearing on the result in which two runs' settings differ.
+
+    A setting that one of them lacks, because it is younger, has its default; "auto" differs from nothing.
+    """
+    found = []
+    for f in dataclasses.fields(Config):
+        values = old.get(f.name, f.default), new.get(f.name, f.default)
+        if f.name not in FREE and "auto" not in values and values[0] != values[1]:
+            found.append(f.name)
+    return found
+
+
+# Columns of runs.csv that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
+TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization".split())
+# What a run is and what came of it, under the names that published tables use.
+_RESULT = (
+    "study run seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule "
+    "params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd "
+    "flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype "
+    "commit").split()
+# Settings with bearing that those columns hold in another form.
+_TOLD = {*HORIZONS, "batch_size", "eval_iters"}
+# The recipe: every other setting with bearing, so that a table of runs tells how they were trained.
+RECIPE = [f.name for f in dataclasses.fields(Config) if f.name not in {*FREE, *_RESULT, *_TOLD}]
+RUN_COLUMNS = [*_RESULT, *RECIPE]
+
+
+def recipe(asked: Config, c: Config) -> dict:
+    """RECIPE's columns of the run that `asked` asked for and that was resolved to `c`.
+
+    Empty (None) is what did not count, or followed from the horizon: of warmup_iters and warmup_frac one was
+    asked for, and another run of this recipe should ask for the same one.
+    """
+    row = {name: getattr(c, name) for name in RECIPE}
+    row = {name: int(value) if isinstance(value, bool) else value for name, value in row.items()}
+    row["warmup_frac" if asked.warmup_iters != -1 else "warmup_iters"] = None
+    if asked.lr_decay_iters == -1:
+        row["lr_decay_iters"] = None
+    return row
