@@ -44,7 +44,7 @@ Array = np.ndarray
 
 def fit_forms(N: Array, D: Array, L: Array, bootstrap: int = DRAWS) -> list[dict]:
     """Hoffmann's and Kaplan's form fitted to runs (n,): N parameters, D tokens, loss L. Raises UserError."""
-    return [forms.fit_surface(N, D, L, bootstrap=bootstrap), forms.fit_kaplan_nd(N, D, L, bootstrap=bootstrap)]
+    return [fit(N, D, L, bootstrap=bootstrap) for fit in (forms.fit_surface, forms.fit_kaplan_nd)]
 
 
 def log_losses(fit: dict, N: Array, D: Array) -> tuple[Array, Array]:
@@ -169,10 +169,14 @@ def predict(table: dict, fit: dict, N: float, D: float) -> dict:
     weights = weigh(rows)
     fits = [fit["surface"], forms.fit_kaplan_nd(runs["N"], runs["D"], runs["L"])]
     (mean,), (sd,), each, own = combine(fits, weights, np.array([N]), np.array([D]))
-    said = {name: {"predicted": float(np.exp(each[k, 0])), "sd": float(own[k, 0]), "weight": float(weights[k])}
-            for k, name in enumerate(("hoffmann", "kaplan"))}
-    beyond = dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=6 * N * D)
-    return interval(mean, sd) | {"sd": float(sd), "forms": said, "why": why, "beyond": beyond, "rollout": rows}
+    said = np.stack([np.exp(each[:, 0]), own[:, 0], weights], 1).tolist()
+    return interval(mean, sd) | {
+        "sd": float(sd),
+        "forms": {name: dict(zip(("predicted", "sd", "weight"), of))
+                  for name, of in zip(("hoffmann", "kaplan"), said)},
+        "why": why,
+        "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=6 * N * D),
+        "rollout": rows}
 
 
 # ---- Seal. ----
@@ -192,10 +196,9 @@ def read_seal(path: Path) -> dict:
 
 
 def describe(run: str, resolved: settings.Resolved) -> dict:
-    """The target of a forecast: the run's name, what it counts, and its settings with bearing on the result."""
-    config = dataclasses.asdict(resolved.config)
-    return {"run": run, "params": resolved.N, "tokens": resolved.D, "flops": resolved.C,
-            "config": {k: v for k, v in config.items() if k not in settings.FREE}}
+    """The target of a forecast: a run's name, what it counts, and its settings with bearing on the result."""
+    config = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
+    return dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=config)
 
 
 def require_same_target(sealed: dict, target: dict, path: Path) -> None:
