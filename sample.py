@@ -7,7 +7,6 @@ Prints the prompt with each continuation. While both fit in block_size, keys and
 Beyond, each token is drawn from the last block_size tokens, computed afresh: positions are learned, so
 when the window moves on by one, everything in it changes.
 """
-import dataclasses
 import json
 import math
 import sys
@@ -18,10 +17,11 @@ import torch
 from tqdm import tqdm
 
 from config.configurator import configure
+from config.settings import from_dict, load_meta
 from data.common import Tokenizer, get_tokenizer
-from model import GPT, GPTConfig
+from model import GPT
 from runtime.basics import UserError, exit_cleanly
-from train import find_device, load_meta
+from runtime.devices import find_device
 
 
 @dataclass
@@ -52,8 +52,9 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
     """The model of the run directory `out`, on the CPU in eval mode, and the tokenizer of its training."""
     try:
         state = torch.load(out / "ckpt.pt", map_location="cpu", weights_only=True)
-        c, data = state["config"], state["data_sha256"]
-        model = GPT(GPTConfig(**{f.name: c[f.name] for f in dataclasses.fields(GPTConfig)}))
+        data = state["data_sha256"]
+        c = from_dict(state["config"])
+        model = GPT(c)
         model.load_state_dict(state["model"])
         tokenizer = json.loads((out / "config.json").read_text(encoding="utf-8"))["tokenizer"]
     except FileNotFoundError as e:
@@ -61,12 +62,12 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
     except Exception as e:                             # unpickling garbage can raise almost anything
         raise UserError(f"{out}: ckpt.pt or config.json is corrupt ({type(e).__name__}); train again: "
                         f"python train.py --out_dir={out} --resume=never") from None
-    meta = load_meta(c["dataset"])
+    meta = load_meta(c.dataset)
     # A char vocabulary is its text's, so it must be the same text; byte and gpt2 are the same for every text.
     other_text = tokenizer == "char" and meta["train_sha256"] != data
-    if other_text or meta["tokenizer"] != tokenizer or meta["vocab_size"] > c["vocab_size"]:
-        raise UserError(f"{out} does not match data/{c['dataset']}: trained with tokenizer {tokenizer} and "
-                        f"{c['vocab_size']} ids, and that now holds {'other text, ' if other_text else ''}"
+    if other_text or meta["tokenizer"] != tokenizer or meta["vocab_size"] > c.vocab_size:
+        raise UserError(f"{out} does not match data/{c.dataset}: trained with tokenizer {tokenizer} and "
+                        f"{c.vocab_size} ids, and that now holds {'other text, ' if other_text else ''}"
                         f"tokenizer {meta['tokenizer']} and {meta['vocab_size']} ids; prepare it as it was")
     return model.eval(), get_tokenizer(tokenizer, meta.get("chars", ""))
 
@@ -117,7 +118,7 @@ def generate(model: GPT, idx: torch.Tensor, c: Config, rng: torch.Generator, voc
 
 
 def main() -> int:
-    c, _ = configure(Config, sys.argv[1:])
+    c = configure(Config, sys.argv[1:])
     check(c)
     device = find_device(c.device)
     model, tok = load_run(Path(c.out_dir))

@@ -1,6 +1,6 @@
 """Configuration as in nanoGPT: defaults, then config files, then --key=value; the command line always wins.
 
-    c, given = configure(Config, sys.argv[1:])      # Config is a flat dataclass, one commented field per line
+    c = configure(Config, sys.argv[1:])      # Config is a flat dataclass, one commented field per line
 
 A config file is plain Python, run in a namespace of its own (it is your program: run only files you trust).
 Every public name that it assigns must be a field. Names with a leading underscore are its own affair, and so
@@ -35,7 +35,7 @@ def convert(key, value, kind, where):
             value = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
         except (ValueError, SyntaxError):
             raise wrong from None
-    if kind is bool and value in (0, 1) and isinstance(value, int):
+    if kind is bool and isinstance(value, (int, float)) and value in (0, 1):
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or kind is bool:
         raise wrong
@@ -89,23 +89,28 @@ def read_args(args):
 
 def set_fields(c, values):
     """Return `c` with `values` {key: (value, where)} checked, converted and set. Raises UserError."""
-    kinds = {f.name: f.type if isinstance(f.type, type) else {"int": int, "float": float, "bool": bool,
-             "str": str}[f.type] for f in dataclasses.fields(c)}
+    words = {"int": int, "float": float, "bool": bool, "str": str}      # of `from __future__ annotations`
+    kinds = {f.name: words.get(f.type, f.type) for f in dataclasses.fields(c)}
+    found = {}
     for key, (value, where) in values.items():
         if key not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, kinds)}; --help lists them all")
-    return dataclasses.replace(c, **{k: convert(k, v, kinds[k], w) for k, (v, w) in values.items()})
+        found[key] = convert(key, value, kinds[key], where)
+    return dataclasses.replace(c, **found)
 
 
 def help_text(config_class):
     """The fields with their defaults and trailing comments, straight from the source."""
-    source = inspect.getsource(config_class)
-    rows = re.findall(r"^    (\w+): \w+ = (.+?)  +# (.*)$|^    # (.*)$", source, re.M)
-    return "\n".join(f"\n{head}" if head else f"  --{f'{k}={v}':<34} {note}" for k, v, note, head in rows)
+    defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
+    rows = []
+    for name, note, head in re.findall(r"^    (\w+): \w+ = .+?  +# (.*)$|^    # (.*)$",
+                                       inspect.getsource(config_class), re.M):
+        rows.append(f"\n{head}" if head else f"  --{f'{name}={defaults[name]!r}':<34} {note}")
+    return "\n".join(rows)
 
 
 def configure(config_class, args):
-    """Defaults, then config files, then command line -> (config, set of the keys that were given).
+    """Defaults, then config files, then the command line -> a config.
 
     `--help` prints the fields and exits. Raises UserError for an unknown key, a wrong type or a bad file.
     """
@@ -117,5 +122,4 @@ def configure(config_class, args):
     values = {}
     for path in files:
         values |= read_file(path)
-    values |= overrides
-    return set_fields(config_class(), values), set(values)
+    return set_fields(config_class(), values | overrides)

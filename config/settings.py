@@ -334,6 +334,12 @@ def differences(old: dict, new: dict) -> list[str]:
     return found
 
 
+def from_dict(old: dict) -> Config:
+    """The settings in a checkpoint or config.json: what is missing has its default, the rest is left out."""
+    names = {f.name for f in dataclasses.fields(Config)}
+    return Config(**{name: value for name, value in old.items() if name in names})
+
+
 # Columns of runs.csv that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
 TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization".split())
 # What a run is and what came of it, under the names that published tables use.

@@ -1,0 +1,233 @@
+"""The same numbers as plain PyTorch, faster on CPU: linear layers, loss, attention, AdamW, clipping.
+
+What each gains, and what was tried without gain, is in scaling/LOG.md; `scaling.bench` measures it. model.py
+and train.py call these where they win, and read as well without them.
+"""
+import functools
+import math
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+LOG2E = 1 / math.log(2)        # exp(x) = exp2(x LOG2E), and torch.exp2 can be four times as fast as torch.exp
+
+
+def on_cpu(x: torch.Tensor) -> bool:
+    """Whether `x` is for the kernels below: they do their own arithmetic, so not under autocast."""
+    return x.is_cpu and not torch.is_autocast_enabled("cpu")
+
+
+def attention_wins(q: torch.Tensor, k: torch.Tensor, dropout: float) -> bool:
+    """Whether BlockedAttention is the faster: a long causal square, without dropout, where oneDNN pays."""
+    T = q.shape[2]
+    return T >= 256 and T == k.shape[2] and not dropout and on_cpu(q) and onednn_pays()
+
+
+def loss_wins(x: torch.Tensor, vocab_size: int) -> bool:
+    """Whether BlockedCrossEntropy is the faster: on CPU, with enough logits to fall out of the cache."""
+    return vocab_size >= 1024 and on_cpu(x)
+
+
+@functools.cache
+def onednn_pays() -> bool:
+    """Whether oneDNN's matmuls are worth having here: the CPU has AVX-512, and they are true float32.
+
+    PyTorch takes float32 matmuls to MKL, which uses only AVX2 on AMD: half the speed. At precision "medium"
+    it takes them to oneDNN, which computes in float32 all the same, except with AMX, where it rounds to
+    bfloat16.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    a = torch.arange(65536.0).view(256, 256) % 251 / 251
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    error = a @ a - a.double() @ a.double()
+    torch.set_float32_matmul_precision(before)
+    return error.abs().max().item() < 1e-3                   # of values near 70; bfloat16 would be off by .07
+
+
+def onednn_matmul(function):
+    """`function` with its matmuls taken to oneDNN, where that pays."""
+    @functools.wraps(function)
+    def wrapped(*args):
+        if not onednn_pays():
+            return function(*args)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            return function(*args)
+        finally:
+            torch.set_float32_matmul_precision(before)
+    return wrapped
+
+
+class Linear(nn.Linear):
+    """nn.Linear through oneDNN, where the matrix is wide enough to repay oneDNN's longer calls."""
+
+    def forward(self, x):
+        if min(self.in_features, self.out_features) >= 48 and on_cpu(x) and onednn_pays():
+            return LinearFunction.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class LinearFunction(torch.autograd.Function):
+    @staticmethod
+    @onednn_matmul
+    def forward(ctx, x, w, bias):
+        ctx.save_for_backward(x, w)
+        return F.linear(x, w, bias)
+
+    @staticmethod
+    @once_differentiable
+    @onednn_matmul
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        rows = dy.flatten(0, -2)
+        dbias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        return dy @ w, rows.T @ x.flatten(0, -2), dbias
+
+
+class BlockedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of softmax(x w^T) in nats: x (N, D), w (V, D), targets (N,); -1 do not count.
+
+    F.cross_entropy(x @ w.T, targets, ignore_index=-1) without its N x V logits: they live for ROWS tokens at
+    a time, in blocks of COLUMNS that fit the cache. The gradients are made in the forward pass, while
+    exp(logits) is at hand, and backward scales them. Autograd does not tell forward that it is off: then
+    leave `gradients` out.
+    """
+    ROWS = 512
+    COLUMNS = 2048
+
+    @staticmethod
+    @onednn_matmul
+    def forward(ctx, x, w, targets, gradients=True):
+        rows = BlockedCrossEntropy.ROWS
+        columns = BlockedCrossEntropy.COLUMNS
+        weights = (targets != -1).to(x.dtype)[:, None]
+        weights /= weights.sum()                              # the share of each token in the mean
+        dx = torch.empty_like(x) if gradients else x          # without gradients nobody looks at these two
+        dw = torch.zeros_like(w) if gradients else w
+        loss = x.new_zeros(())
+        blocks = (y.split(rows) for y in (x, targets.clamp(min=0), weights, dx))
+        for x_b, t_b, weight, dx_b in zip(*blocks):
+            exps, tops, sums = [], [], []
+            for w_b in w.split(columns):
+                e = (x_b * LOG2E) @ w_b.T                     # logits in base 2
+                tops.append(e.amax(1, keepdim=True))
+                sums.append(e.sub_(tops[-1]).exp2_().sum(1, keepdim=True))
+                exps.append(e if gradients else None)
+            tops = torch.cat(tops, 1)                         # (rows, blocks), as are the sums
+            top = tops.amax(1, keepdim=True)
+            lse = top + (torch.cat(sums, 1) * (tops - top).exp2_()).sum(1, keepdim=True).log2_()
+            w_t = w[t_b]
+            loss += (weight * (lse / LOG2E - (x_b * w_t).sum(1, keepdim=True))).sum()
+            if gradients:                                     # d loss / d logits = weight (softmax - one-hot)
+                scales = weight * (tops - lse).exp2_()
+                dx_b.copy_(w_t.mul_(-weight))
+                dw.index_add_(0, t_b, x_b * -weight)
+                scales = scales.split(1, dim=1)
+                for e, s, w_b, dw_b in zip(exps, scales, w.split(columns), dw.split(columns)):
+                    dx_b.addcmul_(e @ w_b, s)
+                    dw_b.addmm_(e.T, x_b * s)
+        ctx.save_for_backward(dx, dw)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss):
+        dx, dw = ctx.saved_tensors
+        if dloss != 1:
+            dx = dx * dloss
+            dw = dw * dloss
+        return dx, dw, None, None
+
+
+class BlockedAttention(torch.autograd.Function):
+    """Causal softmax(scale q k^T) v; q, k, v (B, H, T, d) -> (B, H, T, d). Dao et al. 2022, algorithms 2, 4.
+
+    Blocks of 64 queries meet all keys up to their own. Of the T x T scores only the log-sum-exp is kept.
+    """
+    @staticmethod
+    def exp_scores(q, k, i, lse=None):
+        """exp(scores) of the queries from i on, and lse, in base 2; by default lse is each row's maximum."""
+        e = q[:, i:i + 64] @ k[:, :i + 64].transpose(1, 2)
+        e[:, :, i:] += torch.full_like(e[0, :, i:], -math.inf).triu_(1)
+        if lse is None:
+            lse = e.amax(2, keepdim=True)
+        return e.sub_(lse).exp2_(), lse
+
+    @staticmethod
+    @onednn_matmul
+    def forward(ctx, q, k, v, scale):
+        shape = q.shape
+        q, k, v = (y.flatten(0, 1) for y in (q * (scale * LOG2E), k, v))
+        y = torch.empty_like(q)
+        lse = torch.empty_like(q[:, :, :1])
+        for i in range(0, q.shape[1], 64):
+            e, top = BlockedAttention.exp_scores(q, k, i)
+            total = e.sum(2, keepdim=True)
+            y[:, i:i + 64] = (e @ v[:, :i + 64]) / total
+            lse[:, i:i + 64] = total.log2_() + top
+        ctx.scale = scale
+        ctx.save_for_backward(q, k, v, y, lse)
+        return y.view(shape)
+
+    @staticmethod
+    @once_differentiable
+    @onednn_matmul
+    def backward(ctx, dy):
+        q, k, v, y, lse = ctx.saved_tensors
+        shape = dy.shape
+        dy = dy.reshape(y.shape)
+        dq, dk, dv = (torch.zeros_like(y) for _ in range(3))
+        delta = (dy * y).sum(2, keepdim=True)
+        for i in range(0, q.shape[1], 64):
+            rows = slice(i, i + 64)
+            past = slice(0, i + 64)
+            p, _ = BlockedAttention.exp_scores(q, k, i, lse[:, rows])
+            dv[:, past] += p.transpose(1, 2) @ dy[:, rows]
+            p *= (dy[:, rows] @ v[:, past].transpose(1, 2)).sub_(delta[:, rows])    # now d loss / d scores
+            dq[:, rows] = p @ k[:, past]
+            dk[:, past] += p.transpose(1, 2) @ q[:, rows]
+        return (dq * ctx.scale).view(shape), (dk / LOG2E).view(shape), dv.view(shape), None
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch.optim.AdamW(fused=True) less the Python around its kernel, 6 % of a small step on CPU."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.listed = None                             # the state that `lists` are of
+        # GradScaler would hand over `found_inf` for torch's own step to obey; so it leaves such a step out.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self) -> None:
+        if self.listed is not self.state:              # at the start, and after load_state_dict
+            super().step()
+            self.lists = [self.state_lists(group["params"]) for group in self.param_groups]
+            self.listed = self.state
+            return
+        for group, (m, v, steps) in zip(self.param_groups, self.lists):
+            gradients = [p.grad for p in group["params"]]
+            beta1, beta2 = group["betas"]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(group["params"], gradients, m, v, [], steps, lr=group["lr"], beta1=beta1,
+                                beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],
+                                amsgrad=False, maximize=False)
+
+    step.hooked = True                                 # torch would wrap it for its profiler: half the gain
+
+    def state_lists(self, params: list) -> list[list]:
+        """Both moments and the step count of each of `params`, as the kernel wants them."""
+        return [[self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step")]
+
+
+def clip(weights: list, max_norm: float) -> torch.Tensor:
+    """torch.nn.utils.clip_grad_norm_, bit for bit, at half the calls. Returns the norm before."""
+    gradients = [p.grad for p in weights]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
+    return norm

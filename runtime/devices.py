@@ -1,0 +1,55 @@
+"""Where a run computes: which device, in which precision, as one process or as one of several ranks."""
+import dataclasses
+import math
+import os
+
+import torch
+import torch.distributed as dist
+
+from config.settings import Config, activation_bytes
+from runtime import system
+from runtime.basics import UserError
+
+
+def find_device(device: str) -> str:
+    """'auto' resolved: cuda, else mps, else cpu. Raises UserError for a device that is not here."""
+    here = "cpu"
+    if torch.cuda.is_available():
+        here = "cuda"
+    elif torch.backends.mps.is_available():
+        here = "mps"
+    known = {"auto", "cpu", here, *(f"cuda:{i}" for i in range(torch.cuda.device_count()))}
+    if device not in known:
+        raise UserError(f"device {device!r} is not available here ({', '.join(sorted(known))} are); leave it "
+                        f"at auto (it finds {here!r})")
+    return here if device == "auto" else device
+
+
+def join_processes(device: str) -> tuple[int, int, str]:
+    """(rank, world size, device) of this process. Under torchrun: nccl on GPUs, gloo elsewhere."""
+    rank, world, local = (int(os.environ.get(name, alone)) for name, alone in
+                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    device = find_device(device)
+    if world > 1:
+        if device == "cuda":
+            device = f"cuda:{local}"
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return rank, world, device
+
+
+def on_machine(c: Config, device: str, world: int) -> Config:
+    """`c` with what only the machine can say: device, dtype, and micro-batches that fit its memory."""
+    c = dataclasses.replace(c, device=device)
+    on_gpu = device.startswith("cuda")
+    if c.dtype == "auto":
+        c.dtype = "float32"
+        if on_gpu:
+            c.dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if c.gradient_accumulation_steps == -1:
+        # Weights and optimizer are there already; activations and logits get 60 % of what is free.
+        free = torch.cuda.mem_get_info()[0] if on_gpu else system.free_memory()
+        needed = activation_bytes(c, 4 if c.dtype == "float32" else 2) * c.block_size * c.batch_size / world
+        c.gradient_accumulation_steps = min(math.ceil(needed / (0.6 * free)), c.batch_size // world)
+    return c

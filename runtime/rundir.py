@@ -1,0 +1,321 @@
+"""The files of a run directory: config.json, log.jsonl, checkpoints, result.json; and is it the same run?
+
+Every file is written whole or not at all, except the log, which grows by a line. result.json comes last: that
+it is there means that the run is done. What cannot be read, or belongs to another run, is a UserError. `run`
+is train.Run, on each rank.
+"""
+import contextlib
+import dataclasses
+import json
+import math
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from config import settings
+from config.settings import Config, learning_rate
+from runtime.basics import UserError, git_commit, load_json, whole_file, write_json
+
+CHECKPOINT = "ckpt.pt"
+PREVIOUS = "ckpt_prev.pt"               # the one before, should the last turn out to be corrupt
+START_OVER = "pass --resume=never to start over"
+# What a branch may change: what bears only on steps after it has left.
+LATER = {*settings.HORIZONS, "lr_decay_iters", "schedule", "min_lr", "cooldown_frac", "warmup_frac"}
+
+
+@contextlib.contextmanager
+def named_errors(path: Path, fix: str):
+    """The system's refusal to make, change or read `path`, and what is not valid in it, as a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: {getattr(e, 'strerror', None) or type(e).__name__}; {fix}") from None
+
+
+def read_json(path: Path, needs: str) -> dict:
+    """What was written to `path`; it must have the key `needs`."""
+    fix = f"mend it, or {START_OVER}"
+    try:
+        found = load_json(path)
+    except UserError as e:
+        raise UserError(f"{e}; {fix}") from None
+    if needs not in found:
+        raise UserError(f"{path}: no {needs} in it; {fix}")
+    return found
+
+
+# ---- is it the same run? ----
+
+
+def require_same_run(old: dict, c: Config, path: Path, but: set = frozenset()) -> None:
+    """What `path` recorded, `old`, must be the run `c` in all that bears on the result, `but` for some."""
+    for name in settings.differences(old, dataclasses.asdict(c)):
+        if name not in but:
+            raise UserError(f"{path} was written with {name}={old.get(name)!r}, not {getattr(c, name)!r}: "
+                            f"choose another out_dir, restore the setting, or {START_OVER}")
+
+
+def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
+    """A branch must equal the run that it leaves, learning rates included, over the `steps` they share."""
+    require_same_run(old, c, path, but=LATER)
+    trunk = settings.from_dict(old)
+    for step in range(steps):
+        if learning_rate(step, c) != learning_rate(step, trunk):
+            raise UserError(f"{path} cannot be branched from: the learning rates differ at step {step}; a "
+                            "branch needs the same warmup_iters and a cooldown that begins later")
+
+
+def require_same_text(sha256: str, c: Config, meta: dict, path: Path) -> None:
+    if sha256 != meta["train_sha256"]:
+        raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text "
+                        f"again, or {START_OVER}")
+
+
+def finished(c: Config, meta: dict) -> dict | None:
+    """What result.json holds where the run is done, None where it is not."""
+    path = Path(c.out_dir) / "result.json"
+    if not path.exists():
+        return None
+    old = read_json(path.with_name("config.json"), "data_sha256")
+    require_same_run(old, c, path)
+    require_same_text(old["data_sha256"], c, meta, path)
+    return read_json(path, "val_loss")
+
+
+# ---- checkpoints ----
+
+
+class Corrupt(UserError):
+    """A checkpoint that cannot be read."""
+
+    def __init__(self, path: Path, error: Exception):
+        self.why = type(error).__name__
+        super().__init__(f"{path} is corrupt ({self.why}); delete it, or {START_OVER}")
+
+
+def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
+    """The checkpoint at `path`, which must be of the run `c`, or for a branch of one that begins alike."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            if z.testzip():                            # torch.load ignores the checksums of torch.save
+                raise zipfile.BadZipFile
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        old = dict(state["config"])
+        sha256 = state["data_sha256"]
+        step = int(state["step"])
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint {path}; train the run that keeps it (keep_steps) first") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; make it readable, then run the same command") from None
+    except Exception as e:                             # unpickling garbage can raise almost anything
+        raise e if out_of_memory(e) else Corrupt(path, e) from None
+    if path.name in (CHECKPOINT, PREVIOUS):
+        require_same_run(old, c, path)
+    else:
+        require_same_start(old, c, path, step)
+    require_same_text(sha256, c, meta, path)
+    return state
+
+
+def save(run, name: str = CHECKPOINT) -> None:
+    """Write a checkpoint to go on from bit for bit. Raises UserError if a loss is not finite."""
+    losses = run.sum_over_ranks(torch.stack(run.losses)) if run.losses else torch.zeros(0)
+    require_finite(run.c, losses.tolist(), run.step - len(losses) + 1, "training loss")
+    norm = torch.nn.utils.get_total_norm(run.weights)  # spoilt a step before the loss
+    require_finite(run.c, [norm.item()], run.step, "norm of the weights")
+    noise = run.noise
+    if noise.average is not None:
+        noise.average = run.sum_over_ranks(noise.average) / run.world
+    # Each rank goes on with its share, so that the sum over ranks stays what it is, whatever their number.
+    run.losses = [x / run.world for x in losses.unbind()]
+    if run.rank > 0:
+        return
+    state = dict(
+        model=run.raw.state_dict(), optimizer=run.optimizer.state_dict(), scaler=run.scaler.state_dict(),
+        step=run.step, record=run.record, elapsed=run.seconds(), losses=losses.cpu(), noise=noise.average,
+        config=dataclasses.asdict(run.c), data_sha256=run.meta["train_sha256"])
+    previous = run.out / PREVIOUS if name == CHECKPOINT else None
+    with whole_file(run.out / name, "wb", previous) as f:
+        torch.save(state, f)
+
+
+def load(run, path: Path) -> None:
+    """Have `run` go on from a checkpoint. Raises Corrupt, or UserError for one of another run."""
+    state = load_checkpoint(path, run.c, run.meta)
+    try:
+        run.raw.load_state_dict(state["model"])
+        groups = run.optimizer.state_dict()            # the groups are the configuration's own
+        run.optimizer.load_state_dict(groups | {"state": state["optimizer"]["state"]})
+        require_moments(run)
+        run.scaler.load_state_dict(state["scaler"])
+        if not 0 <= state["step"] <= run.c.max_iters:
+            raise ValueError
+        run.step = state["step"]
+        run.elapsed = state["elapsed"]
+        run.record = state["record"]
+        run.losses = [x.view(()) / run.world for x in state["losses"].to(run.c.device).unbind()]
+        if state.get("noise") is not None:
+            run.noise.average = state["noise"].to(run.c.device)
+    except Exception as e:                             # or of another version
+        raise e if out_of_memory(e) else Corrupt(path, e) from None
+
+
+def require_moments(run) -> None:
+    """Raise ValueError unless AdamW has both moments and a step count of each weight: torch does not look."""
+    for p in run.weights:
+        moments = run.optimizer.state[p]
+        shapes = {moments["exp_avg"].shape, moments["exp_avg_sq"].shape, p.shape}
+        if len(shapes) > 1 or moments["step"].dim():
+            raise ValueError
+
+
+def require_same_step(run) -> None:
+    """Raise UserError on ranks that do not see the checkpoint that others go on from."""
+    steps = run.sum_over_ranks(torch.tensor(float(run.step), device=run.c.device)).item()
+    if steps != run.world * run.step:
+        raise UserError(f"{run.out}: rank {run.rank} goes on from step {run.step}, others do not; put "
+                        "out_dir on a file system that all nodes share")
+
+
+def resume(run) -> Path | None:
+    """Have `run` go on from the last checkpoint that can be read. Its path; None where there is none."""
+    paths = [run.out / name for name in (CHECKPOINT, PREVIOUS) if (run.out / name).exists()]
+    for path in paths:
+        try:
+            load(run, path)
+            return path
+        except Corrupt as e:
+            if path == paths[-1]:
+                raise
+            print(f"{path} is corrupt ({e.why}); goes on from {paths[-1].name}", flush=True)
+    return None
+
+
+# ---- the start of a session ----
+
+
+def start_files(run, resumed: Path | None) -> None:
+    """config.json, and a log that ends where this run goes on; of a run that starts over nothing is left."""
+    c = run.c
+    remove_stale(run.out, resumed)
+    log = run.out / "log.jsonl"
+    if c.branch and not log.exists():                  # a branch's log begins with that of its trunk
+        with whole_file(log, "wb") as f:
+            f.write((Path(c.branch).parent / "log.jsonl").read_bytes())
+    trim_log(log, run.step)
+    path = run.out / "config.json"
+    old = read_json(path, "seed") if resumed and path.exists() else {}
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    # What was sealed, or begun, stays so: a forecast that a resumed run is told of came too late.
+    told = old.get("forecast") if old else c.forecast
+    write_json(path, dataclasses.asdict(c) | dict(
+        started_at=old.get("started_at", now), forecast=told or None, commit=git_commit(),
+        torch=torch.__version__, numpy=np.__version__, world_size=run.world,
+        device_name=device_name(c.device),
+        data_sha256=run.meta["train_sha256"], tokenizer=run.meta["tokenizer"], params=run.params,
+        flops_per_token=run.flops))
+
+
+def remove_stale(out: Path, resumed: Path | None) -> None:
+    """Remove what does not belong to the run that goes on from `resumed`, or starts over."""
+    stale = ["result.json"]
+    if resumed is None:
+        stale += [PREVIOUS, CHECKPOINT, "log.jsonl"]
+    elif resumed.name == PREVIOUS:                     # a corrupt ckpt.pt must not become the previous one
+        stale += [CHECKPOINT]
+    with named_errors(out, "allow writing, or choose another out_dir"):
+        for name in stale:
+            (out / name).unlink(missing_ok=True)
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop what was logged after `step`, and a torn last line: the resumed run logs them again."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):      # a torn last line is later than the checkpoint
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is damaged; delete it, or {START_OVER}") from None
+    with whole_file(path, "wb") as f:
+        f.write(b"".join(kept))
+
+
+# ---- what a run leaves ----
+
+
+def append_log(out: Path, record: dict) -> None:
+    """Add a line to log.jsonl."""
+    path = out / "log.jsonl"
+    with named_errors(path, "free some space, then run the same command"), open(path, "ab") as f:
+        f.write((json.dumps(record) + "\n").encode())
+
+
+def finish(out: Path, result: dict) -> None:
+    """Write result.json, last: now the run is done."""
+    (out / PREVIOUS).unlink(missing_ok=True)
+    write_json(out / "result.json", result)
+
+
+def result_row(asked: Config, run, record: dict) -> dict:
+    """The run's row of runs.csv (settings.RUN_COLUMNS, less study and run) from its last log record."""
+    c, p, meta = run.c, run.params, run.meta
+    tokens = record["tokens"]
+    epoch = (meta["train_tokens"] - 1) // c.block_size * c.block_size
+    bits = record["val_loss"] / math.log(2) * meta["val_tokens"] / meta["val_bytes"]
+    return dict(
+        seed=c.seed, dataset=c.dataset, tokenizer=meta["tokenizer"], n_layer=c.n_layer, n_head=c.n_head,
+        n_embd=c.n_embd, block_size=c.block_size, batch_tokens=c.batch_size * c.block_size,
+        learning_rate=c.learning_rate, schedule=c.schedule, params_total=p["total"],
+        params_embedding=p["token_embedding"] + p["position_embedding"],
+        params_non_embedding=p["non_embedding"], params_head=p["head"], tokens=tokens,
+        unique_tokens=min(tokens, epoch), epochs=tokens / epoch,
+        flops_6nd=6 * (p["non_embedding"] + p["head"]) * tokens, flops_exact=record["flops"],
+        train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
+        val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
+        tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), dtype=c.dtype,
+        commit=git_commit()) | settings.recipe(asked, c)
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+# ---- what can go wrong ----
+
+
+def out_of_memory(e: Exception) -> bool:
+    """Of numpy, of torch on a GPU (a RuntimeError) or of torch on CPU ("DefaultCPUAllocator: can't ...")."""
+    return isinstance(e, MemoryError) or "out of memory" in str(e) or "allocate memory" in str(e)
+
+
+@contextlib.contextmanager
+def explained(c: Config):
+    """Errors that are not this process's own doing, too little memory and ranks that died, as UserErrors."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        why = str(e).strip().partition("\n")[0]
+        if out_of_memory(e):
+            raise UserError(
+                f"{c.out_dir}: out of memory on {c.device}; raise gradient_accumulation_steps (now "
+                f"{c.gradient_accumulation_steps}; the same command goes on, with the same result), or lower "
+                f"batch_size (now {c.batch_size}) or the size of the model") from None
+        if isinstance(e, dist.DistError) or "gloo" in why or "NCCL" in why:
+            raise UserError(f"{c.out_dir}: lost another rank ({why:.150}); what that one printed says why; "
+                            "the same command goes on from the last checkpoint") from None
+        raise
+
+
+def require_finite(c: Config, values: list[float], first_step: int, name: str) -> None:
+    """Raise UserError for a value that is nan or infinite; they belong to the steps from `first_step` on."""
+    for step, value in enumerate(values, first_step):
+        if not math.isfinite(value):
+            raise UserError(f"{c.out_dir}: the {name} is {value} at step {step}; lower learning_rate (now "
+                            f"{c.learning_rate:g}) or set grad_clip (now {c.grad_clip:g})")
