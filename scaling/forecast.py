@@ -285,25 +285,23 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
 
 
 def score_one(folder: Path, sealed: dict) -> dict:
-    """COLUMNS and z of one sealed forecast; measured, error, inside and z are None until the run is done."""
-    row = {k: sealed.get(k, sealed["target"].get(k)) for k in (*COLUMNS, "z")}
+    """COLUMNS of one sealed forecast; measured, error and inside are None until the run is done."""
+    row = {k: sealed.get(k, sealed["target"].get(k)) for k in COLUMNS}
     run = folder / sealed["run"]
     if (run / "result.json").exists():
         result = load_json(run / "result.json")
         require_later(sealed, run, result)
-        ratio = sealed["predicted"] / result[sealed["loss_column"]]
-        row["measured"] = result[sealed["loss_column"]]
-        row["error"] = ratio - 1
-        row["inside"] = int(sealed["lo95"] <= row["measured"] <= sealed["hi95"])
-        row["z"] = math.log(ratio) / sealed["sd"]
+        measured = result[sealed["loss_column"]]
+        row["measured"] = measured
+        row["error"] = sealed["predicted"] / measured - 1
+        row["inside"] = int(sealed["lo95"] <= measured <= sealed["hi95"])
     for key in COLUMNS[2:8]:
         number(row[key])
     return row
 
 
 def score(folder: Path) -> list[dict]:
-    """Hold every sealed forecast of a study against its run; write folder/forecasts.csv; return the rows,
-    with z (the error in standard deviations).
+    """Hold every sealed forecast of a study against its run; write folder/forecasts.csv; return its rows.
 
     Raises UserError when a seal does not match its content, or its run is older or another than the forecast.
     """
@@ -315,7 +313,7 @@ def score(folder: Path) -> list[dict]:
         except (*MALFORMED, ZeroDivisionError) as e:
             raise UserError(f"{path} or its run is not as it was written ({type(e).__name__}: {e}); restore "
                             "it") from None
-    write_table(folder / "forecasts.csv", [{k: r[k] for k in COLUMNS} for r in rows], COLUMNS)
+    write_table(folder / "forecasts.csv", rows, COLUMNS)
     return rows
 
 

@@ -28,7 +28,7 @@ from runtime import basics
 from runtime.basics import UserError, exit_cleanly, load_json, nearest, plain_name
 from scaling import forecast
 from scaling.laws import counts, design, forms, solver
-from scaling.tables.csv import MALFORMED, read_table
+from scaling.tables.csv import MALFORMED, cell, read_table
 from scaling.tables.runs import final_runs
 
 # What the laws were fitted on: Hoffmann et al. 2022, abstract and section 3.2; Kaplan et al. 2020, section 3.
@@ -47,14 +47,16 @@ PUBLISHED = {
                "gamma": 0.050, "log_C_c": math.log(3.1e8 * counts.PF_DAY), "range": {"C": [1e11, 2e20]},
                "params": "non_embedding", "boot": {}, "source": "Kaplan et al. 2020, compute-efficient"},
 }
-DECAY = {k: forms.C4[k] for k in ("R_D", "R_N")}
 UNIDENTIFIED = ("how much repeated tokens are worth is poorly known: R_D* = 15.4 was published, but on those "
                 "182 runs R_D* = 95 fits slightly better, and the bootstrap's 95 % interval is 5 to 1e12")
 LIMITS = {"flops": (1e6, 1e30, "FLOPs"), "tokens": (1e3, 1e16, "tokens"), "params": (100, 1e14, "parameters"),
           "loss": (1e-3, 20, "nats per token"), "gpu_hours": (1e-6, 1e11, "hours"),
           "deadline": (1e-6, 1e6, "hours"), "unique_tokens": (1e3, 1e16, "tokens"),
           "inference_tokens": (1, 1e20, "tokens"), "next": (1e6, 1e30, "FLOPs"), "gpus": (1, 1e7, "devices")}
-GPT2_VOCABULARY = 50257                    # where no dataset tells
+# What a row of runs.csv says of how to train such a model. Shape and horizon are the plan's to say, and the
+# vocabulary is the dataset's.
+RECIPE = ["dataset", "schedule", "block_size", "batch_size", "learning_rate",
+          *(name for name in settings.RECIPE if name not in ("vocab_size", "lr_decay_iters"))]
 
 
 @dataclass
@@ -113,7 +115,7 @@ def loss_at(law: dict, N: float, D: float, unique: float = 0.0) -> float:
         raise UserError("this law knows only the best run of each budget: give --flops, --params, --tokens "
                         "or --loss alone, or take a surface such as hoffmann or besiroglu")
     if unique:
-        return forms.repeated_loss(DECAY | law, N, D, unique)
+        return forms.repeated_loss(forms.C4 | law, N, D, unique)   # its R_D and R_N
     return forms.surface_loss(law, N, D)
 
 
@@ -124,7 +126,7 @@ def best_size(law: dict, C: float, unique: float = 0.0) -> float:
     if not unique or C / (6 * N) <= unique:
         return N
     loss_at(law, N, 1.0, unique)                       # refuses a law of the frontier
-    return forms.repeated_optimum(DECAY | law, C, unique)[0]
+    return forms.repeated_optimum(forms.C4 | law, C, unique)[0]
 
 
 def best_loss(law: dict, C: float, unique: float = 0.0) -> float:
@@ -205,33 +207,26 @@ class Study(NamedTuple):
 
 def study_of(table: dict, N: float, D: float) -> Study | None:
     """What the runs of `table` say for N parameters and D tokens; None where they are not this project's."""
-    if not {"run", "dataset", "n_layer", "n_head", "batch_tokens", "block_size", "learning_rate"} <= set(table):
+    if not {"run", "dataset", "n_layer", "n_head", "batch_tokens", "block_size", "learning_rate"} <= {*table}:
         return None
     runs = final_runs(table)
-    rows = np.array([np.flatnonzero(table["run"] == run)[0] for run in runs["run"]])
-    nearest_run = rows[np.argmin(np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2)]
-    row = {name: values[nearest_run] for name, values in table.items()}
+    rows = [table["run"].tolist().index(run) for run in runs["run"]]
+    near = rows[np.argmin(np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2)]
+    row = {name: values[near] for name, values in table.items()}
+    row["batch_size"] = row["batch_tokens"] / row["block_size"]
     x = np.log(runs["N"])
     slope = int(np.ptp(x) > 0.1)                       # runs of one size have no trend
 
     def trend(name):
         line = np.polyfit(x, np.log(table[name][rows]), slope)
         return max(1, round(math.exp(np.polyval(line, math.log(N)))))
-    block = int(row["block_size"])
-    found = {"dataset": row["dataset"], "schedule": row["schedule"], "block_size": block,
-             "batch_size": int(row["batch_tokens"] / block), "learning_rate": float(row["learning_rate"])}
-    vocab = int(row["params_head"] / row["n_embd"])
-    return Study(found | recipe(row), vocab, trend("n_layer"), trend("n_head"))
+    return Study(recipe(row), int(row["params_head"] / row["n_embd"]), trend("n_layer"), trend("n_head"))
 
 
 def recipe(row: dict) -> dict:
-    """The settings that a row of runs.csv records as the recipe; {} for a table that was written before."""
-    found = {}
-    for name in settings.RECIPE:
-        value = row.get(name, "")
-        if name not in ("vocab_size", "lr_decay_iters") and value == value and value != "":
-            found[name] = type(getattr(Config, name))(value)
-    return found
+    """The settings for train.py that a row of runs.csv records; where a cell is empty it says nothing."""
+    filled = {name: row[name] for name in RECIPE if cell(row.get(name))}
+    return {name: type(getattr(Config, name))(value) for name, value in filled.items()}
 
 
 def speed(tok_per_s: str, table: dict) -> float:
@@ -324,7 +319,7 @@ def shape_of(c: Config) -> dict:
 
 def vocabulary(dataset: str) -> int:
     """The vocabulary of data/DATASET, or GPT-2's without one. Raises UserError."""
-    return settings.load_meta(dataset)["vocab_size"] if dataset else GPT2_VOCABULARY
+    return settings.load_meta(dataset)["vocab_size"] if dataset else 50257
 
 
 # ---- The plan. ----
@@ -333,14 +328,13 @@ class Plan(NamedTuple):
     """What the table shows and the config needs."""
     N: float                               # what the law asks for
     D: float
-    budgeted: bool                         # is the goal a budget of FLOPs?
     serving: tuple | None                  # the N and D that serving nobody would take
     ci: dict                               # 95 % intervals of N and D, where they are the law's optimum
     model: Config                          # of the nearest shape
     params: float                          # its size as the law counts
     tokens: float                          # as many as the budget buys in exact FLOPs, or D
     flops: float                           # exact
-    config: dict                           # settings for train.py, all but the horizon
+    config: dict                           # settings for train.py, all but out_dir
     loss: dict                             # {predicted, by} and, where known, {lo95, hi95}
     hours: float                           # nan without a speed
     notes: list[str]
@@ -405,9 +399,10 @@ def make_plan(law: dict, o: Options, table: dict | None = None) -> Plan:
     tokens = C / cost if budgeted else D
     params = size(model, law["params"])
     config |= shape_of(model) | batch(tokens, C, config)
+    config |= {"target_flops": tokens * cost} if budgeted else {"target_tokens": tokens}
     best = not o.unique_tokens and abs(math.log(N / best_size(law, C))) < 1e-6
     return Plan(
-        N=N, D=D, budgeted=budgeted, serving=serving,
+        N=N, D=D, serving=serving,
         ci=forms.optimum(law, C)["ci"] if best else {},
         model=model, params=params, tokens=tokens, flops=tokens * cost, config=config,
         loss=predict(law, table, params, tokens, o.unique_tokens),
@@ -431,8 +426,7 @@ def predict(law: dict, table: dict, N: float, D: float, unique: float) -> dict:
     if law["form"] == "frontier":
         return {"predicted": best_loss(law, 6 * N * D), "by": "the frontier, were this its best run"}
     if table and not unique:
-        found = forecast.predict(table, law["fit"], N, D)
-        return {k: found[k] for k in ("predicted", "lo95", "hi95")} | {"by": "scaling.forecast, two forms"}
+        return forecast.predict(table, law["fit"], N, D) | {"by": "scaling.forecast, two forms"}
     found = {"predicted": float(loss_at(law, N, D, unique)), "by": "the law; it has no interval"}
     if law["boot"]:
         draws = loss_at(forms.draws_of(law) | {"form": "surface"}, N, np.array([D]), unique)
@@ -573,8 +567,7 @@ def write_config(path: str, law: dict, plan: Plan) -> str:
     """Write the plan as a config for train.py, which would accept it. Raises UserError."""
     if not plan.config["dataset"]:
         raise UserError("a config needs data: add --dataset=NAME, a directory under data/")
-    horizon = {"target_flops": plan.flops} if plan.budgeted else {"target_tokens": plan.tokens}
-    values = {"out_dir": f"out/{Path(path).stem}"} | plan.config | horizon
+    values = {"out_dir": f"out/{Path(path).stem}"} | plan.config
     run = settings.resolve(set_fields(Config(), {k: (v, path) for k, v in values.items()}))
     c = run.config
     if abs(run.C / plan.flops - 1) > 0.02:
@@ -606,8 +599,8 @@ def next_text(law: dict, table: dict, folder: Path, o: Options) -> str:
     cost = np.array([settings.count_flops(c)["total"] for c in by_size.values()])
     most = o.unique_tokens or text_of(base.dataset).get("train_tokens", math.inf)
     found = design.next_runs(law, N, runs["D"], o.flops, o.next, np.array(list(by_size)), cost, most)
-    out = [f"N_opt at {o.flops:.3g} FLOPs is known to a factor {math.exp(found.before):.3g} (95 %); after these "
-           f"{len(found.N)} runs, {o.next:.3g} FLOPs in all: {math.exp(found.after):.3g}"]
+    out = [f"N_opt at {o.flops:.3g} FLOPs is known to a factor {math.exp(found.before):.3g} (95 %); after "
+           f"these {len(found.N)} runs, {o.next:.3g} FLOPs in all: {math.exp(found.after):.3g}"]
     stem = Path(o.write).stem or "next"
     listed = ""
     for i, (n, D) in enumerate(zip(found.N.tolist(), found.D.tolist()), 1):
@@ -616,8 +609,9 @@ def next_text(law: dict, table: dict, folder: Path, o: Options) -> str:
         run = dict(name=f"{stem}_{i}", **shape_of(c), target_tokens=round(D), seed=i)
         listed += f"    {run!r},\n"
     if o.write:
-        write_new(o.write, f"# python -m scaling.sweep {o.write}\n# Chosen by scaling.plan to pin down N_opt "
-                  f"at {o.flops:.3g} FLOPs.\nbase = {study.settings!r}\nruns = [\n{listed}]\n", "scaling/sweeps")
+        head = (f"# python -m scaling.sweep {o.write}\n"
+                f"# Chosen by scaling.plan to pin down N_opt at {o.flops:.3g} FLOPs.\n")
+        write_new(o.write, f"{head}base = {study.settings!r}\nruns = [\n{listed}]\n", "scaling/sweeps")
         out.append(f"wrote {o.write}; run it, then join both: "
                    f"python -m scaling.logs {folder} out/{stem} --out=runs.csv")
     return "\n".join(out)
@@ -625,7 +619,7 @@ def next_text(law: dict, table: dict, folder: Path, o: Options) -> str:
 
 # ---- Two recipes. ----
 
-def multiplier(first: dict, second: dict, C: float, level: float = solver.LEVEL) -> dict:
+def multiplier(first: dict, second: dict, C: float) -> dict:
     """{C, factor, lo, hi}: how many times C `first` needs for the loss that `second` reaches with C.
 
     Both at their optimum, where L = E + K C^-g (Hoffmann et al. 2022, equation 4); inf where `first` never
@@ -642,7 +636,7 @@ def multiplier(first: dict, second: dict, C: float, level: float = solver.LEVEL)
     n = min(len(p["E"]), len(q["E"]))
     order = np.random.default_rng(0).permutation(n)
     draws = factor({k: v[:n, 0] for k, v in p.items()}, {k: v[order, 0] for k, v in q.items()})
-    lo, hi = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], method="closest_observation")
+    lo, hi = np.percentile(draws, [2.5, 97.5], method="closest_observation")    # some may be infinite
     return {"C": C, "factor": float(factor(first, second)), "lo": float(lo), "hi": float(hi)}
 
 
