@@ -360,7 +360,7 @@ def coverage(inside: int, done: int, sealed: int) -> str:
 
 def seal_config(folder: Path, args: list[str]) -> dict:
     """Seal the run that train.py would make of `args` in `folder`. Raises UserError."""
-    c, _ = configure(settings.Config, args)
+    c = configure(settings.Config, args)
     out = Path(c.out_dir)
     if out.resolve().parent != folder.resolve():
         raise UserError(f"out_dir is {c.out_dir}, outside the study; add --out_dir={folder}/RUN")
