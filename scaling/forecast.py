@@ -169,11 +169,13 @@ def predict(table: dict, fit: dict, N: float, D: float) -> dict:
     weights = weigh(rows)
     fits = [fit["surface"], forms.fit_kaplan_nd(runs["N"], runs["D"], runs["L"])]
     (mean,), (sd,), each, own = combine(fits, weights, np.array([N]), np.array([D]))
-    said = np.stack([np.exp(each[:, 0]), own[:, 0], weights], 1).tolist()
+    said = {}
+    for k, name in enumerate(("hoffmann", "kaplan")):
+        predicted = float(np.exp(each[k, 0]))
+        said[name] = {"predicted": predicted, "sd": float(own[k, 0]), "weight": float(weights[k])}
     return interval(mean, sd) | {
         "sd": float(sd),
-        "forms": {name: dict(zip(("predicted", "sd", "weight"), of))
-                  for name, of in zip(("hoffmann", "kaplan"), said)},
+        "forms": said,
         "why": why,
         "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=6 * N * D),
         "rollout": rows}

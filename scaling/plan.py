@@ -33,15 +33,16 @@ from scaling.tables.runs import final_runs
 
 # What the laws were fitted on: Hoffmann et al. 2022, abstract and section 3.2; Kaplan et al. 2020, section 3.
 HOFFMANN_RANGE = {"N": [7e7, 1.6e10], "D": [5e9, 5e11], "C": [6e18, 3e21]}
+SURFACE = {"form": "surface", "params": "total", "boot": {}}
 PUBLISHED = {
     # Before rounding (Besiroglu et al. 2024): the exponents as printed, .34 and .28, move N_opt by a sixth.
-    "hoffmann": {"form": "surface", "E": math.exp(0.5267228), "A": math.exp(6.0073404),
-                 "B": math.exp(6.0179186), "alpha": 0.33917084, "beta": 0.2849083, "range": HOFFMANN_RANGE,
-                 "params": "total", "boot": {}, "source": "Hoffmann et al. 2022, approach 3, unrounded"},
-    "besiroglu": {"form": "surface", "E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658,
-                  "range": HOFFMANN_RANGE, "params": "total", "boot": {}, "source": "Besiroglu et al. 2024"},
-    "muennighoff": forms.C4 | {"form": "surface", "range": {"C": [4e15, 1e22]}, "params": "total", "boot": {},
-                               "source": "Muennighoff et al. 2023, C4"},
+    "hoffmann": SURFACE | {"E": math.exp(0.5267228), "A": math.exp(6.0073404), "alpha": 0.33917084,
+                           "B": math.exp(6.0179186), "beta": 0.2849083, "range": HOFFMANN_RANGE,
+                           "source": "Hoffmann et al. 2022, approach 3, unrounded"},
+    "besiroglu": SURFACE | {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658,
+                            "range": HOFFMANN_RANGE, "source": "Besiroglu et al. 2024"},
+    "muennighoff": SURFACE | forms.C4 | {"range": {"C": [4e15, 1e22]},
+                                         "source": "Muennighoff et al. 2023, C4"},
     # N_opt = 1.3e9 C^.73 and L = (3.1e8/C)^.050, C in PF-days (Kaplan et al. 2020, figure 14 and eq. 1.3).
     "kaplan": {"form": "frontier", "log_k": math.log(1.3e9 / counts.PF_DAY ** 0.73), "a": 0.73, "L_inf": 0.0,
                "gamma": 0.050, "log_C_c": math.log(3.1e8 * counts.PF_DAY), "range": {"C": [1e11, 2e20]},
@@ -102,10 +103,8 @@ def load_law(name: str) -> tuple[dict, dict]:
     law = fit.get("surface") or fit.get("isoflop")
     if not law:
         raise UserError(f"{name} holds neither a surface nor an isoflop fit; fit again with more runs")
-    law["form"] = "surface" if fit.get("surface") else "frontier"
-    law["source"] = f"{name}, {law['n']} runs"
-    law["params"] = fit["data"]["params"]
-    law["fit"] = fit
+    form = "surface" if fit.get("surface") else "frontier"
+    law |= dict(form=form, source=f"{name}, {law['n']} runs", params=fit["data"]["params"], fit=fit)
     return law, read_table(runs) if runs.exists() else {}
 
 
@@ -287,30 +286,29 @@ def shape(N: float, base: Config, convention: str, head_size: int = 0, study: St
         raise UserError(f"--head_size={head_size}: a head must have a positive width, such as 64")
     heads = study.n_head if study and not head_size else 0
     unit = head_size or math.lcm(8, heads or 16)
-    best = math.inf
+    tried = []                                         # (cost, miss in log N, n_layer, n_embd)
+    smallest = math.inf
     for width in range(unit, max(32768, 2 * unit), unit):
-        head = head_width(width, head_size, heads)
-        if width % head:
+        if width % head_width(width, head_size, heads):
             continue
         none, one = (size(dataclasses.replace(base, n_layer=k, n_embd=width), convention) for k in (0, 1))
+        smallest = min(smallest, one)
         depth = (N - none) / (one - none)
         for n_layer in {max(1, math.floor(depth)), max(1, math.ceil(depth))}:
             miss = math.log((none + n_layer * (one - none)) / N)
-            odd = math.log(width / n_layer / 64) ** 2 * 0.001
+            odd = 0.001 * math.log(width / n_layer / 64) ** 2
             if study:
-                odd = math.log(n_layer / study.n_layer) ** 2 * 0.5
-            if miss ** 2 + odd < best:
-                best = miss ** 2 + odd
-                missed = miss
-                found = dataclasses.replace(base, n_layer=n_layer, n_head=width // head, n_embd=width)
+                odd = 0.5 * math.log(n_layer / study.n_layer) ** 2
+            tried.append((miss ** 2 + odd, miss, n_layer, width))
         if one > 4 * N:
             break                                      # wider ones are larger still
-    if abs(missed) > 0.35:
-        smallest = size(dataclasses.replace(base, n_layer=1, n_embd=unit), convention)
+    _, miss, n_layer, width = min(tried)
+    if abs(miss) > 0.35:
         raise UserError(f"no GPT has {N:.3g} parameters ({convention}): with a vocabulary of "
                         f"{base.vocab_size} and widths from {unit} the smallest has {smallest:,.0f}; change "
                         "goal or --head_size")
-    return found
+    head = head_width(width, head_size, heads)
+    return dataclasses.replace(base, n_layer=n_layer, n_head=width // head, n_embd=width)
 
 
 def shape_of(c: Config) -> dict:
@@ -399,7 +397,8 @@ def make_plan(law: dict, o: Options, table: dict | None = None) -> Plan:
     tokens = C / cost if budgeted else D
     params = size(model, law["params"])
     config |= shape_of(model) | batch(tokens, C, config)
-    config |= {"target_flops": tokens * cost} if budgeted else {"target_tokens": tokens}
+    horizon, wanted = ("target_flops", tokens * cost) if budgeted else ("target_tokens", tokens)
+    config[horizon] = float(f"{wanted:.10g}")          # as people write it: 2e12, not 1999999999999.9998
     best = not o.unique_tokens and abs(math.log(N / best_size(law, C))) < 1e-6
     return Plan(
         N=N, D=D, serving=serving,
@@ -416,9 +415,10 @@ def batch(tokens: float, C: float, config: dict) -> dict:
     The batch is at most a hundredth of the run, so that the schedule has steps to act on.
     """
     block = config["block_size"]
-    rows = min(config["batch_size"], int(tokens / block / 100)) if "batch_size" in config else (
-        settings.batch_rows(C, tokens, block))
-    return {"batch_size": max(1, rows), "learning_rate": config.get("learning_rate") or settings.rate(C)}
+    rows = settings.batch_rows(C, tokens, block)
+    if "batch_size" in config:
+        rows = max(1, min(config["batch_size"], int(tokens / block / 100)))
+    return {"batch_size": rows, "learning_rate": config.get("learning_rate") or settings.rate(C)}
 
 
 def predict(law: dict, table: dict, N: float, D: float, unique: float) -> dict:
