@@ -14,7 +14,7 @@ from config import settings
 from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError
-from scaling import fit, forecast
+from scaling import forecast
 from scaling.laws import forms
 from scaling.tables.csv import read_table, write_table
 
@@ -52,7 +52,7 @@ def write_study(folder: Path, **kwargs) -> dict:
     write_table(folder / "runs.csv", rows, settings.RUN_COLUMNS)
     found = forms.fit_surface(*(np.array([int(v) for v in x]) for x in (N, D)), L, bootstrap=200)
     data = {"params": "non_embedding_plus_head", "loss_column": "val_loss"}
-    return json.loads(json.dumps(fit.finite({"surface": found, "data": data})))
+    return json.loads(json.dumps({"surface": found, "data": data}))
 
 
 @pytest.fixture(scope="module")
