@@ -247,12 +247,8 @@ def speed(tok_per_s: str, table: dict) -> float:
 
 def text_of(dataset: str) -> dict:
     """meta.json of data/DATASET; {} when it is not there. Raises UserError."""
-    if not dataset:
-        return {}
-    path = basics.ROOT / "data" / dataset / "meta.json"
-    if plain_name(dataset) and not path.exists():
-        return {}
-    return settings.load_meta(dataset)
+    absent = plain_name(dataset) and not (basics.ROOT / "data" / dataset / "meta.json").exists()
+    return {} if absent or not dataset else settings.load_meta(dataset)
 
 
 # ---- The shape of the model. ----
