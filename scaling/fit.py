@@ -185,7 +185,7 @@ def kaplan_ns(data: dict, bootstrap: int, seed: int) -> dict:
     batch = counts.column(data["table"], "batch_tokens", "L(N, S)")[data["rows"][data["some"]]]
     fit = forms.fit_kaplan_ns(N, D / batch, L, run_of(data), bootstrap, seed)
     if np.ptp(batch):
-        fit["note"] = (f"steps of {batch.min():.4g} to {batch.max():.4g} tokens count alike here, as if every "
+        fit["note"] = (f"steps of {batch.min():.4g} to {batch.max():.4g} tokens count alike here, as if each "
                        "batch were far below the critical one")
     return fit
 

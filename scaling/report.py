@@ -32,21 +32,22 @@ def in_numbers(fit: dict) -> str:
 
 
 def law_lines(result: dict) -> list[str]:
-    """The surface; without one, what the table supports instead, in numbers where health has no objection."""
+    """The surface in numbers; without one, what the table supports instead."""
     data = result["data"]
     laws = laws_of(result)
     if "surface" in laws:
         out = [f"law: {in_numbers(laws['surface'])}, from {amount(data['runs'], 'run')}"]
     else:
+        law = "law of N and D" if laws else "law"
+        why = ", by design"
+        if min(data["sizes"], data["lengths"]) > 2:        # as many as a surface needs
+            why = f" ({result['skipped']['surface']})"
         sizes, lengths = amount(data["sizes"], "size"), amount(data["lengths"], "training length")
-        out = [f"this study has {sizes} and {lengths}: "]
-        sound = {name: in_numbers(fit) for name, fit in laws.items()
-                 if fit["health"]["ok"] and name not in result["verdict"]["approaches"]}
-        if min(data["sizes"], data["lengths"]) > 2:
-            out[0] += f"no law of N and D ({result['skipped']['surface']})"
-        else:
-            out[0] += "no law of N and D, by design" if laws else "no law, by design"
-        out += [f"  {name}: {law}" for name, law in sound.items()]
+        out = [f"this study has {sizes} and {lengths}: no {law}{why}"]
+        for name, fit in laws.items():
+            if name not in result["verdict"]["approaches"]:
+                numbers = in_numbers(fit) if fit["health"]["ok"] else "fitted, with warnings"
+                out.append(f"  {name}: {numbers}")
     if laws:
         out.append(f"  {result['card']['hypothesis']['variables']}")
     return out
@@ -59,7 +60,11 @@ def rule_lines(verdict: dict) -> list[str]:
     name, row = next(iter(verdict["approaches"].items()))
     best = row["at"][0]
     k = best["N_opt"] / best["C"] ** row["a"]
-    out = [f"best size: N_opt = {k:.3g} C^a with a = {spread(row['a'], row['ci'].get('a'))}, by the {name}",
+    exponent = f"{row['a']:.4g}"
+    if "a" in row["ci"]:
+        low, high = row["ci"]["a"]
+        exponent += f" (95 %: {low:.4g} to {high:.4g})"
+    out = [f"best size: N_opt = {k:.3g} C^a with a = {exponent}, by the {name}",
            f"  ten times the compute: {10 ** row['a']:.2g} times the parameters, {10 ** row['b']:.2g} times "
            "the data"]
     if verdict["agree"] is not None:

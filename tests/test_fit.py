@@ -142,7 +142,7 @@ def test_summary_says_the_law_the_best_size_the_health_and_where_the_rest_is():
     low, high = found["ci"]["a"]
     best = forms.optimum(found, 1e15)["N_opt"]
     k = float(re.search("N_opt = (.*) C", rule)[1])
-    assert f"a = {found['a']:.4g} ({low:.4g} to {high:.4g}), by the surface" in rule
+    assert f"a = {found['a']:.4g} (95 %: {low:.4g} to {high:.4g}), by the surface" in rule
     assert k * 1e15 ** found["a"] == pytest.approx(best, rel=0.01)
     assert meaning.startswith(f"  ten times the compute: {10 ** found['a']:.2g} times the parameters, ")
     assert agreement.startswith("  the approaches agree")
@@ -173,6 +173,8 @@ def test_summary_of_a_study_that_makes_no_surface_says_what_it_supports():
     assert told[0] == "this study has 7 sizes and one training length: no law of N and D, by design"
     law = result["loss_vs_params"]
     assert f"  loss_vs_params: L = {law['L_inf']:.4g} + ({law['N_c']:.4g}/N)^{law['alpha']:.4g}" in told
+    law["health"]["ok"] = False
+    assert "  loss_vs_params: fitted, with warnings" in fit.summary(result)
     few = {k: v[[0, 6, 12, 18]] for k, v in study().items()}
     told = fit.summary(fit.fit_all(few, bootstrap=0))
     assert told[0].startswith("this study has 4 sizes and 4 training lengths: no law of N and D (surface: 4 ")
