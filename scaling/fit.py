@@ -145,7 +145,9 @@ def power(name: str, data: dict, bootstrap: int, seed: int) -> dict:
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
     L = np.exp(np.bincount(group, np.log(L)) / seeds)
     best = frontiers.pareto(x[first], L)
-    x, L, ratio = x[first][best], L[best], (D / N)[first][best]
+    x = x[first][best]
+    L = L[best]
+    ratio = (D / N)[first][best]
     floor = len(best) != 3
     fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
     limit = "data" if name == "N" else "model size"
@@ -243,12 +245,14 @@ def accounting(data: dict, bootstrap: int, seed: int) -> dict:
     return matrix
 
 
-def verdict(fits: dict, at: list[float]) -> dict:
+def verdict(result: dict, at: list[float]) -> dict:
     """a, b and the optimum at each budget of `at`, per approach; do the intervals of a share a point?"""
     rows = {}
-    for name, fit in fits.items():
-        rows[name] = {"a": fit["a"], "b": fit["b"], "ci": {k: fit["ci"][k] for k in "ab" if k in fit["ci"]},
-                      "at": [forms.optimum(fit, C) for C in at]}
+    for name, law in LAWS.items():
+        if law.optimum and name in result:
+            fit = result[name]
+            ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
+            rows[name] = {"a": fit["a"], "b": fit["b"], "ci": ci, "at": [forms.optimum(fit, C) for C in at]}
     spans = [row["ci"]["a"] for row in rows.values() if "a" in row["ci"]]
     agree = None
     words = "one approach only: nothing to compare" if rows else "no approach could be fitted"
@@ -262,6 +266,24 @@ def verdict(fits: dict, at: list[float]) -> dict:
 
 
 # ---- All of them. ----
+
+def fit_each(data: dict, bootstrap: int, seed: int, progress: bool) -> dict:
+    """All fits that `data` supports, {name: fit}, and under `skipped` why it does not support the others."""
+    result = {"skipped": {}}
+    jobs = {name: law.fit for name, law in LAWS.items()}
+    jobs |= {"comparison": comparison, "accounting": accounting}
+    with tqdm(jobs.items(), desc="fits", disable=not progress, file=sys.stderr, leave=False) as bar:
+        for name, job in bar:
+            bar.set_postfix_str(name)
+            try:
+                result[name] = job(data, bootstrap, seed)
+            except UserError as e:
+                result["skipped"][name] = str(e)
+    for name, law in LAWS.items():
+        if name in result:
+            result[name] |= {"equation": law.equation, "parameters": law.parameters.split()}
+    return result
+
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
             at: list[float] | None = None, seed: int = 0, progress: bool = False,
@@ -278,26 +300,13 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     data["along"] = {}
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)
-    result = {"skipped": {}}
-    jobs = {name: law.fit for name, law in LAWS.items()}
-    jobs |= {"comparison": comparison, "accounting": accounting}
-    with tqdm(jobs.items(), desc="fits", disable=not progress, file=sys.stderr, leave=False) as bar:
-        for name, job in bar:
-            bar.set_postfix_str(name)
-            try:
-                result[name] = job(data, bootstrap, seed)
-            except UserError as e:
-                result["skipped"][name] = str(e)
-    for name, law in LAWS.items():
-        if name in result:
-            result[name] |= {"equation": law.equation, "parameters": law.parameters.split()}
-    optima = {name: result[name] for name, law in LAWS.items() if law.optimum and name in result}
-    result["verdict"] = verdict(optima, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
+    result = fit_each(data, bootstrap, seed, progress)
+    result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
     shown = ("loss_column", "params", "flops", "notes", "seed_noise", "seed_df")
     result["data"] = {k: data[k] for k in shown}
     result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
                        "lengths": len(np.unique(data["D"][data["last"]]))}
-    result["card"] = card(table, data, result, bootstrap, seed)
+    result["card"] = card(data, result, bootstrap, seed)
     return finite(result)
 
 

@@ -42,7 +42,8 @@ def law_lines(result: dict) -> list[str]:
         why = ", by design"
         if min(data["sizes"], data["lengths"]) > 2:        # as many as a surface needs
             why = f" ({result['skipped']['surface']})"
-        sizes, lengths = amount(data["sizes"], "size"), amount(data["lengths"], "training length")
+        sizes = amount(data["sizes"], "size")
+        lengths = amount(data["lengths"], "training length")
         out = [f"this study has {sizes} and {lengths}: no {law}{why}"]
         for name, fit in laws.items():
             if name not in result["verdict"]["approaches"]:
@@ -245,11 +246,12 @@ def sizes(used: dict, N: np.ndarray) -> list[dict]:
     return out
 
 
-def card(table: dict, data: dict, result: dict, bootstrap: int, seed: int) -> dict:
+def card(data: dict, result: dict, bootstrap: int, seed: int) -> dict:
     """Hypothesis, training, data with every filter, fit, and held-out validation, ready for publication.
 
-    `table` as read, `data` as `select` gives it, `result` the fits.
+    `data` as `select` gives it, with the table as read under "table"; `result` the fits.
     """
+    table = data["table"]
     used = {k: v[data["rows"]] for k, v in table.items()}
     columns = ("dataset", "tokenizer", "schedule", "batch_tokens", "device", "dtype", "commit")
     training = {c: values(used.get(c, ())) for c in columns}
