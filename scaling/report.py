@@ -16,6 +16,18 @@ def laws_of(result: dict) -> dict:
     return {name: fit for name, fit in result.items() if "equation" in fit}
 
 
+def short(value: float | None, digits: str = ".4g") -> str:
+    """A number as text; None is what JSON has for one that is too large or cannot be told."""
+    return "none" if value is None else format(value, digits)
+
+
+def spread(value: float | None, ci: list | None, level: str = "", digits: str = ".4g") -> str:
+    """'0.514 (0.483 to 0.557)'; `level` goes before the interval."""
+    if not ci:
+        return short(value, digits)
+    return f"{short(value, digits)} ({level}{short(ci[0], digits)} to {short(ci[1], digits)})"
+
+
 # ---- The summary. ----
 
 def amount(n: int, word: str) -> str:
@@ -27,7 +39,7 @@ def in_numbers(fit: dict) -> str:
     """The equation of a law with the numbers in the place of its parameters."""
     def number(match):
         name = match[0]
-        return f"{fit[name]:.4g}" if name in fit["parameters"] else name
+        return short(fit[name]) if name in fit["parameters"] else name
     return re.sub(r"[A-Za-z]\w*", number, fit["equation"])
 
 
@@ -56,15 +68,11 @@ def law_lines(result: dict) -> list[str]:
 
 def rule_lines(verdict: dict) -> list[str]:
     """The best size for a budget by the first approach, what it means, and whether the others agree."""
-    if not verdict["approaches"]:
+    name, row = next(iter(verdict["approaches"].items()), (None, None))
+    if not name or row["at"][0]["N_opt"] is None:
         return []
-    name, row = next(iter(verdict["approaches"].items()))
-    best = row["at"][0]
-    k = best["N_opt"] / best["C"] ** row["a"]
-    exponent = f"{row['a']:.4g}"
-    if "a" in row["ci"]:
-        low, high = row["ci"]["a"]
-        exponent += f" (95 %: {low:.4g} to {high:.4g})"
+    k = row["at"][0]["N_opt"] / row["at"][0]["C"] ** row["a"]
+    exponent = spread(row["a"], row["ci"].get("a"), "95 %: ")
     out = [f"best size: N_opt = {k:.3g} C^a with a = {exponent}, by the {name}",
            f"  ten times the compute: {10 ** row['a']:.2g} times the parameters, {10 ** row['b']:.2g} times "
            "the data"]
@@ -91,21 +99,13 @@ def summary(result: dict, where: str = "fit.txt") -> list[str]:
 
 # ---- The wall of numbers. ----
 
-def spread(value: float, ci: list[float] | None) -> str:
-    """'0.514 (0.483 to 0.557)'."""
-    return f"{value:.4g} ({ci[0]:.4g} to {ci[1]:.4g})" if ci else f"{value:.4g}"
-
-
 def forms_text(rows: dict) -> list[str]:
     """One line per form of a comparison."""
     out = []
     for form, row in rows.items():
-        if "refused" in row:
-            score = row["refused"]
-        elif row["aicc"] is None:                      # as many parameters as runs
-            score = f"no AICc        held out {row['held_out']:.2%}"
-        else:
-            score = f"AICc +{row['aicc']:<8.1f} held out {row['held_out']:.2%}"
+        score = row.get("refused")
+        if not score:
+            score = f"AICc +{short(row['aicc'], '.1f'):<8} held out {short(row['held_out'], '.2%')}"
         out.append(f"  {form:<26} {score}")
     return out
 
@@ -121,9 +121,8 @@ def fit_text(name: str, fit: dict) -> list[str]:
     for key in fit.get("parameters", fit["ci"]):
         out.append(f"  {key:<8} {spread(fit[key], fit['ci'].get(key))}")
     if "profile_E" in fit:
-        ends = (fit["profile_E"]["lo"], fit["profile_E"]["hi"])
-        lo, hi = ("none" if e is None else f"{e:.4g}" for e in ends)
-        out.append(f"  E by profile likelihood: {lo} to {hi}")
+        ends = fit["profile_E"]
+        out.append(f"  E by profile likelihood: {short(ends['lo'])} to {short(ends['hi'])}")
     for method, other in fit.get("alternatives", {}).items():
         if "a" in other:
             out.append(f"  a by {method:<9} {spread(other['a'], other['ci'])}")
@@ -142,9 +141,7 @@ def accounting_text(matrix: dict) -> list[str]:
     for params, row in matrix.items():
         line = f"  {params:<24}"
         for cell in row.values():
-            text = f"{cell['a']:.3f}" if "a" in cell else "-"
-            if cell.get("ci"):
-                text += f" ({cell['ci'][0]:.3f} to {cell['ci'][1]:.3f})"
+            text = spread(cell["a"], cell["ci"], digits=".3f") if "a" in cell else "-"
             line += f"{text:<24}"
         out.append(line)
     return out

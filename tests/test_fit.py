@@ -150,6 +150,19 @@ def test_summary_says_the_law_the_best_size_the_health_and_where_the_rest_is():
     assert rest.endswith("fit.txt") and fit.summary(result, "below")[-1].endswith("below")
 
 
+def test_numbers_that_json_cannot_hold_are_printed_as_none():
+    result = fit.fit_all(study(), bootstrap=20)
+    for found in [v for v in result.values() if "equation" in v]:
+        for key in found["parameters"]:
+            found[key] = None
+        found["ci"] = {key: [None, 1.0] for key in found["ci"]}
+    for row in result["comparison"]["forms"].values():
+        row["aicc"] = row["held_out"] = None
+    assert "  alpha    none (none to 1)" in fit.text(result)
+    assert "AICc +none     held out none" in fit.text(result)
+    assert fit.summary(result)[0].startswith("law: L = none + none/N^none")
+
+
 def test_summary_counts_the_warnings_and_shows_the_first():
     result = fit.fit_all(study(), bootstrap=0)
     laws = [found for found in result.values() if "equation" in found]
