@@ -1,12 +1,17 @@
-# make study   environment, data, laptop study, law, forecast, figures      (PYTHON=python3.12 chooses another)
-# make test    environment, all tests
+# make study     environment, data, laptop study, law, forecast, figures      (PYTHON=python3.12 chooses another)
+# make test      environment, linter, all tests
+# make notebook  run scaling/scaling_laws.ipynb again and keep what it prints and draws
 PYTHON ?= python3
 
 study: .venv/runtime
 	.venv/bin/python -m scaling.sweep scaling/sweeps/laptop.py
 
 test: .venv/dev
+	.venv/bin/ruff check --quiet .
 	.venv/bin/python -m pytest -q -n auto tests
+
+notebook: .venv/dev
+	.venv/bin/jupyter-execute --inplace scaling/scaling_laws.ipynb
 
 .venv/runtime: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -17,4 +22,4 @@ test: .venv/dev
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-.PHONY: study test
+.PHONY: study test notebook

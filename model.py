@@ -32,6 +32,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
+        # Queries, keys and values of all heads in one product: three small ones would take longer.
         self.c_attn = cpu.Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)
         self.c_proj = cpu.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.n_head = c.n_head
@@ -51,6 +52,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = remember(cache, k, v)
         dropout = self.dropout if self.training else 0.0
+        # Both compute softmax(scale q k^T) v without keeping the T x T matrix.
         if cpu.attention_wins(q, k, dropout):
             y = cpu.BlockedAttention.apply(q, k, v, self.scale)
         else:
@@ -64,6 +66,7 @@ class CausalSelfAttention(nn.Module):
 def remember(cache: list, k, v):
     """Keys and values so far and these, (B, H, past + T, D/H); `cache` holds them from now on."""
     if cache:
+        # The mask that hides the future is square, so several new tokens would need another one.
         if k.shape[2] > 1:
             raise ValueError(f"{k.shape[2]} tokens at once on a filled cache would see their future: "
                              "give one")
@@ -98,6 +101,8 @@ class Block(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x, cache=None):
+        # The norms stand before what they feed (GPT-2), not after (the first transformer): so the stream itself
+        # is never rescaled, and gradients reach the first block undiminished.
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -114,7 +119,10 @@ class GPT(nn.Module):
             ln_f=LayerNorm(c.n_embd, c.bias)))
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         if c.tie_weights:
+            # What a token looks like and what predicts it share a matrix (Press & Wolf 2017): in small models it
+            # is most of the parameters.
             self.lm_head.weight = self.transformer.wte.weight
+        # By how much the model is wider than the one whose learning rate was tuned.
         self.width_ratio = c.n_embd / c.base_width if c.parametrization == "mup" else 1.0
         self.init_weights()
 
@@ -149,6 +157,7 @@ class GPT(nn.Module):
         Targets of -1 do not count. `cache` is a list of n_layer lists, empty at first, that holds keys and
         values while sampling.
         """
+        # While sampling with a cache `idx` is one token, which stands behind the `past` ones.
         past = cache[0][0].shape[2] if cache and cache[0] else 0
         position = torch.arange(past, past + idx.shape[1], device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(position)
@@ -160,6 +169,7 @@ class GPT(nn.Module):
             x = x / self.width_ratio                          # muP: the logits of a wider model must not grow
         if targets is None:
             return self.lm_head(x), None
+        # With a vocabulary of 50,257 the logits are the largest array of all, so on CPU they never exist whole.
         x = x.flatten(0, 1)
         targets = targets.flatten()
         if cpu.loss_wins(x, self.config.vocab_size):
@@ -192,6 +202,7 @@ class GPT(nn.Module):
         """
         hidden, tables, vectors = [], [], []
         for name, p in self.named_parameters():
+            # Decay pulls towards 0, which for a gain or a bias is no simpler than another value.
             if p.dim() < 2:
                 vectors.append(p)
             elif is_hidden(name):

@@ -63,6 +63,7 @@ class Batches:
 
     def get(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs, targets), each (len(ids), T) int64 on the device."""
+        # One token more than T, so that the last input has its target; the same window, shifted by one.
         window = self.tokens[ids[:, None] * self.T + np.arange(self.T + 1)]
         window = torch.from_numpy(window.astype(np.int64))
         if self.device.startswith("cuda"):
@@ -94,10 +95,12 @@ class Run:
         self.record = None                             # the last log line
         self.noise = NoiseScale(c.batch_size, world)
         system.keep_heap()
+        # Every rank draws the same weights; dropout is seeded anew in each step.
         torch.manual_seed(c.seed)
         torch.set_float32_matmul_precision("high")     # TF32 on GPUs that have it; no effect on CPU
         self.raw = GPT(c).to(c.device)
         self.weights = list(self.raw.parameters())     # once: the walk costs as much as the clipping
+        # `raw` is the model itself: compiled or wrapped for several ranks its weights have other names.
         self.params = self.raw.count_params()
         self.flops = count_flops(c)
         self.build_optimizer()
@@ -118,6 +121,7 @@ class Run:
 
     def build_model(self):
         model = self.raw
+        # On CPU compiling takes a minute and gains nothing at these sizes (scaling/LOG.md).
         if self.c.compile and self.c.device.startswith("cuda"):
             model = torch.compile(model)
         if self.world > 1:
@@ -140,9 +144,11 @@ class Run:
             state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
         self.losses.append(self.backward())
+        # muP gives each group its own multiple of the scheduled rate (GPT.optimizer_groups).
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
         self.scaler.unscale_(self.optimizer)
+        # The norm of the whole gradient is logged, and clipped where that is on.
         self.grad_norm = cpu.clip(self.weights, c.grad_clip or math.inf)
         self.noise.step(self.grad_norm, self.step)
         self.scaler.step(self.optimizer)
@@ -154,6 +160,8 @@ class Run:
     def backward(self) -> torch.Tensor:
         """Gradients of the batch's mean loss. Returns this rank's share of it."""
         c = self.c
+        # All ranks agree on the batch and each takes its part; parts may be uneven, so losses are weighted by
+        # their rows, and the sum over parts is the mean over the batch, whatever their number.
         rows = self.data.row_ids(self.step * c.batch_size, c.batch_size)
         rows = np.array_split(rows, self.world)[self.rank]
         micro_batches = np.array_split(rows, c.gradient_accumulation_steps)
@@ -181,6 +189,7 @@ class Run:
         """Mean loss in nats of the first eval_iters rows of val.bin, at any batch size; ranks share them."""
         c = self.c
         rows = np.arange(c.eval_iters)[self.rank::self.world]
+        # Without gradients larger batches fit, and the mean does not depend on their size.
         per_batch = max(1, min(16384, 2 ** 27 // c.vocab_size) // c.block_size)    # .5 GB of logits
         total = 0.0
         self.raw.eval()
@@ -198,6 +207,7 @@ class Run:
 
     def mean_loss(self) -> float:
         """Mean training loss since the last log line, over micro-batches and ranks. Waits for the device."""
+        # One micro-batch alone would be noisier than what the fits resolve.
         values = self.sum_over_ranks(torch.stack(self.losses)).tolist()
         require_finite(self.c, values, self.step - len(values) + 1, "training loss")
         return sum(values) / len(values)
@@ -234,6 +244,7 @@ def loop(run: Run, caught: list) -> dict:
     """Train `run` to its end. Returns the last log record; raises Interrupted after a signal."""
     c = run.c
     keep = {int(step) for step in c.keep_steps.split(",") if step}
+    # Tokens per second are of the steps since the last log line, so that evaluation does not count as training.
     saved_at = logged_at = time.perf_counter()
     logged_step = run.step
     while run.step < c.max_iters:
@@ -252,6 +263,7 @@ def loop(run: Run, caught: list) -> dict:
             rundir.save(run, f"ckpt_{run.step}.pt")
         if run.world > 1 and run.step % 10 and not last:
             continue                                   # ranks stop and save together, every tenth step
+        # A signal may have reached one rank only, and clocks differ: all must save at the same step.
         stop, due = agree(run, len(caught), time.perf_counter() - saved_at > 60 * c.ckpt_minutes)
         if last or stop or due:
             rundir.save(run)
@@ -293,8 +305,10 @@ def train(asked: Config) -> dict:
     out = Path(c.out_dir)
     with rundir.named_errors(out, "choose another out_dir"):
         out.mkdir(parents=True, exist_ok=True)
+    # A run that is done is not trained again; one of other settings in its place is refused.
     if c.resume == "auto" and (done := rundir.finished(c, resolved.meta)):
         return done
+    # Two processes in one directory would mix their logs and overwrite each other's checkpoints.
     alone = system.lock(out / "lock", "another process") if rank == 0 else contextlib.nullcontext()
     with alone, caught_signals() as caught, explained(c):
         run = Run(c, resolved.meta, rank, world)
