@@ -35,7 +35,7 @@ def convert(key, value, kind, where):
             value = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
         except (ValueError, SyntaxError):
             raise wrong from None
-    if kind is bool and isinstance(value, (int, float)) and value in (0, 1):
+    if kind is bool and isinstance(value, int) and value in (0, 1):
         return bool(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or kind is bool:
         raise wrong
@@ -101,12 +101,12 @@ def set_fields(c, values):
 
 def help_text(config_class):
     """The fields with their defaults and trailing comments, straight from the source."""
-    defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
-    rows = []
-    for name, note, head in re.findall(r"^    (\w+): \w+ = .+?  +# (.*)$|^    # (.*)$",
-                                       inspect.getsource(config_class), re.M):
-        rows.append(f"\n{head}" if head else f"  --{f'{name}={defaults[name]!r}':<34} {note}")
-    return "\n".join(rows)
+    field = r"^    (\w+): \w+ = (?:free\((.+?)\)|(.+?))  +# (.*)$"
+    heading = r"^    # (.*)$"
+    lines = []
+    for name, wrapped, plain, note, head in re.findall(f"{field}|{heading}", inspect.getsource(config_class), re.M):
+        lines.append(f"\n{head}" if head else f"  --{f'{name}={wrapped or plain}':<34} {note}")
+    return "\n".join(lines)
 
 
 def configure(config_class, args):

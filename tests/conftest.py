@@ -47,7 +47,7 @@ def copy_code(root: Path, *more: str) -> None:
 
 
 class Lab:
-    """The code of a run (`copy_code`) and data/tiny under `root`, which train.ROOT must be (see `lab`)."""
+    """The code of a run (`copy_code`) and data/tiny under `root`, which basics.ROOT must be (see `lab`)."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -64,16 +64,16 @@ class Lab:
         return {k: v for k, v in wanted.items() if v is not None}
 
     def config(self, name: str = "run", **changes):
-        import train
-        return train.Config(**self.settings(name, **changes))
+        from config.settings import Config
+
+        return Config(**self.settings(name, **changes))
 
     def derived(self, name: str = "run", **changes):
         """The configuration as a run would use it."""
-        import train
-        c = self.config(name, **changes)
-        meta = train.load_meta(c.dataset)
-        train.check(c, meta, 1)
-        return train.derive(c, meta, "cpu", 1)
+        from config.settings import resolve
+        from runtime.devices import on_machine
+
+        return on_machine(resolve(self.config(name, **changes)).config, "cpu", 1)
 
     def train(self, name: str = "run", **changes) -> dict:
         import train
@@ -129,8 +129,9 @@ class Lab:
 
 
 def in_this_process(patch: pytest.MonkeyPatch, root: Path) -> None:
-    import train
-    patch.setattr(train, "ROOT", root)                 # a process of its own needs no help: it runs the copy
+    from runtime import basics
+
+    patch.setattr(basics, "ROOT", root)                # a process of its own needs no help: it runs the copy
     patch.setattr(os, "fsync", lambda fd: None)        # no test cuts the power, and disks are slow
 
 

@@ -155,12 +155,15 @@ def test_a_rank_that_dies(lab, monkeypatch, restarts, rank):
 def test_ranks_at_different_checkpoints_are_refused(lab, monkeypatch):
     """As of two nodes that do not share out_dir: one would begin anew, the other go on."""
     import train
+    from config.settings import load_meta
+    from runtime import rundir
     from runtime.basics import UserError
-    run = train.Run(lab.derived(), train.load_meta("tiny"), 0, 1)
+
+    run = train.Run(lab.derived(), load_meta("tiny"), 0, 1)
     run.world, run.step = 2, 10
     monkeypatch.setattr(run, "sum_over_ranks", lambda x: x)            # the other rank adds 0
     with pytest.raises(UserError, match="goes on from step 10, others do not; put out_dir on a file system"):
-        run.require_same_step()
+        rundir.require_same_step(run)
 
 
 def test_two_processes_go_on_as_two(both):
@@ -187,7 +190,8 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(lab):
 
 
 def test_more_processes_than_rows_is_one_line(lab, monkeypatch):
-    import train
+    from config.settings import resolve
     from runtime.basics import UserError
+
     with pytest.raises(UserError, match="batch_size 8 is smaller than 9 processes"):
-        train.check(lab.config(), train.load_meta("tiny"), 9)
+        resolve(lab.config(), 9)

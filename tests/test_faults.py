@@ -538,7 +538,6 @@ def test_any_number_of_jobs_gives_the_same_table(sweeps, whole):
 
 def test_runs_of_a_sweep_have_one_thread_for_any_number_of_jobs(tmp_path, monkeypatch):
     """Sums over threads depend on how many there are. Who sets OMP_NUM_THREADS, decides."""
-    import train
     from scaling import sweep
     seen = []
     monkeypatch.setattr(subprocess, "Popen", lambda *args, env, **_: seen.append(env["OMP_NUM_THREADS"]))

@@ -24,13 +24,15 @@ from hypothesis import strategies as st
 import sample
 import train
 from config.configurator import configure
+from config.settings import Config, learning_rate, load_meta, resolve
+from runtime import rundir
 from runtime.basics import UserError, plain_name
 from scaling import fit, forecast, logs, plan, sweep
 from scaling.tables.csv import read_table
 from scaling.tables.runs import select
 
 TOTAL = []
-FIELDS = dataclasses.fields(train.Config)
+FIELDS = dataclasses.fields(Config)
 
 
 def fuzz(count: int):
@@ -115,7 +117,7 @@ def place(module_lab):
 def test_command_lines(args):
     args = [arg for arg in args if not arg.endswith(".py")]            # a file is a program: see below
     with one_line():
-        c, _ = configure(train.Config, args)
+        c = configure(Config, args)
         assert all(type(getattr(c, f.name)) is type(f.default) or f.type is float for f in FIELDS)
 
 
@@ -132,7 +134,7 @@ def test_config_files(tmp_path_factory, body):
     path = folder_of(tmp_path_factory, "configs") / "c.py"
     path.write_text("\n".join(body), encoding="utf-8", errors="replace")
     with one_line():
-        configure(train.Config, [str(path)])
+        configure(Config, [str(path)])
 
 
 def folder_of(factory, name: str) -> Path:
@@ -147,11 +149,9 @@ def folder_of(factory, name: str) -> Path:
 def test_settings(place, changes):
     """What check() and derive() let through is a run that can be described."""
     with one_line():
-        c = train.Config(**GOOD | changes)
-        meta = train.load_meta(c.dataset)
-        train.check(c, meta, 1)
-        c = train.derive(c, meta, train.find_device(c.device), 1)
-        assert c.max_iters >= 1 and c.batch_size >= 1 and math.isfinite(train.learning_rate(0, c))
+        c = Config(**GOOD | changes)
+        c = resolve(c).config
+        assert c.max_iters >= 1 and c.batch_size >= 1 and math.isfinite(learning_rate(0, c))
 
 
 # ---------------------------------------------------------------- sweeps
@@ -245,8 +245,8 @@ def test_meta_json(place, data):
     (folder / "meta.json").write_text(text, encoding="utf-8", errors="replace")
     before = place.files()
     with one_line():
-        meta = train.load_meta("fuzzed")
-        train.check(train.Config(**GOOD), meta, 1)
+        load_meta("fuzzed")
+        resolve(Config(**GOOD))
     with one_line():
         plan.vocabulary("fuzzed")
     assert place.files() == before
@@ -311,7 +311,7 @@ def test_log_jsonl(tmp_path_factory, body, step):
         assert steps == sorted(set(steps))
     assert path.read_bytes() == before
     with one_line():
-        train.trim_log(path, step)
+        rundir.trim_log(path, step)
         assert all(json.loads(line)["step"] <= step for line in path.read_bytes().splitlines())
         return
     assert path.read_bytes() == before                                 # refused: as it was
@@ -356,7 +356,7 @@ def test_result_json(tmp_path_factory, result):
 def resumed(place):
     """A run to load checkpoints into, the bytes and the content of a good one, and a path for bad ones."""
     c = place.derived("fuzzed", **GOOD)
-    run = train.Run(c, train.load_meta("tiny"), 0, 1)
+    run = train.Run(c, load_meta("tiny"), 0, 1)
     run.out.mkdir(parents=True)
     good = place.out("done") / "ckpt.pt"
     state = torch.load(good, weights_only=True)
@@ -419,7 +419,7 @@ def test_a_checkpoint_cannot_run_code(resumed, tmp_path, kind):
         path.write_bytes(pickle.dumps(Evil()))
     else:
         torch.save(good | {"record": Evil()}, path)
-    with pytest.raises(train.Corrupt):
+    with pytest.raises(rundir.Corrupt):
         run.resume()
     with pytest.raises(UserError):
         sample.load_run(path.parent)
@@ -523,5 +523,5 @@ def test_a_zip_bomb_is_no_checkpoint(resumed):
     run, _, _, path = resumed
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("archive/data.pkl", bytes(10 ** 6))
-    with pytest.raises(train.Corrupt):
+    with pytest.raises(rundir.Corrupt):
         run.resume()

@@ -1,4 +1,4 @@
-"""The kernels for CPU in model.py against what they replace: cross-entropy, attention, linear layers."""
+"""The kernels of runtime/cpu.py against what they replace: cross-entropy, attention, linear layers."""
 import math
 
 import pytest
@@ -6,8 +6,10 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-import model
-from model import GPT, BlockedAttention, BlockedCrossEntropy, GPTConfig, LinearFunction
+from config.settings import Config
+from model import GPT
+from runtime import cpu
+from runtime.cpu import BlockedAttention, BlockedCrossEntropy, LinearFunction
 
 CLOSE = 1e-5                     # of the largest entry, against float64
 WIDE = dict(n_layer=1, n_head=2, n_embd=24, block_size=16, vocab_size=2500)    # more than a block of columns
@@ -119,7 +121,7 @@ def test_without_gradients_the_loss_is_the_same_and_none_are_made(monkeypatch):
     expected = BlockedCrossEntropy.apply(x, w, targets)
     made, index_add = [], torch.Tensor.index_add_            # the head's gradient is made by it
     monkeypatch.setattr(torch.Tensor, "index_add_", lambda *args: made.append(1) or index_add(*args))
-    gpt, ids = GPT(GPTConfig(**WIDE)), torch.arange(32).view(2, 16)
+    gpt, ids = GPT(Config(**WIDE)), torch.arange(32).view(2, 16)
     with torch.no_grad():
         assert torch.equal(BlockedCrossEntropy.apply(x, w, targets, False), expected)
         without = gpt(ids, ids)[1]
@@ -185,13 +187,13 @@ def test_linear_layers(rows, bias):
 def test_gpt_with_them_has_the_gradients_of_gpt_without(tied, shape, monkeypatch):
     """Two unequal micro-batches accumulate, as train.py scales them; some targets are ignored."""
     torch.manual_seed(1)
-    gpt = GPT(GPTConfig(**shape, tie_weights=tied, bias=True))
+    gpt = GPT(Config(**shape, tie_weights=tied, bias=True))
     ids = torch.randint(2500, (3, shape["block_size"] + 1))
     targets = ids[:, 1:].clone()
     targets[0, 3:9] = -1
     gradients = []
-    for paying in (model.onednn_pays, lambda: False):
-        monkeypatch.setattr(model, "onednn_pays", paying)
+    for paying in (cpu.onednn_pays, lambda: False):
+        monkeypatch.setattr(cpu, "onednn_pays", paying)
         gpt.zero_grad()
         for part in (slice(0, 1), slice(1, 3)):
             x, y = ids[part, :-1], targets[part]
@@ -208,20 +210,20 @@ def test_the_blocked_loss_is_used_where_it_should_be(monkeypatch):
     apply = BlockedCrossEntropy.apply
     monkeypatch.setattr(BlockedCrossEntropy, "apply", lambda *args: used.append(1) or apply(*args))
     ids = torch.arange(32).view(2, 16)
-    GPT(GPTConfig(**WIDE))(ids, ids)
+    GPT(Config(**WIDE))(ids, ids)
     assert used
     with torch.autocast("cpu", dtype=torch.bfloat16):        # it does its own arithmetic
-        GPT(GPTConfig(**WIDE))(ids, ids)
-    GPT(GPTConfig(**WIDE | dict(vocab_size=96)))(ids, ids)   # where blocks gain nothing
+        GPT(Config(**WIDE))(ids, ids)
+    GPT(Config(**WIDE | dict(vocab_size=96)))(ids, ids)   # where blocks gain nothing
     assert len(used) == 1
 
 
 def test_matmul_precision_is_put_back(monkeypatch):
     """On GPUs it decides whether TF32 is used, so no kernel may leave it changed, even when it fails."""
-    monkeypatch.setattr(model, "onednn_pays", lambda: True)
+    monkeypatch.setattr(cpu, "onednn_pays", lambda: True)
     before, seen = torch.get_float32_matmul_precision(), []
 
-    @model.onednn_matmul
+    @cpu.onednn_matmul
     def multiply(a, b):
         seen.append(torch.get_float32_matmul_precision())
         return a @ b
@@ -233,8 +235,8 @@ def test_matmul_precision_is_put_back(monkeypatch):
 
 
 def test_onednn_is_used_only_where_it_is_float32():
-    if not model.onednn_pays():
+    if not cpu.onednn_pays():
         pytest.skip("no AVX-512, or its float32 matmuls round to bfloat16")
     a, b = tensors((300, 200), (200, 100))
-    product = model.onednn_matmul(torch.mm)(a.detach(), b.detach())
+    product = cpu.onednn_matmul(torch.mm)(a.detach(), b.detach())
     assert (product.double() - a.double() @ b.double()).abs().max() < 1e-5 * math.sqrt(200) * 4

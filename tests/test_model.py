@@ -9,9 +9,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, GPTConfig
+from config import settings
+from config.settings import Config
+from model import GPT
 
-TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, base_width=16)
+TINY = Config(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, base_width=16)
 KINDS = [dict(parametrization=p, tie_weights=t, bias=b)
          for p, t, b in product(("gpt2", "mup"), (True, False), (True, False))]
 every_kind = pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def hugging_face():
 
 def copy_of(hf) -> GPT:
     """Our model with Hugging Face's weights, matched by name; their Conv1D stores matrices transposed."""
-    model = GPT(GPTConfig(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=96, bias=True)).eval()
+    model = GPT(Config(n_layer=3, n_head=4, n_embd=64, block_size=32, vocab_size=96, bias=True)).eval()
     theirs, ours = dict(hf.named_parameters()), dict(model.named_parameters())
     assert set(theirs) == set(ours)
     with torch.no_grad():
@@ -168,7 +170,8 @@ def test_parameters_by_group(kind):
 
 def test_gpt2_small_has_its_published_size():
     with torch.device("meta"):
-        model = GPT(GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True))
+        model = GPT(Config(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257,
+                           bias=True))
     n = model.count_params()
     assert n["total"] == 124_439_808                         # what Hugging Face's gpt2 counts
     assert n["total"] - n["position_embedding"] == 123_653_376
@@ -186,7 +189,7 @@ def test_flops_equal_torchs_counter_on_forward_and_backward(kind):
     """SDPA's math backend multiplies whole T x T squares, two forward and four backward: so do we count."""
     model, x = build(**kind), tokens()
     with sdpa_kernel(SDPBackend.MATH):
-        assert count_flops(model, x) == model.flops_per_token()["total"] * x[:, 1:].numel()
+        assert count_flops(model, x) == settings.count_flops(model.config)["total"] * x[:, 1:].numel()
 
 
 def test_torchs_counter_misses_attention_in_the_fused_cpu_kernel():
@@ -198,12 +201,12 @@ def test_torchs_counter_misses_attention_in_the_fused_cpu_kernel():
     model, x = build(), tokens()
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         counted = count_flops(model, x)
-    flops = model.flops_per_token()
+    flops = settings.count_flops(model.config)
     assert counted == (flops["total"] - flops["scores"]) * x[:, 1:].numel()
 
 
 def test_flops_by_part_sum_to_the_total():
-    flops = build().flops_per_token()
+    flops = settings.count_flops(build().config)
     assert sum(v for k, v in flops.items() if k != "total") == flops["total"]
     n = build().count_params()                               # without norms and scores it is 6 N
     assert flops["total"] - flops["scores"] == 6 * (n["attention"] + n["mlp"] + n["head"])

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import train
+from config import settings
+from config.settings import Config
 from runtime.basics import UserError
 from scaling import plots, sweep
 from scaling.recipe import batch
@@ -17,7 +19,7 @@ from scaling.tables.csv import write_table
 @pytest.fixture(scope="module")
 def by_hand(module_lab, rows: int = 600) -> float:
     """tr(Sigma)/|G|^2 in tokens of the untrained model, from the gradients of single sequences."""
-    run = train.Run(module_lab.derived(), train.load_meta("tiny"), 0, 1)
+    run = train.Run(module_lab.derived(), settings.load_meta("tiny"), 0, 1)
     total, squares = 0.0, 0.0
     for ids in run.data.row_ids(0, rows)[:, None]:
         gradients = torch.autograd.grad(run.raw(*run.data.get(ids))[1], list(run.raw.parameters()))
@@ -81,7 +83,7 @@ def test_seeds_repeat_a_run(read):
 
 def test_seeds_in_base_repeat_every_run_from_the_default_seed(read):
     runs, _ = read("base = dict(seeds=2)\nruns = [dict(name='a'), dict(name='b', seeds=1)]")
-    first = train.Config.seed
+    first = Config.seed
     assert [(r["name"], r["seed"]) for r in runs] == [("a_s1", first), ("a_s2", first + 1), ("b_s1", first)]
 
 
@@ -179,7 +181,7 @@ def test_a_batch_study_from_runs_to_its_fit(lab, capsys):
 def test_batch_and_rate_follow_from_compute(lab):
     """Bi et al. 2024, eq. 1, worked by hand for C = 6 x N x D of the small model on a million tokens."""
     c = lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1, learning_rate=-1)
-    params = train.shape_counts(c)[0]
+    params = settings.count_params(c)
     C = 6 * (params["non_embedding"] + params["head"]) * 1e6
     assert 0.292 * C ** 0.3271 == pytest.approx(c.batch_size * 32, rel=2 ** 0.5 - 1)     # a power of 2
     assert c.batch_size == 32 and c.learning_rate == pytest.approx(0.3118 * C ** -0.125, rel=0.05)
@@ -191,7 +193,7 @@ def test_the_rules_leave_alone_what_is_set(lab):
     assert c.batch_size == 8
     assert c.learning_rate == lab.derived(max_iters=3906, learning_rate=-1).learning_rate
     c = lab.derived(max_iters=None, target_tokens=1e6, batch_size=-1)
-    assert c.learning_rate == train.Config.learning_rate
+    assert c.learning_rate == Config.learning_rate
 
 
 def test_a_short_run_keeps_a_hundred_steps(lab):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from runtime import rundir
 
 RUN = dict(max_iters=30, log_interval=7, eval_interval=12, n_layer=2, learning_rate=1e-2)
 FREE = ("wall_s", "tok_per_s", "elapsed_s", "elapsed", "out_dir", "ckpt_minutes")      # may differ
@@ -37,7 +38,7 @@ def assert_same_run(lab, a: str, b: str) -> None:
     result = [json.loads((lab.out(name) / "result.json").read_text()) for name in (a, b)]
     assert same(*result) and list(result[0]) == list(result[1])
     files = [sorted(p.name for p in lab.out(name).iterdir()) for name in (a, b)]
-    assert files[0] == files[1] == ["ckpt.pt", "config.json", "log.jsonl", "result.json"]
+    assert files[0] == files[1] == ["ckpt.pt", "config.json", "lock", "log.jsonl", "result.json"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def die(*args, **kwargs):
 
 def cut_off(patch, where: str, at: int) -> None:
     """Patch train.py to send itself SIGTERM, or to die, at place `where` of step `at` (or soon after it)."""
-    train_step, evaluate, log = train.Run.train_step, train.Run.evaluate, train.Run.log
+    train_step, evaluate, log = train.Run.train_step, train.Run.evaluate, rundir.append_log
     save, replace = torch.save, os.replace
     now = []                                                   # the step done last
 
@@ -76,10 +77,10 @@ def cut_off(patch, where: str, at: int) -> None:
     def late():
         return bool(now) and now[0] >= at
 
-    def half_a_line(run, record):
+    def half_a_line(out, record):
         if not late():
-            return log(run, record)
-        with open(run.out / "log.jsonl", "a") as f:
+            return log(out, record)
+        with open(out / "log.jsonl", "a") as f:
             f.write(json.dumps(record)[:20 + at])
         die()
 
@@ -101,9 +102,9 @@ def cut_off(patch, where: str, at: int) -> None:
     if where == "evaluate":
         patch.setattr(train.Run, "evaluate", lambda run: die() if late() else evaluate(run))
     if where == "log":
-        patch.setattr(train.Run, "log", half_a_line)
+        patch.setattr(rundir, "append_log", half_a_line)
     if where == "logged":
-        patch.setattr(train.Run, "log", lambda run, record: (log(run, record), late() and die()))
+        patch.setattr(rundir, "append_log", lambda out, record: (log(out, record), late() and die()))
     if where == "checkpoint":
         patch.setattr(torch, "save", half_a_checkpoint)
     patch.setattr(os, "replace", rename)
@@ -273,4 +274,4 @@ def test_a_branch_that_does_not_fit_its_trunk_is_refused(trunk, name, changes, s
     settings = WSD | dict(max_iters=30) | {k: v for k, v in changes.items() if k != "step"}
     code, _, err = trunk.command(name, branch=str(trunk.out("trunk") / f"ckpt_{step}.pt"), **settings)
     assert code == 2 and says in err and err.count("\n") == 1
-    assert list(trunk.out(name).iterdir()) == []
+    assert [path.name for path in trunk.out(name).iterdir()] == ["lock"]

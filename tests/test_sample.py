@@ -12,12 +12,13 @@ import torch
 from conftest import ROOT
 
 import sample
+from config.settings import Config as RunConfig
 from data.common import get_tokenizer
-from model import GPT, GPTConfig
+from model import GPT
 from runtime.basics import UserError, exit_cleanly
 from sample import Config, encode_prompt, generate, pick
 
-SMALL = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=12, vocab_size=40)
+SMALL = RunConfig(n_layer=2, n_head=2, n_embd=32, block_size=12, vocab_size=40)
 
 
 def build(**changes) -> GPT:

@@ -16,14 +16,18 @@ from conftest import SMALL, write_dataset
 from torch.nn import functional as F
 
 import train
-from model import GPT, GPTConfig
+from config import settings
+from config.settings import Config
+from model import GPT
+from runtime import basics, cpu, rundir
 from runtime.basics import UserError
 
 # The columns of runs.csv, less study and run, which the parser adds.
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
     params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd
     flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype
-    commit""".split()
+    commit dropout bias tie_weights vocab_size parametrization base_width warmup_iters warmup_frac lr_decay_iters
+    cooldown_frac min_lr weight_decay beta1 beta2 grad_clip""".split()
 
 
 # ---------------------------------------------------------------- horizon
@@ -31,7 +35,7 @@ COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_token
 
 def counts_by_hand(lab):
     """(parameters that work for each token, FLOPs per token) of SMALL, from the shapes of its matrices."""
-    V = train.load_meta("tiny")["vocab_size"]
+    V = settings.load_meta("tiny")["vocab_size"]
     L, D, T = SMALL["n_layer"], SMALL["n_embd"], SMALL["block_size"]
     matrices = L * 12 * D * D + V * D
     return matrices + (2 * L + 1) * D, 6 * matrices + 12 * L * T * D
@@ -66,9 +70,9 @@ def test_a_horizon_under_one_step_is_one_step(lab, horizon):
 
 
 def schedule(name, **changes):
-    c = train.Config(schedule=name, learning_rate=1.0, min_lr=0.1, max_iters=100, warmup_iters=10)
+    c = Config(schedule=name, learning_rate=1.0, min_lr=0.1, max_iters=100, warmup_iters=10)
     c = dataclasses.replace(c, **dict(lr_decay_iters=100) | changes)
-    return [train.learning_rate(step, c) for step in range(c.max_iters + 1)]
+    return [settings.learning_rate(step, c) for step in range(c.max_iters + 1)]
 
 
 @pytest.mark.parametrize("name, middle, late, end", [
@@ -109,12 +113,12 @@ def test_warmup_is_a_share_of_the_run_and_never_longer(lab):
 
 
 def test_the_log_has_the_rate_that_each_step_used(lab, monkeypatch):
-    used, step = [], train.FusedAdamW.step
-    monkeypatch.setattr(train.FusedAdamW, "step",
+    used, step = [], cpu.FusedAdamW.step
+    monkeypatch.setattr(cpu.FusedAdamW, "step",
                         lambda self: (used.append(self.param_groups[0]["lr"]), step(self)))
     lab.train(max_iters=10, warmup_iters=3, log_interval=1)
     assert [record["lr"] for record in lab.log()] == used
-    assert used == [train.learning_rate(i, lab.derived(max_iters=10, warmup_iters=3)) for i in range(10)]
+    assert used == [settings.learning_rate(i, lab.derived(max_iters=10, warmup_iters=3)) for i in range(10)]
 
 
 # ---------------------------------------------------------------- data
@@ -165,7 +169,7 @@ def test_a_text_of_exactly_one_row_is_enough(lab):
 def brute_force(lab, name, rows):
     """Mean loss over the first `rows` rows of val.bin, row by row, from the checkpoint and its logits."""
     state = lab.checkpoint(name)
-    model = GPT(train.model_config(train.Config(**state["config"])))
+    model = GPT(settings.from_dict(state["config"]))
     model.load_state_dict(state["model"])
     text = torch.from_numpy(np.fromfile(lab.data / "tiny" / "val.bin", dtype="<u2").astype(np.int64))
     total = 0.0
@@ -197,7 +201,7 @@ def test_bits_per_byte_follow_from_nats_per_token(lab):
 
 def test_validation_loss_knows_nothing_of_batches(lab, monkeypatch):
     def loss(**changes):
-        return train.Run(lab.derived(**changes), train.load_meta("tiny"), 0, 1).evaluate()
+        return train.Run(lab.derived(**changes), settings.load_meta("tiny"), 0, 1).evaluate()
 
     want = loss()
     assert loss(batch_size=3) == loss(gradient_accumulation_steps=4) == loss(dropout=0.9) == want
@@ -220,7 +224,7 @@ def test_train_loss_is_the_mean_over_the_interval(lab):
 
 def test_train_loss_is_that_of_the_batch_before_the_step(lab):
     lab.train(log_interval=1, max_iters=1)
-    run = train.Run(lab.derived(), train.load_meta("tiny"), 0, 1)
+    run = train.Run(lab.derived(), settings.load_meta("tiny"), 0, 1)
     loss = run.raw(*run.data.get(run.data.row_ids(0, 8)))[1]
     assert lab.log()[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-6)
 
@@ -270,9 +274,9 @@ def test_log_and_config_have_what_the_parser_reads(lab):
     assert [set(r) - {"val_loss"} for r in lab.log()] == [wanted] * 20
     assert ["val_loss" in r for r in lab.log()] == [False] * 19 + [True]       # 0: only at the end
     config = json.loads((lab.out("run") / "config.json").read_text())
-    assert {f.name for f in dataclasses.fields(train.Config)} <= set(config)
-    assert not [k for k, v in config.items() if v in (-1, "auto") and k not in train.HORIZONS + ("resume",)]
-    assert config["data_sha256"] == train.load_meta("tiny")["train_sha256"] and config["tokenizer"] == "char"
+    assert {f.name for f in dataclasses.fields(Config)} <= set(config)
+    assert not [k for k, v in config.items() if v in (-1, "auto") and k not in settings.HORIZONS + ("resume",)]
+    assert config["data_sha256"] == settings.load_meta("tiny")["train_sha256"] and config["tokenizer"] == "char"
     assert config["torch"] == torch.__version__
     assert {"commit", "params", "flops_per_token", "world_size"} <= set(config)
 
@@ -283,13 +287,13 @@ def test_result_is_written_last(lab, monkeypatch):
     lab.train()
     assert order[-2:] == ["ckpt.pt", "result.json"]
     names = sorted(p.name for p in lab.out("run").iterdir())
-    assert names == ["ckpt.pt", "config.json", "log.jsonl", "result.json"]
+    assert names == ["ckpt.pt", "config.json", "lock", "log.jsonl", "result.json"]
 
 
 def test_the_commit_is_recorded_or_empty(lab, monkeypatch):
-    assert train.git_commit() == ""                            # a copy without .git
+    assert basics.git_commit() == ""                            # a copy without .git
     monkeypatch.setenv("PATH", str(lab.root))
-    assert train.git_commit() == ""                            # a machine without git
+    assert basics.git_commit() == ""                            # a machine without git
 
 
 def test_a_finished_run_is_not_trained_again(lab, monkeypatch):
@@ -361,7 +365,7 @@ def test_the_step_is_named_where_the_log_is_sparse(lab):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])         # spoils the weights, and the next loss
 def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
-    train_step, clip = train.Run.train_step, train.clip
+    train_step, clip = train.Run.train_step, cpu.clip
 
     def spoil(parameters, *args):
         parameters = list(parameters)
@@ -370,7 +374,7 @@ def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
 
     def step(run):
         if run.step == 12 and what == "gradient":
-            monkeypatch.setattr(train, "clip", spoil)
+            monkeypatch.setattr(cpu, "clip", spoil)
         train_step(run)
         if run.step == 13 and what == "loss":
             run.losses[-1] = run.losses[-1] * math.nan
@@ -382,7 +386,7 @@ def test_the_last_good_checkpoint_outlives_a_bad_step(lab, monkeypatch, what):
     assert state["step"] == 12 and all(v.isfinite().all() for v in state["model"].values())
     assert not (lab.out("run") / "result.json").exists()
     monkeypatch.setattr(train.Run, "train_step", train_step)
-    monkeypatch.setattr(train, "clip", clip)
+    monkeypatch.setattr(cpu, "clip", clip)
     assert lab.command(log_interval=20, eval_interval=20)[0] == 0      # without the fault it goes on
 
 
@@ -420,15 +424,15 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted, monkeypatch, wh
     save = torch.save
     with monkeypatch.context() as patch:
         if where == "os.fsync":
-            part = lab.out("run") / "ckpt.pt.part"
-            patch.setattr(os, "fsync", lambda fd: full() if part.exists() else None)
+            out = lab.out("run")
+            patch.setattr(os, "fsync", lambda fd: full() if list(out.glob(".ckpt.pt.*.tmp")) else None)
         else:
             patch.setattr(torch, "save", lambda state, f: (f.write(b"half"), full()))
         code, _, err = lab.command()
     assert code == 2 and "No space left" in one_line(err)
     assert "ckpt.pt" in err and "the one written before is kept" in err
     assert (lab.out("run") / "ckpt.pt").read_bytes() == before
-    assert not list(lab.out("run").glob("*.part")) and not (lab.out("run") / "result.json").exists()
+    assert not list(lab.out("run").glob(".*.tmp")) and not (lab.out("run") / "result.json").exists()
     assert torch.save is save and lab.command()[0] == 0
 
 
@@ -446,7 +450,7 @@ def test_a_limit_on_file_size(lab, file, limit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2 and file in one_line(err) and "free some space" in err
-    assert not list(lab.out("run").glob("*.part")) and not (lab.out("run") / "result.json").exists()
+    assert not list(lab.out("run").glob(".*.tmp")) and not (lab.out("run") / "result.json").exists()
     if file == "ckpt.pt":
         assert (lab.out("run") / "ckpt.pt").read_bytes() == before
     assert lab.train() | dict(wall_s=0, tok_per_s=0) == lab.train("undisturbed") | dict(wall_s=0, tok_per_s=0)
@@ -541,7 +545,7 @@ def test_damaged_data_is_one_line_and_touches_nothing(lab, damage, says):
     assert lab.files() == files
 
 
-@pytest.mark.parametrize("key", train.META)
+@pytest.mark.parametrize("key", settings.META)
 @pytest.mark.parametrize("value", [None, [], -3])
 def test_a_meta_json_that_lacks_what_a_run_needs(lab, key, value):
     edit_meta(lab, **{key: value})
@@ -638,8 +642,8 @@ def test_a_signal_checkpoints_and_exits_with_3(lab, number):
 
 
 def test_a_signal_before_the_first_step_is_not_lost(lab, monkeypatch):
-    start_files = train.Run.start_files
-    monkeypatch.setattr(train.Run, "start_files",
+    start_files = rundir.start_files
+    monkeypatch.setattr(rundir, "start_files",
                         lambda *args: (start_files(*args), os.kill(os.getpid(), signal.SIGINT)))
     assert lab.command()[0] == 3 and lab.checkpoint()["step"] == 1
 
@@ -659,7 +663,7 @@ def test_adamw_and_clip_are_torch_s_bit_for_bit():
     """FusedAdamW and clip leave out Python, not arithmetic; also after a state was loaded."""
     def run(adamw, clip):
         torch.manual_seed(0)
-        model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=50))
+        model = GPT(Config(n_layer=1, n_head=2, n_embd=16, block_size=8, vocab_size=50))
         optimizer = adamw(model.optimizer_groups(0.1), lr=1e-2, betas=(0.9, 0.99), fused=True)
         norms, weights = [], list(model.parameters())
         for step in range(6):
@@ -671,5 +675,5 @@ def test_adamw_and_clip_are_torch_s_bit_for_bit():
             optimizer.step()
             optimizer.zero_grad()
         return [*norms, *weights, *(s["exp_avg_sq"] for s in optimizer.state.values())]
-    ours, theirs = run(train.FusedAdamW, train.clip), run(torch.optim.AdamW, torch.nn.utils.clip_grad_norm_)
+    ours, theirs = run(cpu.FusedAdamW, cpu.clip), run(torch.optim.AdamW, torch.nn.utils.clip_grad_norm_)
     assert len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))

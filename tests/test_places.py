@@ -1,0 +1,93 @@
+"""What README says of changing the lab: how many places a new thing takes. Each test makes the change and runs it.
+
+The changes go into a copy of the code, as an edit of the source that a user would make.
+"""
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import copy_code, write_dataset
+
+from config import settings
+from config.settings import Config
+
+
+class House:
+    """A copy of the code under `root`, to be changed and run."""
+
+    def __init__(self, root):
+        self.root = root
+        copy_code(root, "scaling")
+        write_dataset(root / "data" / "tiny")
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        file = self.root / path
+        text = file.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{path} has {text.count(old)} times {old!r}"
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run([sys.executable, *command], cwd=self.root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def train(self, *more: str) -> dict:
+        self.run("train.py", "--dataset=tiny", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32",
+                 "--max_iters=10", "--eval_iters=20", "--device=cpu", "--out_dir=out/study/run", *more)
+        return json.loads((self.root / "out" / "study" / "run" / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(tmp_path)
+
+
+def test_a_schedule_is_one_place(house):
+    house.edit("config/settings.py", '    "constant": lambda', '    "half": lambda done, cool: 0.5,\n    "constant": lambda')
+    assert house.train("--schedule=half", "--warmup_iters=0", "--learning_rate=0.01")["schedule"] == "half"
+    log = (house.root / "out" / "study" / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["lr"] for line in log} == {0.005}
+
+
+def test_a_model_option_is_two_places_and_a_recorded_number_too(house):
+    """The option is a field of Config and a line of model.py; it reaches runs.csv by itself."""
+    house.edit("config/settings.py", "    vocab_size: int = -1  ", "    squash: bool = False                   # tanh for GELU\n    vocab_size: int = -1  ")
+    house.edit("model.py", 'x = F.gelu(self.c_fc(x), approximate="tanh")  ', 'x = self.activation(self.c_fc(x))  ')
+    house.edit("model.py", "        self.c_fc = cpu.Linear", "        self.activation = torch.tanh if c.squash else F.gelu\n        self.c_fc = cpu.Linear")
+    house.edit("config/settings.py", '"flops_exact train_loss val_loss', '"flops_exact steps train_loss val_loss')
+    house.edit("runtime/rundir.py", 'flops_exact=record["flops"],', 'flops_exact=record["flops"], steps=record["step"],')
+    plain = house.train()
+    squashed = house.train("--squash=True", "--resume=never")
+    assert plain["squash"] == 0 and squashed["squash"] == 1 and plain["val_loss"] != squashed["val_loss"]
+    house.run("-m", "scaling.logs", "out/study", "--out=runs.csv")
+    header, row = (house.root / "runs.csv").read_text(encoding="utf-8").splitlines()
+    found = dict(zip(header.split(","), row.split(",")))
+    assert found["squash"] == "1" and found["steps"] == "10"
+
+
+def test_a_younger_setting_breaks_no_old_run(lab, monkeypatch):
+    """A run that knew nothing of a setting had its default: it goes on, is found done, and is sampled from."""
+    lab.train("old")
+    for name in ("config.json", "ckpt.pt"):
+        forget(lab.out("old") / name, "bias")
+    assert lab.train("old")["val_loss"] == json.loads((lab.out("old") / "result.json").read_text())["val_loss"]
+    (lab.out("old") / "result.json").unlink()
+    assert lab.train("old")["tokens"] > 0                       # from its checkpoint, at its last step
+    assert settings.differences({"n_layer": 4}, {"n_layer": 4, "dropout": Config.dropout}) == []
+    assert settings.differences({"n_layer": 4}, {"n_layer": 4, "dropout": 0.1}) == ["dropout"]
+    (lab.out("old") / "result.json").unlink()
+    code, _, err = lab.command("old", bias=True)
+    assert code == 2 and "bias=None, not True" in err
+
+
+def forget(path, name: str) -> None:
+    """Take the setting `name` out of a config.json or a checkpoint, as if it had been written before."""
+    import torch
+
+    if path.suffix == ".json":
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != name}))
+    else:
+        state = torch.load(path, weights_only=True)
+        del state["config"][name]
+        torch.save(state, path)
