@@ -256,7 +256,8 @@ def test_meta_json(place, data):
 
 
 HEADER = ["run", "params", "tokens", "loss", "flops", "budget", "val_loss", "params_head",
-          "params_non_embedding", "learning_rate", "seed", "dataset", "n_layer", "unique_tokens"]
+          "params_non_embedding", "learning_rate", "min_lr", "bias", "seed", "dataset", "n_layer",
+          "unique_tokens"]
 cells = scalars.map(str) | st.sampled_from(["1e6", "2e6", "3.1", "2.7", "", "nan", "a,b", '"', "1_000"])
 
 
@@ -340,13 +341,16 @@ def test_foreign_logs(tmp_path_factory, text, suffix, flags):
 
 
 @fuzz(100)
-@given(mutated(dict(seed=1, tokens=640, val_loss=3.0, wall_s=1.0, dataset="tiny", params_total=100)) | values)
+@given(mutated(dict(seed=1, tokens=640, val_loss=3.0, wall_s=1.0, dataset="tiny", params_total=100))
+       | st.dictionaries(words, scalars, max_size=3).map({"tokens": 640, "val_loss": 3.0}.__or__) | values)
 def test_result_json(tmp_path_factory, result):
     folder = folder_of(tmp_path_factory, "study") / "run"
     folder.mkdir(exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     found, problems = logs.parse_study(folder.parent)
     assert len(found) + len(problems) == 1 and all("\n" not in line for line in problems)
+    logs.write_runs(folder.parent / "runs.csv", found)
+    assert len(read_table(folder.parent / "runs.csv")["run"]) == len(found)
 
 
 # ---------------------------------------------------------------- checkpoints

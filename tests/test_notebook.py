@@ -51,13 +51,14 @@ def fresh():
 
 def test_code_is_short_and_defines_nothing(committed):
     lines = [line for cell in code(committed) for line in cell.source.splitlines() if line.strip()]
-    assert len(lines) <= 102 and max(map(len, lines)) <= 110
+    assert len(lines) <= 100 and max(map(len, lines)) <= 110
     tree = ast.parse("\n".join(line for line in lines if not line.startswith("%")))
     definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda
     assert not [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, definitions)]
 
 
-def test_outputs_are_committed_and_clean(committed):
+def test_outputs_are_committed_small_and_clean(committed):
+    assert NOTEBOOK.stat().st_size < 500_000
     assert [cell.execution_count for cell in code(committed)] == list(range(1, len(code(committed)) + 1))
     assert sum(map(images, code(committed))) >= 12
     for output in (o for cell in code(committed) for o in cell.outputs):

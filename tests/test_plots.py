@@ -2,17 +2,18 @@
 import csv
 import json
 import re
-import shutil
 import struct
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from runtime import basics
 from runtime.basics import UserError
 from scaling import fit as fitting
 from scaling import plots
-from scaling.laws import forms as laws
-from scaling.laws import frontiers
+from scaling.laws import forms, frontiers
 
 TRUE = {"E": 1.0, "A": 30.0, "B": 300.0, "alpha": 0.33, "beta": 0.40}
 BUDGETS = np.geomspace(1e12, 1e14, 4)
@@ -27,18 +28,29 @@ def write_csv(path, rows):
         writer.writerows(rows)
 
 
+def write_fit(folder, fit):
+    (folder / "fit.json").write_text(json.dumps(fit), encoding="utf-8")
+
+
+def read_fit(folder):
+    return json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+
+
 def write_study(folder):
     """20 runs on four budgets, their curves, the fit, one forecast that came and one that has not."""
-    rng, runs, curves = np.random.default_rng(1), [], []
+    rng = np.random.default_rng(1)
+    runs = []
+    curves = []
     for b, C in enumerate(BUDGETS):
-        for k, N in enumerate(laws.surface_optimum(TRUE, C)[0] * np.geomspace(1 / 4, 4, 5)):
-            D, name = C / (6 * N), f"b{b}_{k}"
-            loss = laws.surface_loss(TRUE, N, D) * np.exp(0.003 * rng.standard_normal())
+        for k, N in enumerate(forms.surface_optimum(TRUE, C)[0] * np.geomspace(1 / 4, 4, 5)):
+            D = C / (6 * N)
+            name = f"b{b}_{k}"
+            loss = forms.surface_loss(TRUE, N, D) * np.exp(0.003 * rng.standard_normal())
             runs.append({"run": name, "params": N, "tokens": D, "loss": loss})
             for part in (0.01, 0.03, 0.1, 0.3, 1.0):
                 early = loss * part ** -0.1
                 curves.append({"run": name, "step": int(100 * part), "tokens": D * part, "flops": C * part,
-                               "train_loss": early, "val_loss": early})
+                               "train_loss": early + 0.01, "val_loss": early})
     curves.append(curves[0] | {"run": "stranger"})
     forecast = {"study": folder.name, "params": 2e6, "tokens": 8e7, "flops": 1e15, "predicted": 1.5,
                 "lo95": 1.45, "hi95": 1.55}
@@ -48,8 +60,7 @@ def write_study(folder):
     write_csv(folder / "curves.csv", curves)
     write_csv(folder / "forecasts.csv", forecasts)
     table = {k: np.array([r[k] for r in runs], object if k == "run" else float) for k in runs[0]}
-    fit = fitting.finite(fitting.fit_all(table, bootstrap=50))
-    (folder / "fit.json").write_text(json.dumps(fit), encoding="utf-8")
+    write_fit(folder, fitting.finite(fitting.fit_all(table, bootstrap=50)))
     return folder
 
 
@@ -58,14 +69,22 @@ def folder(tmp_path_factory):
     return write_study(tmp_path_factory.mktemp("results") / "toy")
 
 
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A directory with the study's runs and fit alone."""
+    for name in ("runs.csv", "fit.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def study(folder):
     return plots.read_study(folder)
 
 
 @pytest.fixture(scope="module")
-def finals(study):
-    return [study["data"][k] for k in "NDL"]
+def surface(study):
+    return study.fit["surface"]
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +94,30 @@ def drawn(study, folder):
     return {name: (figure, plots.save(figure, folder / f"{name}.png")) for name, figure in figures.items()}
 
 
+def with_law(study, name, law):
+    """The study with another law of this name."""
+    return study._replace(fit=study.fit | {name: law})
+
+
 def line(figure, label):
     """The line with this label. Fails when there is none."""
     return next(one for one in figure.axes[0].lines if one.get_label().startswith(label))
 
 
-# ---------------------------------------------------------------- the command
-
+# ---- The command. ----
 
 def test_every_figure_of_a_study_goes_beside_it(folder, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda figure, path: path)
     drawn = plots.draw_study(folder)
-    assert {p.stem for p in drawn} >= ALL and all(p.parent == folder / "figures" for p in drawn)
+    assert {p.stem for p in drawn} >= ALL
+    assert all(p.parent == folder / "figures" for p in drawn)
+
+
+def test_with_out_the_names_hold_the_study_and_the_bytes_are_the_same(folder, drawn, tmp_path, capsys):
+    plots.main([str(folder), f"--out={tmp_path}"])
+    assert capsys.readouterr().out.count("toy_") == len(drawn)
+    for name, (_, path) in drawn.items():
+        assert (tmp_path / f"toy_{name}.png").read_bytes() == path.read_bytes(), name
 
 
 def test_figures_are_small_and_one_column_wide(drawn):
@@ -104,12 +135,19 @@ def test_nothing_is_cut_off(drawn):
         assert min(x0, y0) > -0.01 and x1 < width + 0.01 and y1 < height + 0.01, name
 
 
-def test_figures_need_only_the_files_that_they_show(folder, tmp_path):
-    (tmp_path / "runs.csv").write_bytes((folder / "runs.csv").read_bytes())
-    assert plots.draw_study(tmp_path) == []
-    (tmp_path / "fit.json").write_bytes((folder / "fit.json").read_bytes())
-    names = set(plots.study_figures(plots.read_study(tmp_path)))
+def test_figures_need_only_the_files_that_they_show(copy):
+    names = set(plots.study_figures(plots.read_study(copy)))
     assert ALL - {"curves"} <= names and "curves" not in names
+    (copy / "fit.json").unlink()
+    assert plots.draw_study(copy) == []
+
+
+def test_a_new_law_is_one_row(study, monkeypatch):
+    row = ("mine", "my_law", lambda study: plots.power_law(study.N, study.L, study.fit["my_law"], "N", "N"))
+    monkeypatch.setattr(plots, "FIGURES", (*plots.FIGURES, row))
+    assert "mine" not in plots.study_figures(study)
+    mine = with_law(study, "my_law", study.fit["loss_vs_params"])
+    assert line(plots.study_figures(mine)["mine"], "law")
 
 
 def test_a_directory_without_runs_is_named(tmp_path):
@@ -117,67 +155,102 @@ def test_a_directory_without_runs_is_named(tmp_path):
         plots.main([str(tmp_path)])
 
 
-def test_no_argument_draws_all_results_with_the_same_bytes(folder, drawn, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plots, "ROOT", tmp_path)
-    (tmp_path / "scaling").mkdir()
-    shutil.copytree(folder, tmp_path / "scaling" / "results" / "toy")
-    plots.main([])
-    assert capsys.readouterr().out.count("toy_") == len(drawn)
-    for name, (_, path) in drawn.items():
-        assert (tmp_path / "assets" / f"toy_{name}.png").read_bytes() == path.read_bytes(), name
-
-
 def test_no_results_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "ROOT", tmp_path)
-    (tmp_path / "scaling" / "results").mkdir(parents=True)
-    with pytest.raises(UserError, match="no study"):
+    monkeypatch.setattr(basics, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="no runs.csv"):
         plots.main([])
 
 
-# ---------------------------------------------------------------- what the figures show
+def test_assets_are_what_readme_shows_and_what_the_committed_results_give(tmp_path):
+    """`python -m scaling.plots` makes every file of assets/ and no other; README shows each of them."""
+    assets = basics.ROOT / "assets"
+    plots.main([f"--out={tmp_path}"])
+    made = {path.name for path in tmp_path.glob("*.png")}
+    shown = re.findall(r"\(assets/([^)]+)\)", (basics.ROOT / "README.md").read_text(encoding="utf-8"))
+    assert made == {path.name for path in assets.iterdir()} == set(shown)
+    for name in made:
+        new = np.asarray(Image.open(tmp_path / name), float)
+        old = np.asarray(Image.open(assets / name), float)
+        # The last bit of a number may differ on another CPU, and with it the shade of some pixels.
+        assert new.shape == old.shape and np.abs(new - old).mean() < 0.5, name
 
+
+# ---- What the figures show. ----
 
 def test_curves_of_unknown_runs_are_left_out(study):
-    assert "stranger" not in study["curves"]["run"]
-    assert len(plots.loss_curves(study["curves"]).axes[0].lines) == len(study["data"]["L"])
+    assert "stranger" not in study.curves["run"]
+    assert len(plots.loss_curves(study).axes[0].lines) == len(study.L)
 
 
-def test_curves_fall_back_to_train_loss(study):
-    curves = study["curves"] | {"val_loss": np.full(len(study["curves"]["run"]), np.nan)}
-    assert plots.loss_curves(curves).axes[0].get_ylabel().startswith("train loss")
-    assert plots.loss_curves(study["curves"]).axes[0].get_ylabel().startswith("validation loss")
+def test_curves_that_belong_to_no_run_are_none(folder, copy):
+    """Without a column `run` in runs.csv, or with curves of other runs alone."""
+    stranger = (folder / "curves.csv").read_text(encoding="utf-8").splitlines()
+    (copy / "curves.csv").write_text("\n".join([stranger[0], stranger[-1]]) + "\n", encoding="utf-8")
+    assert plots.read_study(copy).curves == {}
+    (copy / "curves.csv").write_bytes((folder / "curves.csv").read_bytes())
+    runs = [row.partition(",")[2] for row in (folder / "runs.csv").read_text(encoding="utf-8").splitlines()]
+    (copy / "runs.csv").write_text("\n".join(runs) + "\n", encoding="utf-8")
+    assert plots.read_study(copy).curves == {}
 
 
-def test_laws_are_solid_inside_their_range_and_dashed_outside(study, finals):
-    figure = plots.frontier(*finals, study["fit"]["surface"])
+def test_curves_fall_back_to_train_loss(folder, study, copy):
+    assert plots.loss_curves(study).axes[0].get_ylabel().startswith("validation loss")
+    with open(folder / "curves.csv", encoding="utf-8", newline="") as f:
+        rows = [row | {"val_loss": ""} for row in csv.DictReader(f)]
+    write_csv(copy / "curves.csv", rows)
+    fallen = plots.read_study(copy)
+    assert plots.loss_curves(fallen).axes[0].get_ylabel().startswith("train loss")
+    assert fallen.curves["L"] == pytest.approx(study.curves["L"] + 0.01)
+
+
+def test_laws_are_solid_inside_their_range_and_dashed_outside(study, surface):
+    figure = plots.frontier(study)
     law = line(figure, "compute-optimal")
     x, y = law.get_data()
-    low, high = study["fit"]["surface"]["range"]["C"]
+    low, high = surface["range"]["C"]
     assert law.get_linestyle() == "-"
     assert ((x >= low * 0.999) & (x <= high * 1.001))[np.isfinite(y)].all() and np.isnan(y).any()
     dashed = [one for one in figure.axes[0].lines if one.is_dashed()]
     assert len(dashed) == 1 and np.isfinite(dashed[0].get_ydata()).all()
 
 
-def test_frontier_is_the_optimum_of_the_surface(study, finals):
-    surface = study["fit"]["surface"]
-    x, y = line(plots.frontier(*finals, surface), "compute-optimal").get_data()
+def test_frontier_is_the_optimum_of_the_surface(study, surface):
+    x, y = line(plots.frontier(study), "compute-optimal").get_data()
     k = np.flatnonzero(np.isfinite(y))[10]
     N = np.geomspace(1e3, 1e8, 20_000)
-    assert y[k] == pytest.approx(laws.predict_surface(surface, N, x[k] / (6 * N)).min(), rel=1e-6)
+    assert y[k] == pytest.approx(forms.surface_loss(surface, N, x[k] / (6 * N)).min(), rel=1e-6)
 
 
 def test_bands_are_the_intervals_of_the_draws():
-    figure, ax = plots.axes("x", "y")
-    draws = np.random.default_rng(0).normal(size=(4000, 3)) + [0, 10, 20]
-    plots.band(ax, np.arange(3.0), draws)
+    ax = plots.axes("x", "y")
+    draws = np.random.default_rng(0).normal(size=4000)
+    x = np.arange(3.0)
+    law = {"y": 0.0, "ci": {"y": [-2, 2]}, "boot": {"y": list(draws)}}
+    plots.draw_law(ax, x, law, lambda p: p["y"] + 10 * x, (0, 2))
     corners = ax.collections[0].get_paths()[0].vertices[:, 1]
-    assert corners.min() == pytest.approx(np.sort(draws[:, 0])[100], abs=0.02)
-    assert corners.max() == pytest.approx(np.sort(draws[:, 2])[-100], abs=0.02)
+    assert corners.min() == pytest.approx(np.sort(draws)[100], abs=0.02)
+    assert corners.max() == pytest.approx(20 + np.sort(draws)[-100], abs=0.02)
 
 
-def test_forecasts_and_what_came_are_shown(study, finals):
-    figure = plots.frontier(*finals, study["fit"]["surface"], study["curves"], study["forecasts"])
+def test_a_fit_without_a_bootstrap_has_no_band(study, surface):
+    bare = with_law(study, "surface", surface | {"ci": {}, "boot": {k: [] for k in surface["boot"]}})
+    figures = plots.study_figures(bare)
+    assert "bootstrap" not in figures and "frontier" in figures
+    assert len(figures["frontier"].axes[0].collections) == len(plots.frontier(study).axes[0].collections) - 1
+
+
+def test_a_draw_that_failed_is_left_out_of_the_band(copy):
+    """fit.json writes it as null."""
+    fit = read_fit(copy)
+    fit["surface"]["boot"] = {k: [None, *draws[1:]] for k, draws in fit["surface"]["boot"].items()}
+    write_fit(copy, fit)
+    figure = plots.study_figures(plots.read_study(copy))["frontier"]
+    shaded = figure.axes[0].collections[-1].get_paths()[0].vertices
+    assert np.isfinite(shaded).all()
+
+
+def test_forecasts_and_what_came_are_shown(study):
+    figure = plots.frontier(study)
     x, y = line(figure, "forecasts").get_data()
     assert np.allclose(x, 6 * 2e6 * 8e7) and np.allclose(y, 1.5)
     assert line(figure, "measured").get_ydata()[0] == 1.48
@@ -185,64 +258,60 @@ def test_forecasts_and_what_came_are_shown(study, finals):
     assert low < x.min() and x.max() < high
 
 
-def test_one_forecast_is_spelt_out(study, finals):
-    one = {k: v[:1] for k, v in study["forecasts"].items()}
-    line(plots.frontier(*finals, study["fit"]["surface"], None, one), "sealed forecast 1.500 [1.450, 1.550]")
+def test_one_forecast_is_spelt_out(study):
+    one = {k: v[:1] for k, v in study.forecasts.items()}
+    line(plots.frontier(study._replace(curves={}, forecasts=one)), "sealed forecast 1.500 [1.450, 1.550]")
 
 
 def test_isoflop_marks_each_optimum_and_refuses_openly(study):
-    N, D, L = (study["data"][k].copy() for k in "NDL")
-    level = frontiers.group_budgets(6 * N * D)
+    L = study.L.copy()
+    level = frontiers.group_budgets(study.C)
     largest = level == level.max()
     L[largest] = 2 * np.median(L[largest]) - L[largest]            # upside down: no minimum inside
-    fit = frontiers.fit_isoflop(N, 6 * N * D, L, bootstrap=50)
-    ax = plots.isoflop(N, L, level, fit).axes[0]
+    fit = frontiers.fit_isoflop(study.N, study.C, L, bootstrap=50)
+    ax = plots.isoflop(with_law(study, "isoflop", fit)._replace(L=L)).axes[0]
     marks = [one.get_xdata()[0] for one in ax.lines if one.get_marker() == "D" and len(one.get_xdata())]
     assert np.allclose(marks, [p["N_opt"] for p in fit["points"] if not p["refused"]]) and len(marks) == 3
     hollow = [one for one in ax.lines if one.get_markerfacecolor() == "none" and len(one.get_xdata())]
-    assert len(hollow) == 1 and set(hollow[0].get_xdata()) == set(N[largest])
+    assert len(hollow) == 1 and set(hollow[0].get_xdata()) == set(study.N[largest])
 
 
 def test_isoflop_parabola_touches_its_vertex(study):
-    fit, data = study["fit"]["isoflop"], study["data"]
-    ax = plots.isoflop(data["N"], data["L"], frontiers.group_budgets(data["C"]), fit).axes[0]
+    ax = plots.isoflop(study).axes[0]
     curves = [one for one in ax.lines if len(one.get_xdata()) == 100]
     assert len(curves) == len(BUDGETS)
-    for curve, point in zip(curves, fit["points"]):
+    for curve, point in zip(curves, study.fit["isoflop"]["points"]):
         assert curve.get_ydata().min() == pytest.approx(point["loss"], rel=1e-4)
 
 
 def test_power_law_fills_the_points_that_it_used(study):
-    N, L, law = study["data"]["N"], study["data"]["L"], study["fit"]["loss_vs_params"]
-    used = frontiers.pareto(N, L)
-    figure = plots.power_law(N, L, law, "N", "parameters")
-    assert set(line(figure, "best").get_xdata()) == set(N[used]) and len(used) == law["n"]
+    used = frontiers.pareto(study.N, study.L)
+    figure = plots.loss_vs_params(study)
+    assert set(line(figure, "best").get_xdata()) == set(study.N[used])
+    assert len(used) == study.fit["loss_vs_params"]["n"]
 
 
-def test_residuals_are_percentages_of_the_fit(study, finals):
-    N, D, L = finals
-    surface = study["fit"]["surface"]
-    shown = plots.residuals(N, D, L, surface).axes[0].collections[-1].get_offsets()
-    assert np.allclose(shown[:, 1], 100 * (L / laws.surface_loss(surface, N, D) - 1))
+def test_residuals_are_percentages_of_the_fit(study, surface):
+    shown = plots.residuals(study).axes[0].collections[-1].get_offsets()
+    assert np.allclose(shown[:, 1], 100 * (study.L / forms.surface_loss(surface, study.N, study.D) - 1))
     assert np.abs(shown[:, 1]).max() < 2
 
 
 def test_cloud_holds_every_resample(study):
-    figure = plots.bootstrap_cloud(study["fit"]["surface"])
-    assert len(figure.axes[0].lines[0].get_xdata()) == 50
-    with pytest.raises(UserError, match="bootstrap"):
-        plots.bootstrap_cloud(study["fit"]["surface"] | {"boot": {}})
+    assert len(plots.bootstrap_cloud(study).axes[0].lines[0].get_xdata()) == 50
 
 
-def test_default_tolerances_stop_early_and_say_success(finals):
-    figure = plots.early_stop(*finals, dict(E=1.0, A=np.exp(5), B=np.exp(5), alpha=0.5, beta=0.5))
-    loose, tight = (line(figure, name) for name in ("default", "tight"))
+def test_default_tolerances_stop_early_and_say_success(study):
+    start = dict(E=1.0, A=np.exp(5), B=np.exp(5), alpha=0.5, beta=0.5)
+    figure = plots.early_stop(study.N, study.D, study.L, start)
+    loose = line(figure, "default")
+    tight = line(figure, "tight")
     assert "success" in loose.get_label()
     assert loose.get_ydata()[-1] > 0.01 and tight.get_ydata()[-1] < 1e-5
 
 
 def test_board_has_room_for_long_names(study):
-    long = study["forecasts"] | {"study": np.array(["nano_to_small_cpu"] * len(study["forecasts"]["run"]))}
+    long = study.forecasts | {"study": np.array(["nano_to_small_cpu"] * len(study.forecasts["run"]))}
     figure = plots.forecast_board(long)
     figure.draw_without_rendering()                    # lays it out
     (x0, _), (x1, _) = figure.get_tightbbox().get_points()
@@ -250,62 +319,53 @@ def test_board_has_room_for_long_names(study):
 
 
 def test_board_leaves_out_what_is_not_measured(study):
-    ax = plots.forecast_board(study["forecasts"]).axes[0]
+    ax = plots.forecast_board(study.forecasts).axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["toy: held0"]
     assert ax.lines[1].get_xdata()[0] == pytest.approx(100 * (1.5 / 1.48 - 1))
 
 
-def test_envelope_marks_where_each_size_is_best():
-    N, part = np.geomspace(1e4, 1e6, 6), np.geomspace(0.01, 1, 60)
-    D = np.outer(40 * N, part)
-    curves = {"run": np.repeat([f"{n:.0f}" for n in N], 60), "params": np.repeat(N, 60), "tokens": D.ravel(),
-              "val_loss": laws.surface_loss(TRUE, N[:, None], D).ravel()}
-    C = 6 * curves["params"] * curves["tokens"]
-    fit = frontiers.fit_envelope(curves["params"], C, curves["val_loss"], curves["run"], bootstrap=20)
-    rows = {"N": curves["params"], "C": C, "L": curves["val_loss"], "run": curves["run"]}
-    figure = plots.envelope(rows, fit)
+def test_envelope_marks_where_each_size_is_best(study):
+    sizes = np.geomspace(1e4, 1e6, 6)
+    part = np.geomspace(0.01, 1, 60)
+    N = np.repeat(sizes, 60)
+    D = np.outer(40 * sizes, part).ravel()
+    rows = {"N": N, "C": 6 * N * D, "L": forms.surface_loss(TRUE, N, D),
+            "run": np.repeat([f"{n:.0f}" for n in sizes], 60)}
+    fit = frontiers.fit_envelope(rows["N"], rows["C"], rows["L"], rows["run"], bootstrap=20)
+    made = with_law(study, "envelope", fit)._replace(data=study.data | {"along": rows})
+    figure = plots.envelope(made)
     assert np.allclose(line(figure, "best size").get_xdata(), [p["C"] for p in fit["points"]])
-    assert len(figure.axes[0].lines) == len(N) + 1
+    assert len(figure.axes[0].lines) == len(sizes) + 1
 
 
-def test_kink_is_shaded_and_the_law_dashed_before_it():
+def test_kink_is_shaded_and_the_law_dashed_before_it(study):
     C = np.geomspace(1e12, 1e16, 25)
     L = np.where(C < 1e14, 4 * (C / 1e14) ** -0.12, 4 * (C / 1e14) ** -0.05)
     law = frontiers.fit_loss_vs_compute(C, L, bootstrap=20)
-    figure = plots.loss_vs_compute(C, L, law)
+    made = with_law(study, "loss_vs_compute", law)._replace(data={"C": C, "L": L, "along": {}})
+    figure = plots.loss_vs_compute(made)
     shaded = [one for one in figure.axes[0].patches if one.get_label().startswith("kink")]
     assert len(shaded) == 1 and 1e13 < shaded[0].get_x() < 1e15
     x, y = line(figure, "law").get_data()
     assert x[np.isfinite(y)].min() >= shaded[0].get_x()
 
 
-def test_profile_shades_what_it_allows(study):
-    surface = study["fit"]["surface"]
-    figure = plots.profile_of_E(surface)
-    allowed, = figure.axes[0].patches
+def test_profile_shades_what_it_allows(study, surface):
+    allowed, = plots.profile_of_E(study).axes[0].patches
     assert allowed.get_x() == pytest.approx(surface["profile_E"]["lo"])
     assert allowed.get_x() + allowed.get_width() == pytest.approx(surface["profile_E"]["hi"])
-    free = plots.profile_of_E(surface | {"profile_E": surface["profile_E"] | {"lo": None}})
-    assert "not bounded below" in free.axes[0].patches[0].get_label()
+    free = with_law(study, "surface", surface | {"profile_E": surface["profile_E"] | {"lo": None}})
+    assert "not bounded below" in plots.profile_of_E(free).axes[0].patches[0].get_label()
 
 
-def test_accounting_prints_every_cell():
+def test_accounting_prints_every_cell(study):
     matrix = {"total": {"6nd": {"a": 0.5, "ci": [0.4, 0.6]}, "exact": {"refused": "no column"}},
               "non_embedding": {"6nd": {"a": 0.7, "ci": None}, "exact": {"a": 0.65, "ci": [0.6, 0.7]}}}
-    ax = plots.accounting(matrix).axes[0]
+    ax = plots.accounting(with_law(study, "accounting", matrix)).axes[0]
     texts = [t.get_text() for t in ax.texts]
     assert texts == ["0.500\n[0.40, 0.60]", "refused", "0.700", "0.650\n[0.60, 0.70]"]
-
-
-def test_a_draw_that_failed_is_left_out_of_the_band(study, folder, tmp_path):
-    """fit.json writes it as null."""
-    fit = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
-    fit["surface"]["boot"] = {k: [None, *draws[1:]] for k, draws in fit["surface"]["boot"].items()}
-    (tmp_path / "fit.json").write_text(json.dumps(fit), encoding="utf-8")
-    (tmp_path / "runs.csv").write_bytes((folder / "runs.csv").read_bytes())
-    figure = plots.study_figures(plots.read_study(tmp_path))["frontier"]
-    shaded = figure.axes[0].collections[-1].get_paths()[0].vertices
-    assert np.isfinite(shaded).all()
+    refused = {"total": {"6nd": {"refused": "no column"}}}
+    assert plots.accounting(with_law(study, "accounting", refused)) is None
 
 
 def test_walk_goes_downward_in_order():
@@ -315,16 +375,16 @@ def test_walk_goes_downward_in_order():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["from", "to"]
 
 
+def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, drawn):
+    _, path = drawn["frontier"]
+    full = Image.open(path).convert("RGB")
+    raw = plots.frontier(study)._repr_png_()
+    small = Image.open(BytesIO(raw))
+    assert small.mode == "P" and small.size == full.size and len(raw) < path.stat().st_size / 2
+    assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).max() < 40
+
+
 def test_ordered_colours_darken_in_grey():
     """Viridis as used: lightness rises all the way, so the order survives a grey printer."""
     lightness = plots.VIRIDIS(np.linspace(0, 1, 50))[:, :3] @ [0.299, 0.587, 0.114]
     assert (np.diff(lightness) > 0).all() and lightness[-1] < 0.8
-
-
-def test_assets_are_what_the_committed_results_give(tmp_path):
-    """`python -m scaling.plots` makes every file of assets/ and no other; README shows none but those."""
-    plots.main([f"--out={tmp_path}"])
-    made = {path.name for path in tmp_path.glob("*.png")}
-    assert made == {path.name for path in (plots.ROOT / "assets").iterdir()}
-    shown = re.findall(r"\(assets/([^)]+)\)", (plots.ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(shown) >= 3 and set(shown) <= made
