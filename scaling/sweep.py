@@ -179,6 +179,7 @@ def plan_run(study: Study, run: dict) -> list[Planned]:
 
 
 def plan_budgets(study: Study, run: dict) -> list[Planned]:
+    """`plan_run`, with errors that do not name the run."""
     budgets = run.get("budgets", [run["budget"]] if "budget" in run else [])
     run = {key: value for key, value in run.items() if key not in ("budget", "budgets")}
     if not isinstance(budgets, (list, tuple)) or not all(isinstance(C, (int, float)) for C in budgets):
@@ -204,7 +205,7 @@ def plan_branches(study: Study, runs: list[dict]) -> list[Planned]:
     # A branch's log begins with its trunk's, so both have lines at the same steps.
     same = dict(log_interval=trunk.config.log_interval, eval_interval=trunk.config.eval_interval)
     plan = [trunk]
-    for run, step in zip(runs, steps):                 # noqa: B905 (the trunk has no step)
+    for run, step in zip(runs[:-1], steps, strict=True):
         branch = run | same | {"branch": str(trunk.out / f"ckpt_{step}.pt")}
         plan.append(planned(study, branch, step))
     return plan
@@ -332,7 +333,7 @@ def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path],
     where = folder.relative_to(basics.ROOT)
     print("\n".join(fit.summary(law, f"{where}/fit.txt")))
     for row in scores:
-        if row.get("measured") not in (None, ""):
+        if row["measured"] is not None:
             inside = "inside" if row["inside"] else "outside"
             print(f"{row['run']}: forecast {row['predicted']:.4f} ({row['lo95']:.4f} to {row['hi95']:.4f}), "
                   f"measured {row['measured']:.4f}: error {100 * row['error']:+.2f} %, {inside}")

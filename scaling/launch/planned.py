@@ -80,7 +80,10 @@ class Planned:
 
 
 def require_free(todo: list[Planned]) -> None:
-    """Raise UserError where a run that a killed sweep left behind is still at work: it holds its own lock."""
+    """Raise UserError where a run that a killed sweep left behind is still at work: it holds its own lock.
+
+    A process takes that lock a few seconds after it starts. In these, a second one is started, and refuses.
+    """
     busy = [str(p.out) for p in todo if system.locked(p.out / "lock")]
     if busy:
         raise basics.UserError(f"runs that another sweep left work in {', '.join(busy)}; wait for them, or "
