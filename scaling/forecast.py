@@ -25,20 +25,17 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import beta
 
+from config import settings
 from config.configurator import configure
-from runtime.basics import UserError, exit_cleanly, load_json
-from scaling.laws import counts, frontiers
-from scaling.laws import forms as laws
+from runtime.basics import UserError, exit_cleanly, git_commit, load_json, write_json
+from scaling.laws import counts, forms, frontiers
 from scaling.tables.csv import MALFORMED, number, read_table, write_table
-from scaling.tables.runs import select
+from scaling.tables.runs import final_runs
 
 COLUMNS = ["study", "run", "params", "tokens", "flops", "predicted", "lo95", "hi95", "sealed_at", "sha256",
            "measured", "error", "inside"]
-# Settings without bearing on the result: where a run lies, how it is cut into parts, and the machine.
-FREE = ("out_dir", "resume", "device", "dtype", "compile", "gradient_accumulation_steps", "ckpt_minutes",
-        "keep_steps", "branch")
-Z50, Z95 = 0.6745, 1.96                    # normal quantiles of the 50 and 95 % intervals
-TENTHS = np.arange(1, 10) / 10             # where along a run the learning curve is predicted
+Z50 = 0.6745                               # normal quantiles of the 50 and 95 % intervals
+Z95 = 1.96
 DRAWS = 200                                # bootstrap resamples of each of the many fits that are made here
 Array = np.ndarray
 
@@ -47,15 +44,16 @@ Array = np.ndarray
 
 def fit_forms(N: Array, D: Array, L: Array, bootstrap: int = DRAWS) -> list[dict]:
     """Hoffmann's and Kaplan's form fitted to runs (n,): N parameters, D tokens, loss L. Raises UserError."""
-    return [laws.fit_surface(N, D, L, bootstrap=bootstrap), laws.fit_kaplan_nd(N, D, L, bootstrap=bootstrap)]
+    return [fit(N, D, L, bootstrap=bootstrap) for fit in (forms.fit_surface, forms.fit_kaplan_nd)]
 
 
 def log_losses(fit: dict, N: Array, D: Array) -> tuple[Array, Array]:
     """Log-loss of new runs at N, D (m,) by the fitted point (m,) and by its bootstrap resamples (B, m)."""
     inputs = {"N": N, "D": D}
+    resamples = forms.draws_of(fit) | {"form": fit["form"]}
     with np.errstate(over="ignore"):                   # a resample may put N_c beyond all numbers: left out
-        draws = np.log(laws.loss_of(laws.draws_of(fit) | {"form": fit["form"]}, inputs))
-    return np.log(laws.loss_of(fit, inputs)), draws[np.isfinite(draws).all(1)]
+        draws = np.log(forms.loss_of(resamples, inputs))
+    return np.log(forms.loss_of(fit, inputs)), draws[np.isfinite(draws).all(1)]
 
 
 def combine(fits: list[dict], weights: Array, N: Array, D: Array) -> tuple[Array, Array, Array, Array]:
@@ -64,17 +62,17 @@ def combine(fits: list[dict], weights: Array, N: Array, D: Array) -> tuple[Array
     The variance is the mixture's: of each form's parameters (bootstrap) and residual noise, plus the square
     of its distance from the mean. It is a *measurement's*, so the noise of seeds is in it.
     """
-    points, draws = zip(*(log_losses(f, N, D) for f in fits))
+    points, draws = zip(*(log_losses(fit, N, D) for fit in fits))
     each = np.array(points)
-    own = np.array([d.var(0) + f["noise"] ** 2 for d, f in zip(draws, fits)])
+    variance = np.array([d.var(0) + fit["noise"] ** 2 for d, fit in zip(draws, fits)])
     mean = weights @ each
-    return mean, np.sqrt(weights @ (own + (each - mean) ** 2)), each, np.sqrt(own)
+    return mean, np.sqrt(weights @ (variance + (each - mean) ** 2)), each, np.sqrt(variance)
 
 
 def interval(mean: float, sd: float) -> dict:
     """The predicted loss and its intervals from the mean and standard deviation of log-loss."""
-    return {key: float(np.exp(mean + z * sd)) for key, z in
-            (("predicted", 0), ("lo50", -Z50), ("hi50", Z50), ("lo95", -Z95), ("hi95", Z95))}
+    z = dict(predicted=0, lo50=-Z50, hi50=Z50, lo95=-Z95, hi95=Z95)
+    return {key: float(np.exp(mean + z[key] * sd)) for key in z}
 
 
 # ---- Rollout: what a study's own history says about its extrapolation. ----
@@ -87,43 +85,49 @@ def levels(C: Array) -> list[Array]:
     return np.array_split(np.argsort(C, kind="stable"), min(5, max(1, len(C) // 4)))
 
 
-def final_runs(table: dict, params: str | None = None) -> dict:
-    """N, D, C, L (n,) and names `run` (or None) of the finished runs that a fit uses. Raises UserError."""
-    data = select(table, None if params == "as given" else params)
-    last, names = data["last"], data["run"]
-    return {k: data[k][last] for k in "NDCL"} | {"run": None if names is None else names[last]}
-
-
 def rollout(table: dict, params: str | None = None) -> list[dict]:
     """Refit on the smaller budgets only and predict the next, for each in turn: one row per predicted budget.
 
-    A row holds C, fitted_runs, runs, beyond (the factor in C from the largest fitted run), the mean and rms
-    relative error, the share inside the 95 % interval, and each form's rms error. The weights are those that
-    `weigh` would have given at the time, so a row shows what a forecast made then was worth. Budgets with
-    fewer than two others or eight runs below them are left out. Raises UserError for a table that no fit can
-    use.
+    The weights are those that `weigh` would have given at the time, so a row shows what a forecast made then
+    was worth. Budgets with fewer than two others or eight runs below them are left out. Raises UserError for
+    a table that no fit can use.
     """
-    runs, rows = final_runs(table, params), []
-    N, D, C, L = (runs[k] for k in "NDCL")
-    groups = levels(C)
+    runs = final_runs(table, params)
+    groups = levels(runs["C"])
+    rows = []
     for k in range(2, len(groups)):
-        below, at = np.concatenate(groups[:k]), groups[k]
-        if len(below) < 8:
-            continue
-        fits, truth = fit_forms(N[below], D[below], L[below]), np.log(L[at])
-        mean, sd, each, _ = combine(fits, weigh(rows), N[at], D[at])
-        error, rms = mean - truth, np.sqrt(((each - truth) ** 2).mean(1))
-        rows.append({"C": float(np.exp(np.log(C[at]).mean())), "fitted_runs": len(below), "runs": len(at),
-                     "beyond": float(C[at].max() / C[below].max()), "mean_error": float(error.mean()),
-                     "rms_error": float(np.sqrt((error ** 2).mean())),
-                     "inside": float((abs(error) < Z95 * sd).mean()),
-                     "rms_hoffmann": float(rms[0]), "rms_kaplan": float(rms[1])})
+        below = np.concatenate(groups[:k])
+        if len(below) >= 8:
+            rows.append(rollout_row(runs, below, groups[k], weigh(rows)))
     return rows
+
+
+def rollout_row(runs: dict, below: Array, at: Array, weights: Array) -> dict:
+    """How well the runs `below` (indices) predict those `at` the next budget.
+
+    C, fitted_runs, runs, beyond (the factor in C from the largest fitted run), the mean and rms relative
+    error, the share inside the 95 % interval, and each form's rms error.
+    """
+    N, D, C = runs["N"], runs["D"], runs["C"]
+    fits = fit_forms(N[below], D[below], runs["L"][below])
+    mean, sd, each, _ = combine(fits, weights, N[at], D[at])
+    truth = np.log(runs["L"][at])
+    error = mean - truth
+    hoffmann, kaplan = np.sqrt(((each - truth) ** 2).mean(1))
+    return {"C": float(np.exp(np.log(C[at]).mean())),
+            "fitted_runs": len(below),
+            "runs": len(at),
+            "beyond": float(C[at].max() / C[below].max()),
+            "mean_error": float(error.mean()),
+            "rms_error": float(np.sqrt((error ** 2).mean())),
+            "inside": float((abs(error) < Z95 * sd).mean()),
+            "rms_hoffmann": float(hoffmann),
+            "rms_kaplan": float(kaplan)}
 
 
 def weigh(rows: list[dict]) -> Array:
     """Weights of the two forms: inverse to their mean square error at the largest budget rolled out, equal
-    without.
+    without one.
 
     This combines forecasts as Bates & Granger (1969) do, with the forms' errors taken as independent.
     """
@@ -139,16 +143,16 @@ def rollout_text(rows: list[dict]) -> str:
         return "rollout: not possible; it takes three budgets, and eight runs below the largest"
     out = ["rollout: each budget predicted from the smaller ones only",
            f"{'C':>10}{'fitted':>8}{'runs':>6}{'beyond':>8}{'bias':>9}{'rms':>8}{'inside 95 %':>13}"]
-    out += [f"{r['C']:>10.3g}{r['fitted_runs']:>8}{r['runs']:>6}{r['beyond']:>7.2g}x{r['mean_error']:>+9.2%}"
-            f"{r['rms_error']:>8.2%}{r['inside']:>13.0%}" for r in rows]
+    for r in rows:
+        out.append(f"{r['C']:>10.3g}{r['fitted_runs']:>8}{r['runs']:>6}{r['beyond']:>7.2g}x"
+                   f"{r['mean_error']:>+9.2%}{r['rms_error']:>8.2%}{r['inside']:>13.0%}")
     return "\n".join(out)
 
 
 # ---- Predict. ----
 
-def predict(folder: Path, fit: dict, params: float, tokens: float) -> dict:
-    """Final loss of `params` parameters after `tokens`, from a study's fit and its runs.csv. Raises
-    UserError.
+def predict(table: dict, fit: dict, N: float, D: float) -> dict:
+    """Final loss of N parameters after D tokens, from a study's table of runs and its fit. Raises UserError.
 
     Returns the prediction with its intervals and `sd` (of log-loss), what each of the `forms` says and weighs
     and `why`, the rollout, and the factors `beyond` the fitted range in N, D and C (1 inside it).
@@ -156,48 +160,25 @@ def predict(folder: Path, fit: dict, params: float, tokens: float) -> dict:
     if "surface" not in fit:
         raise UserError(f"the fit has no surface ({fit.get('skipped', {}).get('surface', 'not fitted')}): "
                         "nothing to forecast from")
-    table, convention, surface = read_table(folder / "runs.csv"), fit["data"]["params"], fit["surface"]
-    runs, rows = final_runs(table, convention), rollout(table, convention)
+    convention = fit["data"]["params"]
+    runs = final_runs(table, convention)
+    rows = rollout(table, convention)
+    why = "equal weights: too few budgets to predict one from those below it"
+    if rows:
+        why = f"weights inverse to the mean square error of predicting C = {rows[-1]['C']:.3g} from less"
     weights = weigh(rows)
-    fits = [surface, laws.fit_kaplan_nd(runs["N"], runs["D"], runs["L"])]
-    mean, sd, each, own = combine(fits, weights, np.array([params]), np.array([tokens]))
-    why = (f"weights inverse to the mean square error of predicting C = {rows[-1]['C']:.3g} from less"
-           if rows else "equal weights: too few budgets to predict one from those below it")
-    forms = {name: {"predicted": float(np.exp(e[0])), "sd": float(s[0]), "weight": float(w)}
-             for name, e, s, w in zip(("hoffmann", "kaplan"), each, own, weights)}
-    beyond = dict(N=1.0, D=1.0, C=1.0) | laws.outside(surface, N=params, D=tokens, C=6 * params * tokens)
-    return interval(mean[0], sd[0]) | {"sd": float(sd[0]), "forms": forms, "why": why, "beyond": beyond,
-                                       "rollout": rows}
-
-
-def learning_curve(folder: Path, forms: dict, params: int, tokens: int) -> dict:
-    """{points, of}: the loss at each tenth of a run, predicted from the study's curves at the same tenth of
-    theirs.
-
-    Both forms are fitted to the losses of all runs at one tenth over (N, tokens of the whole run): the shape
-    of the schedule must be shared, not its length. Where runs have no validation loss on the way it is the
-    training loss, the mean over a tenth of the run. No points without curves.csv, or where a tenth of some
-    run has no record.
-    """
-    path, runs = folder / "curves.csv", final_runs(read_table(folder / "runs.csv"))
-    if not path.exists() or runs["run"] is None:
-        return {"points": [], "of": None}
-    curves, N, D = read_table(path), np.array([params]), np.array([tokens])
-    weights = np.array([f["weight"] for f in forms.values()])
-    for of in ("val_loss", "train_loss"):
-        losses = np.array([tenths(curves, run, total, of) for run, total in zip(runs["run"], runs["D"])])
-        if np.isfinite(losses).all():
-            found = [combine(fit_forms(runs["N"], runs["D"], L), weights, N, D)[:2] for L in losses.T]
-            return {"of": of, "points": [{"tokens": float(share * tokens)} | interval(mean[0], sd[0])
-                                         for share, (mean, sd) in zip(TENTHS, found)]}
-    return {"points": [], "of": None}
-
-
-def tenths(curves: dict, run: str, total: float, of: str) -> Array:
-    """Mean of the column `of` of a run near (within 5 % of the run) each of TENTHS, nan without a record."""
-    own = (curves["run"] == run) & np.isfinite(curves[of])
-    near = abs(curves["tokens"][own] / total - TENTHS[:, None]) <= 0.05
-    return np.array([curves[of][own][k].mean() if k.any() else np.nan for k in near])
+    fits = [fit["surface"], forms.fit_kaplan_nd(runs["N"], runs["D"], runs["L"])]
+    (mean,), (sd,), each, own = combine(fits, weights, np.array([N]), np.array([D]))
+    said = {}
+    for k, name in enumerate(("hoffmann", "kaplan")):
+        predicted = float(np.exp(each[k, 0]))
+        said[name] = {"predicted": predicted, "sd": float(own[k, 0]), "weight": float(weights[k])}
+    return interval(mean, sd) | {
+        "sd": float(sd),
+        "forms": said,
+        "why": why,
+        "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=6 * N * D),
+        "rollout": rows}
 
 
 # ---- Seal. ----
@@ -216,52 +197,62 @@ def read_seal(path: Path) -> dict:
     return sealed
 
 
-def describe(target: dict) -> dict:
-    """What of a target bears on its result, as JSON holds it."""
-    config = json.loads(json.dumps({k: v for k, v in target["config"].items() if k not in FREE}))
-    return {k: target[k] for k in ("run", "params", "tokens", "flops")} | {"config": config}
+def describe(run: str, resolved: settings.Resolved) -> dict:
+    """The target of a forecast: a run's name, what it counts, and its settings with bearing on the result."""
+    config = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
+    return dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=config)
 
 
-def require_unseen(folder: Path, fit: dict, run: str) -> None:
+def require_same_target(sealed: dict, target: dict, path: Path) -> None:
+    """Raise UserError unless the seal in `path` is of this target."""
+    changed = [k for k in ("run", "params", "tokens", "flops") if sealed["target"].get(k) != target[k]]
+    changed += settings.differences(sealed["target"]["config"], target["config"])
+    if changed:
+        raise UserError(f"{path} was sealed for another target ({', '.join(changed)} differ); "
+                        "give the new run another name")
+
+
+def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
     """Raise UserError unless the run is new to study and fit, and the fit counts parameters as targets do."""
     for name in ("result.json", "ckpt.pt", "log.jsonl"):
-        if (folder / run / name).exists() and (folder / run / name).stat().st_size:
-            raise UserError(f"{folder / run / name} exists: what has begun cannot be forecast any more")
-    if run in read_table(folder / "runs.csv").get("run", ()):
+        path = folder / run / name
+        if path.exists() and path.stat().st_size:
+            raise UserError(f"{path} exists: what has begun cannot be forecast any more")
+    if run in table.get("run", ()):
         raise UserError(f"{folder / 'runs.csv'} holds {run}: the fit has seen what it is to forecast")
-    if fit["data"]["params"] not in (counts.DEFAULT_PARAMS, "as given"):
-        raise UserError(f"the fit counts parameters as {fit['data']['params']}, a forecast's target as "
+    convention = fit["data"]["params"]
+    if convention not in (counts.DEFAULT_PARAMS, "as given"):
+        raise UserError(f"the fit counts parameters as {convention}, a forecast's target as "
                         f"{counts.DEFAULT_PARAMS}; fit again with --params={counts.DEFAULT_PARAMS}")
 
 
-def seal(folder: Path, fit: dict, target: dict) -> dict:
-    """Write the forecast of `target` {run, config, params, tokens, flops} to folder/forecasts/RUN.json;
-    return it.
+def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved) -> dict:
+    """Write the forecast of `run`, which will train `resolved`, to folder/forecasts/RUN.json; return it.
 
-    `folder` is out/STUDY with its runs.csv, `fit` what fit.json holds; params counts non-embedding plus head.
-    A valid seal of the same target is kept. Raises UserError when the target has changed or the run has
-    begun.
+    `folder` is out/STUDY with its runs.csv, `fit` what fit.json holds. A valid seal of the same target is
+    kept. Raises UserError when the target has changed or the run has begun.
     """
-    import train  # torch: only sealing needs it
-    folder, target = Path(folder), describe(target)
-    path = folder / "forecasts" / f"{target['run']}.json"
+    folder = Path(folder)
+    path = folder / "forecasts" / f"{run}.json"
+    target = describe(run, resolved)
     if path.exists():
         sealed = read_seal(path)
-        changed = [k for k in target if sealed["target"].get(k) != target[k]]
-        if changed:
-            raise UserError(f"{path} was sealed for another target ({', '.join(changed)} differ); "
-                            "give the new run another name")
+        require_same_target(sealed, target, path)
         return sealed
-    require_unseen(folder, fit, target["run"])
-    found = predict(folder, fit, target["params"], target["tokens"])
-    content = {"study": folder.resolve().name, "run": target["run"], **found,
-               "curve": learning_curve(folder, found["forms"], target["params"], target["tokens"]),
-               "loss_column": fit["data"]["loss_column"], "target": target, "fit_sha256": digest(fit),
-               "runs_sha256": hashlib.sha256((folder / "runs.csv").read_bytes()).hexdigest(),
-               "sealed_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-               "commit": train.git_commit()}
+    table = read_table(folder / "runs.csv")
+    require_unseen(folder, table, fit, run)
+    content = {
+        "study": folder.resolve().name,
+        "run": run,
+        **predict(table, fit, resolved.N, resolved.D),
+        "loss_column": fit["data"]["loss_column"],
+        "target": target,
+        "fit_sha256": digest(fit),
+        "runs_sha256": hashlib.sha256((folder / "runs.csv").read_bytes()).hexdigest(),
+        "sealed_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": git_commit()}
     path.parent.mkdir(exist_ok=True)
-    train.write_json(path, content | {"sha256": digest(content)})
+    write_json(path, content | {"sha256": digest(content)})
     return read_seal(path)
 
 
@@ -274,12 +265,15 @@ def seconds(stamp: str) -> float:
 
 def require_later(sealed: dict, run: Path, result: dict) -> None:
     """The finished run must be the one that was forecast, trained after that. Raises UserError."""
-    config, want = load_json(run / "config.json"), sealed["target"]
-    changed = [k for k, v in want["config"].items() if config.get(k) != v]
-    if changed or result["tokens"] != want["tokens"]:
-        raise UserError(f"{run} was trained with another {', '.join(changed) or 'number of tokens'} than was "
-                        "forecast; train what was forecast, or forecast it under another name")
-    if config.get("forecast") == sealed["sha256"]:      # it knew the seal when it began; clocks may jump
+    config = load_json(run / "config.json")
+    target = sealed["target"]
+    changed = settings.differences(target["config"], config)
+    if result["tokens"] != target["tokens"]:
+        changed.append("number of tokens")
+    if changed:
+        raise UserError(f"{run} was trained with another {', '.join(changed)} than was forecast; train what "
+                        "was forecast, or forecast it under another name")
+    if config.get("forecast") == sealed["sha256"]:     # it knew the seal when it began; clocks may jump
         return
     files = [run / name for name in ("config.json", "log.jsonl", "result.json")]
     begun = [path.stat().st_mtime for path in files if path.exists()]
@@ -293,22 +287,23 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
 
 
 def score_one(folder: Path, sealed: dict) -> dict:
-    """COLUMNS and z of one sealed forecast; measured, error, inside and z are None until the run is done."""
-    row = {k: sealed.get(k, sealed["target"].get(k)) for k in (*COLUMNS, "z")}
+    """COLUMNS of one sealed forecast; measured, error and inside are None until the run is done."""
+    row = {k: sealed.get(k, sealed["target"].get(k)) for k in COLUMNS}
     run = folder / sealed["run"]
     if (run / "result.json").exists():
         result = load_json(run / "result.json")
         require_later(sealed, run, result)
         measured = result[sealed["loss_column"]]
-        row |= {"measured": measured, "error": sealed["predicted"] / measured - 1,
-                "inside": int(sealed["lo95"] <= measured <= sealed["hi95"]),
-                "z": math.log(sealed["predicted"] / measured) / sealed["sd"]}
+        row["measured"] = measured
+        row["error"] = sealed["predicted"] / measured - 1
+        row["inside"] = int(sealed["lo95"] <= measured <= sealed["hi95"])
+    for key in COLUMNS[2:8]:
+        number(row[key])
     return row
 
 
 def score(folder: Path) -> list[dict]:
-    """Hold every sealed forecast of a study against its run; write folder/forecasts.csv; return the rows,
-    with z.
+    """Hold every sealed forecast of a study against its run; write folder/forecasts.csv; return its rows.
 
     Raises UserError when a seal does not match its content, or its run is older or another than the forecast.
     """
@@ -317,12 +312,10 @@ def score(folder: Path) -> list[dict]:
     for path in sorted((folder / "forecasts").glob("*.json")):
         try:
             rows.append(score_one(folder, read_seal(path)))
-            for key in COLUMNS[2:8]:
-                number(rows[-1][key])
         except (*MALFORMED, ZeroDivisionError) as e:
             raise UserError(f"{path} or its run is not as it was written ({type(e).__name__}: {e}); restore "
                             "it") from None
-    write_table(folder / "forecasts.csv", [{k: r[k] for k in COLUMNS} for r in rows], COLUMNS)
+    write_table(folder / "forecasts.csv", rows, COLUMNS)
     return rows
 
 
@@ -333,21 +326,26 @@ def board(folders: list[Path]) -> str:
     paths = [Path(folder) / "forecasts.csv" for folder in folders]
     tables = [read_table(path) for path in paths if path.exists()]
     if not tables:
-        raise UserError(f"no {paths[0]}{' or the like' * (len(paths) > 1)}; give a study whose sweep has "
-                        "held_out runs")
-    for key in (*COLUMNS[2:8], *COLUMNS[10:]):
-        for table in tables:
+        others = " or the like" if len(paths) > 1 else ""
+        raise UserError(f"no {paths[0]}{others}; give a study whose sweep has held_out runs")
+    for table in tables:
+        for key in (*COLUMNS[2:8], *COLUMNS[10:]):
             counts.column(table, key, "the board of forecasts")
-    rows = [dict(zip(t, values)) for t in tables for values in zip(*t.values())]
+    rows = [dict(zip(table, values)) for table in tables for values in zip(*table.values())]
     head = ("study/run", "N", "D", "predicted", "95 % interval", "measured", "error")
-    out = ["{:<32}{:>10}{:>10}{:>11}{:>18}{:>10}{:>9}".format(*head)]
-    for r in rows:
-        out.append(f"{r['study'] + '/' + r['run']:<32}{r['params']:>10.3g}{r['tokens']:>10.3g}"
-                   f"{r['predicted']:>11.4f}{r['lo95']:>9.4f}-{r['hi95']:<8.4f}"
-                   + (f"{r['measured']:>10.4f}{r['error']:>+9.2%}  {'inside' if r['inside'] else 'OUTSIDE'}"
-                      if math.isfinite(r["measured"]) else f"{'':>19}  not trained"))
+    out = ["{:<32}{:>10}{:>10}{:>11}{:>18}{:>10}{:>9}".format(*head), *map(board_line, rows)]
     inside = [bool(r["inside"]) for r in rows if math.isfinite(r["measured"])]
-    return "\n".join(out + [coverage(sum(inside), len(inside), len(rows))])
+    return "\n".join([*out, coverage(sum(inside), len(inside), len(rows))])
+
+
+def board_line(r: dict) -> str:
+    """A row of forecasts.csv for people."""
+    line = (f"{r['study'] + '/' + r['run']:<32}{r['params']:>10.3g}{r['tokens']:>10.3g}"
+            f"{r['predicted']:>11.4f}{r['lo95']:>9.4f}-{r['hi95']:<8.4f}")
+    if not math.isfinite(r["measured"]):
+        return line + f"{'':>19}  not trained"
+    verdict = "inside" if r["inside"] else "OUTSIDE"
+    return line + f"{r['measured']:>10.4f}{r['error']:>+9.2%}  {verdict}"
 
 
 def coverage(inside: int, done: int, sealed: int) -> str:
@@ -364,41 +362,39 @@ def coverage(inside: int, done: int, sealed: int) -> str:
 
 def seal_config(folder: Path, args: list[str]) -> dict:
     """Seal the run that train.py would make of `args` in `folder`. Raises UserError."""
-    import train
-    c, _ = configure(train.Config, args)
-    if Path(c.out_dir).resolve().parent != folder.resolve():
+    c = configure(settings.Config, args)
+    out = Path(c.out_dir)
+    if out.resolve().parent != folder.resolve():
         raise UserError(f"out_dir is {c.out_dir}, outside the study; add --out_dir={folder}/RUN")
-    meta = train.load_meta(c.dataset)
-    train.check(c, meta, 1)
-    c = train.derive(c, meta, train.find_device(c.device), 1)
-    params, flops = train.shape_counts(c)
-    tokens = c.max_iters * c.batch_size * c.block_size
-    target = dict(run=Path(c.out_dir).name, config=dataclasses.asdict(c), tokens=tokens,
-                  params=params["non_embedding"] + params["head"], flops=tokens * flops["total"])
-    return seal(folder, load_json(folder / "fit.json"), target)
+    return seal(folder, load_json(folder / "fit.json"), out.name, settings.resolve(c))
 
 
 def sealed_text(s: dict) -> str:
     """A sealed forecast in a few lines."""
     far = ", ".join(f"{v:.3g}x in {k}" for k, v in s["beyond"].items() if v > 1) or "inside the fitted range"
-    forms = ", ".join(f"{k} {v['predicted']:.4f} (weight {v['weight']:.2f})" for k, v in s["forms"].items())
+    said = ", ".join(f"{k} {v['predicted']:.4f} (weight {v['weight']:.2f})" for k, v in s["forms"].items())
     return (f"{s['study']}/{s['run']}: loss {s['predicted']:.4f}, 95 % {s['lo95']:.4f} to {s['hi95']:.4f}, "
-            f"50 % {s['lo50']:.4f} to {s['hi50']:.4f}\n  beyond the data: {far}\n  {forms}; {s['why']}\n"
+            f"50 % {s['lo50']:.4f} to {s['hi50']:.4f}\n  beyond the data: {far}\n  {said}; {s['why']}\n"
             f"  sealed {s['sealed_at']}, sha256 {s['sha256']}")
 
 
 def main(args: list[str] | None = None) -> None:
-    command, *rest = (sys.argv[1:] if args is None else args) or [""]
-    if command not in ("seal", "score", "board", "rollout") or not rest:
+    args = sys.argv[1:] if args is None else args
+    if {"-h", "--help"} & set(args):
+        print(__doc__)
+        return
+    if len(args) < 2 or args[0] not in ("seal", "score", "board", "rollout"):
         raise UserError("give a command and a path: python -m scaling.forecast seal|score|board|rollout PATH")
+    command, *paths = args
     if command == "rollout":
-        print(rollout_text(rollout(read_table(rest[0]))))
+        print(rollout_text(rollout(read_table(paths[0]))))
     elif command == "seal":
-        print(sealed_text(seal_config(Path(rest[0]), rest[1:])))
+        print(sealed_text(seal_config(Path(paths[0]), paths[1:])))
     else:
-        for folder in rest if command == "score" else ():
-            score(Path(folder))
-        print(board(rest))
+        if command == "score":
+            for folder in paths:
+                score(Path(folder))
+        print(board(paths))
 
 
 if __name__ == "__main__":

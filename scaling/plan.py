@@ -1,5 +1,4 @@
-"""From a budget to a run: model size, tokens, shape, batch, learning rate, hours, and a config that train.py
-runs.
+"""From a budget to a run: size, tokens, shape, batch, learning rate, hours, and a config that train.py runs.
 
     python -m scaling.plan LAW --flops=1e21                       # or another goal; two of them fix N and D
     python -m scaling.plan LAW --gpu_hours=8 --tok_per_s=90000@124e6 --dataset=NAME --write=config/my_plan.py
@@ -12,46 +11,53 @@ LAW is a fit.json, or a published law: hoffmann, besiroglu, muennighoff or kapla
 fit.json the study's own recipe, speed and forecast (scaling.forecast) are used. A law's C is 6 N D; a budget
 buys exact FLOPs.
 """
+import dataclasses
 import math
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
+from config import settings
 from config.configurator import help_text, read_args, set_fields
-from runtime.basics import UserError, exit_cleanly, load_json, plain_name
+from config.settings import Config
+from runtime import basics
+from runtime.basics import UserError, exit_cleanly, load_json, nearest, plain_name
 from scaling import forecast
-from scaling.laws import counts
-from scaling.laws import forms as laws
-from scaling.tables.csv import MALFORMED, read_table
+from scaling.laws import counts, design, forms, solver
+from scaling.tables.csv import MALFORMED, cell, read_table
+from scaling.tables.runs import final_runs
 
-ROOT = Path(__file__).resolve().parents[1]
 # What the laws were fitted on: Hoffmann et al. 2022, abstract and section 3.2; Kaplan et al. 2020, section 3.
 HOFFMANN_RANGE = {"N": [7e7, 1.6e10], "D": [5e9, 5e11], "C": [6e18, 3e21]}
+SURFACE = {"form": "surface", "params": "total", "boot": {}}
 PUBLISHED = {
     # Before rounding (Besiroglu et al. 2024): the exponents as printed, .34 and .28, move N_opt by a sixth.
-    "hoffmann": {"form": "surface", "E": math.exp(0.5267228), "A": math.exp(6.0073404),
-                 "B": math.exp(6.0179186), "alpha": 0.33917084, "beta": 0.2849083, "range": HOFFMANN_RANGE,
-                 "params": "total", "boot": {}, "source": "Hoffmann et al. 2022, approach 3, unrounded"},
-    "besiroglu": {"form": "surface", "E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658,
-                  "range": HOFFMANN_RANGE, "params": "total", "boot": {}, "source": "Besiroglu et al. 2024"},
-    "muennighoff": laws.C4 | {"form": "surface", "range": {"C": [4e15, 1e22]}, "params": "total", "boot": {},
-                              "source": "Muennighoff et al. 2023, C4"},
+    "hoffmann": SURFACE | {"E": math.exp(0.5267228), "A": math.exp(6.0073404), "alpha": 0.33917084,
+                           "B": math.exp(6.0179186), "beta": 0.2849083, "range": HOFFMANN_RANGE,
+                           "source": "Hoffmann et al. 2022, approach 3, unrounded"},
+    "besiroglu": SURFACE | {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658,
+                            "range": HOFFMANN_RANGE, "source": "Besiroglu et al. 2024"},
+    "muennighoff": SURFACE | forms.C4 | {"range": {"C": [4e15, 1e22]},
+                                         "source": "Muennighoff et al. 2023, C4"},
     # N_opt = 1.3e9 C^.73 and L = (3.1e8/C)^.050, C in PF-days (Kaplan et al. 2020, figure 14 and eq. 1.3).
     "kaplan": {"form": "frontier", "log_k": math.log(1.3e9 / counts.PF_DAY ** 0.73), "a": 0.73, "L_inf": 0.0,
                "gamma": 0.050, "log_C_c": math.log(3.1e8 * counts.PF_DAY), "range": {"C": [1e11, 2e20]},
                "params": "non_embedding", "boot": {}, "source": "Kaplan et al. 2020, compute-efficient"},
 }
-DECAY = {k: laws.C4[k] for k in ("R_D", "R_N")}
 UNIDENTIFIED = ("how much repeated tokens are worth is poorly known: R_D* = 15.4 was published, but on those "
                 "182 runs R_D* = 95 fits slightly better, and the bootstrap's 95 % interval is 5 to 1e12")
 LIMITS = {"flops": (1e6, 1e30, "FLOPs"), "tokens": (1e3, 1e16, "tokens"), "params": (100, 1e14, "parameters"),
           "loss": (1e-3, 20, "nats per token"), "gpu_hours": (1e-6, 1e11, "hours"),
           "deadline": (1e-6, 1e6, "hours"), "unique_tokens": (1e3, 1e16, "tokens"),
           "inference_tokens": (1, 1e20, "tokens"), "next": (1e6, 1e30, "FLOPs"), "gpus": (1, 1e7, "devices")}
+# What a row of runs.csv says of how to train such a model. Shape and horizon are the plan's to say, and the
+# vocabulary is the dataset's.
+RECIPE = ["dataset", "schedule", "block_size", "batch_size", "learning_rate",
+          *(name for name in settings.RECIPE if name not in ("vocab_size", "lr_decay_iters"))]
 
 
 @dataclass
@@ -81,19 +87,25 @@ class Options:
 
 # ---- The law. ----
 
-def load_law(name: str) -> tuple[dict, Path | None]:
-    """(law, its study's directory or None) of a published name or of a fit.json. Raises UserError."""
+def load_law(name: str) -> tuple[dict, dict]:
+    """(law, the table of its study's runs or {}) of a published name or of a fit.json. Raises UserError."""
     if name in PUBLISHED:
-        return PUBLISHED[name], None
-    if not name.endswith(".json"):
-        raise UserError(f"unknown law {name!r}: give a fit.json or one of {', '.join(PUBLISHED)}")
-    fit, folder = load_json(name), Path(name).parent
+        return PUBLISHED[name], {}
+    path = Path(name)
+    runs = path.with_name("runs.csv")
+    if path.suffix != ".json":
+        raise UserError(f"unknown law {name!r}{nearest(name, PUBLISHED)}: give a fit.json or one of "
+                        f"{', '.join(PUBLISHED)}")
+    if not path.exists():
+        fix = f"fit {runs} --json={name}" if runs.exists() else "sweep scaling/sweeps/STUDY.py"
+        raise UserError(f"there is no {name} yet; run: python -m scaling.{fix}")
+    fit = load_json(name)
     law = fit.get("surface") or fit.get("isoflop")
     if not law:
         raise UserError(f"{name} holds neither a surface nor an isoflop fit; fit again with more runs")
-    law |= {"form": "surface" if fit.get("surface") else "frontier", "source": f"{name}, {law['n']} runs"}
-    law |= {"params": fit["data"]["params"], "fit": fit}
-    return law, folder if (folder / "runs.csv").exists() else None
+    form = "surface" if fit.get("surface") else "frontier"
+    law |= dict(form=form, source=f"{name}, {law['n']} runs", params=fit["data"]["params"], fit=fit)
+    return law, read_table(runs) if runs.exists() else {}
 
 
 def loss_at(law: dict, N: float, D: float, unique: float = 0.0) -> float:
@@ -101,26 +113,30 @@ def loss_at(law: dict, N: float, D: float, unique: float = 0.0) -> float:
     if law["form"] == "frontier":
         raise UserError("this law knows only the best run of each budget: give --flops, --params, --tokens "
                         "or --loss alone, or take a surface such as hoffmann or besiroglu")
-    return laws.repeated_loss(DECAY | law, N, D, unique) if unique else laws.surface_loss(law, N, D)
+    if unique:
+        return forms.repeated_loss(forms.C4 | law, N, D, unique)   # its R_D and R_N
+    return forms.surface_loss(law, N, D)
 
 
 def best_size(law: dict, C: float, unique: float = 0.0) -> float:
     """N that minimises the loss for C = 6 N D."""
-    of = laws.surface_optimum if law["form"] == "surface" else laws.power_optimum
+    of = forms.surface_optimum if law["form"] == "surface" else forms.power_optimum
     N = float(of(law, C)[0])
     if not unique or C / (6 * N) <= unique:
         return N
     loss_at(law, N, 1.0, unique)                       # refuses a law of the frontier
-    return laws.repeated_optimum(DECAY | law, C, unique)[0]
+    return forms.repeated_optimum(forms.C4 | law, C, unique)[0]
 
 
 def best_loss(law: dict, C: float, unique: float = 0.0) -> float:
     """Loss of the best run for C = 6 N D."""
     if law["form"] == "frontier":
-        return float(laws.power_optimum(law, C)[2])
+        return float(forms.power_optimum(law, C)[2])
     N = best_size(law, C, unique)
     return float(loss_at(law, N, C / (6 * N), unique))
 
+
+# ---- The goal: one of C, N, D and L, or two of them, fix N and D. ----
 
 def solve(f, target: float, otherwise: str) -> float:
     """The x from 1 to 1e40 where the monotonic f is `target`. Raises UserError(`otherwise`) without one."""
@@ -130,8 +146,6 @@ def solve(f, target: float, otherwise: str) -> float:
         raise UserError(f"{otherwise}; without limit it would come to {f(math.exp(92.0)):.4g}")
     return math.exp(brentq(gap, 0.0, 92.0, xtol=1e-12))
 
-
-# ---- The goal: one of C, N, D and L, or two of them, fix N and D. ----
 
 def contradiction(C: float, N: float, D: float) -> str:
     """What is wrong with a budget, a size and a number of tokens for which 6 N D is not C, and what holds."""
@@ -143,24 +157,24 @@ def contradiction(C: float, N: float, D: float) -> str:
 
 def solve_goal(law: dict, C: float, N: float, D: float, L: float, unique: float = 0.0) -> tuple[float, float]:
     """(N, D) from those of C (FLOPs, 6 N D), N, D and L (loss) that are not 0. Raises UserError."""
-    given = "".join(k for k, v in zip("CNDL", (C, N, D, L)) if v)
-    if given.startswith("CND") and abs(math.log(6 * N * D / C)) > 0.01:
+    if C and N and D and abs(math.log(6 * N * D / C)) > 0.01:
         raise UserError(contradiction(C, N, D))
-    if given in ("CL", "CNL", "CDL", "NDL", "CNDL"):
+    if L and (C or (N and D)):
         raise UserError("these goals say the same twice: N and D follow from two of flops, params and "
                         "tokens, and the loss from N and D; give fewer")
     never = f"a loss of {L:.4g} cannot be reached like this"
-    if given == "NL":
+    if L and N:
         D = solve(lambda d: loss_at(law, N, d, unique), L, never)
-    elif given == "DL":
+    elif L and D:
         N = solve(lambda n: loss_at(law, n, D, unique), L, never)
-    elif given == "L":
+    elif L:
         C = solve(lambda c: best_loss(law, c, unique), L, never)
-    elif given == "N":
+    elif N and not (C or D):
         C = solve(lambda c: best_size(law, c, unique), N, f"no budget's best is {N:.3g} parameters")
-    elif given == "D":
+    elif D and not (C or N):
         C = solve(lambda c: c / (6 * best_size(law, c, unique)), D, f"no budget's best is {D:.3g} tokens")
-    N = N or (C / (6 * D) if D else best_size(law, C, unique))
+    if not N:
+        N = C / (6 * D) if D else best_size(law, C, unique)
     return N, D or C / (6 * N)
 
 
@@ -172,133 +186,161 @@ def serving_optimum(law: dict, loss: float, served: float) -> tuple[float, float
 
     def tokens(N):
         return solve(lambda d: loss_at(law, N, d), loss, never)
+
+    def log_cost(x):
+        return x + math.log(6 * tokens(math.exp(x)) + 2 * served)
     bounds = (math.log(smallest * 1.0001), math.log(largest * 1.01))
-    found = minimize_scalar(lambda x: x + math.log(6 * tokens(math.exp(x)) + 2 * served), bounds=bounds,
-                            method="bounded", options={"xatol": 1e-8})
+    found = minimize_scalar(log_cost, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return math.exp(found.x), tokens(math.exp(found.x))
+
+
+# ---- The study: its recipe, its speed and its text. ----
+
+class Study(NamedTuple):
+    """What a study's runs say about how such a model is trained."""
+    settings: dict                         # for train.py, of the run nearest to the plan
+    vocab: int
+    n_layer: int                           # the trend of its depths and heads, at the size of the plan
+    n_head: int
+
+
+def study_of(table: dict, N: float, D: float) -> Study | None:
+    """What the runs of `table` say for N parameters and D tokens; None where they are not this project's."""
+    if not {"run", "dataset", "n_layer", "n_head", "batch_tokens", "block_size", "learning_rate"} <= {*table}:
+        return None
+    runs = final_runs(table)
+    rows = [table["run"].tolist().index(run) for run in runs["run"]]
+    near = rows[np.argmin(np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2)]
+    row = {name: values[near] for name, values in table.items()}
+    row["batch_size"] = row["batch_tokens"] / row["block_size"]
+    x = np.log(runs["N"])
+    slope = int(np.ptp(x) > 0.1)                       # runs of one size have no trend
+
+    def trend(name):
+        line = np.polyfit(x, np.log(table[name][rows]), slope)
+        return max(1, round(math.exp(np.polyval(line, math.log(N)))))
+    return Study(recipe(row), int(row["params_head"] / row["n_embd"]), trend("n_layer"), trend("n_head"))
+
+
+def recipe(row: dict) -> dict:
+    """The settings for train.py that a row of runs.csv records; where a cell is empty it says nothing."""
+    filled = {name: row[name] for name in RECIPE if cell(row.get(name))}
+    return {name: type(getattr(Config, name))(value) for name, value in filled.items()}
+
+
+def speed(tok_per_s: str, table: dict) -> float:
+    """FLOPs per second of one device: as --tok_per_s says, else of the largest model; nan if unknown."""
+    if tok_per_s:
+        try:
+            tokens, params = map(float, tok_per_s.split("@"))
+        except ValueError:
+            tokens = params = 0.0
+        if not (0 < tokens < math.inf and 0 < params < math.inf):
+            raise UserError(f"--tok_per_s={tok_per_s}: give tokens per second and the size of the model that "
+                            "was timed, as in 90000@124e6")
+        return 6 * tokens * params
+    if not {"flops_exact", "wall_s", "params_total"} <= set(table):
+        return math.nan
+    largest = np.argmax(table["params_total"])
+    return float(table["flops_exact"][largest] / table["wall_s"][largest])
+
+
+def text_of(dataset: str) -> dict:
+    """meta.json of data/DATASET; {} when it is not there. Raises UserError."""
+    absent = plain_name(dataset) and not (basics.ROOT / "data" / dataset / "meta.json").exists()
+    return {} if absent or not dataset else settings.load_meta(dataset)
 
 
 # ---- The shape of the model. ----
 
-def body(n_layer: int, n_embd: int) -> int:
-    """Parameters of model.GPT's blocks and last norm, without biases."""
-    return n_layer * (12 * n_embd ** 2 + 2 * n_embd) + n_embd
+def size(c: Config, convention: str) -> float:
+    """Parameters of a model as the law counts them (scaling.laws.counts)."""
+    groups = settings.count_params(c)
+    table = {f"params_{name}": np.array([count]) for name, count in groups.items()}
+    return float(counts.params(table, counts.DEFAULT_PARAMS if convention == "as given" else convention)[0])
 
 
-def size(n_layer: int, n_embd: int, vocab: int, block: int, convention: str) -> float:
-    """Parameters of a shape as the law counts them (scaling.counts)."""
-    row = {"params_non_embedding": body(n_layer, n_embd), "params_head": vocab * n_embd,
-           "params_total": body(n_layer, n_embd) + (vocab + block) * n_embd}
-    convention = counts.DEFAULT_PARAMS if convention == "as given" else convention
-    return float(counts.params({k: np.array([float(v)]) for k, v in row.items()}, convention)[0])
+def head_width(width: int, head_size: int, heads: int) -> int:
+    """How wide a head is: as asked, as so many heads make it, or what is common at this width."""
+    if head_size:
+        return head_size
+    if heads:
+        return width // heads
+    if width >= 256:
+        return 64
+    return 32 if width >= 128 else 16
 
 
-def flops_per_token(n_layer: int, n_embd: int, vocab: int, block: int) -> float:
-    """Exact FLOPs per trained token, as model.GPT counts them (scaling.counts)."""
-    row = dict(tokens=1, n_layer=n_layer, n_embd=n_embd, block_size=block, params_head=vocab * n_embd)
-    return float(counts.flops({k: np.array([float(v)]) for k, v in row.items()}, "exact")[0])
+def shape(N: float, base: Config, convention: str, head_size: int = 0, study: Study | None = None) -> Config:
+    """`base` with the n_layer, n_head and n_embd that come nearest to N parameters. Raises UserError.
 
-
-def shape(N: float, vocab: int, block: int, convention: str, head_size: int = 0, family: dict | None = None):
-    """{n_layer, n_head, n_embd} of the GPT nearest to N parameters. Raises UserError.
-
-    `family` {n_layer, n_head} is what a study would take at N; without it the width is 64 times the depth,
-    and a head 64, 32 or 16 wide. Depth against width hardly bears on the loss (Kaplan et al. 2020, figure 5),
-    so a miss in N weighs more.
+    With a study, depth and heads are near what it would take; without, the width is 64 times the depth, and a
+    head 64, 32 or 16 wide. Depth against width hardly bears on the loss (Kaplan et al. 2020, figure 5), so a
+    miss in N weighs more.
     """
     if head_size < 0:
         raise UserError(f"--head_size={head_size}: a head must have a positive width, such as 64")
-    heads = family["n_head"] if family and not head_size else 0
-    unit, best = head_size or math.lcm(8, heads or 16), math.inf
-    for d in range(unit, max(32768, 2 * unit), unit):
-        head = head_size or (d // heads if heads else 64 if d >= 256 else 32 if d >= 128 else 16)
-        if d % head:
+    heads = study.n_head if study and not head_size else 0
+    unit = head_size or math.lcm(8, heads or 16)
+    tried = []                                         # (cost, miss in log N, n_layer, n_embd)
+    smallest = math.inf
+    for width in range(unit, max(32768, 2 * unit), unit):
+        if width % head_width(width, head_size, heads):
             continue
-        deep = (N - size(0, d, vocab, block, convention)) / (12 * d * d + 2 * d)
-        for depth in {max(1, math.floor(deep)), max(1, math.ceil(deep))}:
-            miss = math.log(size(depth, d, vocab, block, convention) / N)
-            odd, weight = (depth / family["n_layer"], 0.5) if family else (d / depth / 64, 0.001)
-            cost = miss ** 2 + weight * math.log(odd) ** 2
-            if cost < best:
-                best, missed, found = cost, miss, dict(n_layer=depth, n_head=d // head, n_embd=d)
-    if abs(missed) > 0.35:
-        smallest = size(1, unit, vocab, block, convention)
-        raise UserError(f"no GPT has {N:.3g} parameters ({convention}): with a vocabulary of {vocab} and "
-                        f"widths from {unit} the smallest has {smallest:,.0f}; change goal or --head_size")
-    return found
+        none, one = (size(dataclasses.replace(base, n_layer=k, n_embd=width), convention) for k in (0, 1))
+        smallest = min(smallest, one)
+        depth = (N - none) / (one - none)
+        for n_layer in {max(1, math.floor(depth)), max(1, math.ceil(depth))}:
+            miss = math.log((none + n_layer * (one - none)) / N)
+            odd = 0.001 * math.log(width / n_layer / 64) ** 2
+            if study:
+                odd = 0.5 * math.log(n_layer / study.n_layer) ** 2
+            tried.append((miss ** 2 + odd, miss, n_layer, width))
+        if one > 4 * N:
+            break                                      # wider ones are larger still
+    _, miss, n_layer, width = min(tried)
+    if abs(miss) > 0.35:
+        raise UserError(f"no GPT has {N:.3g} parameters ({convention}): with a vocabulary of "
+                        f"{base.vocab_size} and widths from {unit} the smallest has {smallest:,.0f}; change "
+                        "goal or --head_size")
+    head = head_width(width, head_size, heads)
+    return dataclasses.replace(base, n_layer=n_layer, n_head=width // head, n_embd=width)
 
 
-# ---- What the study did: its recipe and its speed. ----
-
-def recipe(folder: Path | None, N: float, D: float) -> tuple[dict, dict]:
-    """(settings of the study's run nearest to N and D, facts {vocab, family, partial}); both {} without a
-    study.
-
-    `family` is the study's depth and heads, extrapolated to N; `partial` says that the run's config.json is
-    gone, so that only what runs.csv records is known.
-    """
-    table = read_table(folder / "runs.csv") if folder else {}
-    if not {"dataset", "n_layer", "n_head", "batch_tokens", "block_size", "learning_rate"} <= set(table):
-        return {}, {}
-    runs = forecast.final_runs(table)
-    rows = [int(np.flatnonzero(table["run"] == run)[0]) for run in runs["run"]]
-    i = rows[np.argmin(np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2)]
-    x, block = np.log(runs["N"]), int(table["block_size"][i])
-    trend = {k: np.polyfit(x, np.log(table[k][rows]), int(np.ptp(x) > 0.1)) for k in ("n_layer", "n_head")}
-    settings = {"dataset": table["dataset"][i], "schedule": table["schedule"][i], "block_size": block,
-                "batch_size": int(table["batch_tokens"][i] / block),
-                "learning_rate": float(table["learning_rate"][i])}
-    facts = {"vocab": int(table["params_head"][i] / table["n_embd"][i]),
-             "family": {k: max(1, round(math.exp(np.polyval(v, math.log(N))))) for k, v in trend.items()}}
-    path = folder / str(table["run"][i]) / "config.json"
-    if not path.exists():
-        return settings, facts | {"partial": True}
-    config = load_json(path)
-    derived = config["warmup_iters"] == round(config["warmup_frac"] * config["max_iters"])
-    keys = ["parametrization", "base_width", "beta1", "beta2", "weight_decay", "cooldown_frac", "min_lr",
-            "grad_clip", "tie_weights", "dropout", "bias", "warmup_frac" if derived else "warmup_iters"]
-    return settings | {k: config[k] for k in keys}, facts
-
-
-def speed(options: Options, folder: Path | None) -> float:
-    """FLOPs per second of one device: --tok_per_s, else that of the study's largest model; nan if unknown."""
-    if options.tok_per_s:
-        try:
-            tokens, params = map(float, options.tok_per_s.split("@"))
-        except ValueError:
-            tokens = params = 0.0
-        if not (0 < tokens < math.inf and 0 < params < math.inf):
-            raise UserError(f"--tok_per_s={options.tok_per_s}: give tokens per second and the size of the "
-                            "model that was timed, as in 90000@124e6")
-        return 6 * tokens * params
-    table = read_table(folder / "runs.csv") if folder else {}
-    if not {"flops_exact", "wall_s", "params_total"} <= set(table):
-        return math.nan
-    i = int(np.argmax(table["params_total"]))
-    return float(table["flops_exact"][i] / table["wall_s"][i])
-
-
-def text_of(dataset: str) -> dict:
-    """meta.json of data/DATASET; {} when it is not there."""
-    if dataset and not plain_name(dataset):
-        raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
-    path = ROOT / "data" / dataset / "meta.json"
-    meta = load_json(path) if dataset and path.exists() else {}
-    for key in ("vocab_size", "train_tokens") if meta else ():
-        if type(meta.get(key)) is not int or meta[key] < 1:
-            raise UserError(f"{path} lacks a valid {key}; prepare the dataset again")
-    return meta
+def shape_of(c: Config) -> dict:
+    return {name: getattr(c, name) for name in ("n_layer", "n_head", "n_embd")}
 
 
 def vocabulary(dataset: str) -> int:
     """The vocabulary of data/DATASET, or GPT-2's without one. Raises UserError."""
-    if dataset and not text_of(dataset):
-        raise UserError(f"dataset {dataset!r} is not prepared; run: "
-                        f"python data/{dataset.partition('_')[0]}/prepare.py")
-    return int(text_of(dataset).get("vocab_size", 50257))
+    return settings.load_meta(dataset)["vocab_size"] if dataset else 50257
 
 
 # ---- The plan. ----
+
+class Plan(NamedTuple):
+    """What the table shows and the config needs."""
+    N: float                               # what the law asks for
+    D: float
+    serving: tuple | None                  # the N and D that serving nobody would take
+    ci: dict                               # 95 % intervals of N and D, where they are the law's optimum
+    model: Config                          # of the nearest shape
+    params: float                          # its size as the law counts
+    tokens: float                          # as many as the budget buys in exact FLOPs, or D
+    flops: float                           # exact
+    config: dict                           # settings for train.py, all but out_dir
+    loss: dict                             # {predicted, by} and, where known, {lo95, hi95}
+    hours: float                           # nan without a speed
+    notes: list[str]
+
+    @property
+    def C(self) -> float:
+        return 6 * self.N * self.D
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(self.tokens / (self.config["batch_size"] * self.config["block_size"])))
+
 
 def check_limits(o: Options) -> None:
     """Raise UserError for numbers that can only be slips of a unit."""
@@ -311,7 +353,8 @@ def check_limits(o: Options) -> None:
 
 def goal(law: dict, o: Options, rate: float) -> tuple[float, float, bool]:
     """(N, D, is it a budget in FLOPs?) that the options ask for. Raises UserError."""
-    C, other = o.flops, o.flops or o.params or o.tokens or o.loss
+    C = o.flops
+    other = o.flops or o.params or o.tokens or o.loss
     if o.gpu_hours or (o.deadline and not other):
         if o.flops:
             raise UserError("--flops and --gpu_hours are both budgets; give one")
@@ -326,85 +369,84 @@ def goal(law: dict, o: Options, rate: float) -> tuple[float, float, bool]:
     return N, D, bool(C) and not o.tokens
 
 
-def make_plan(law: dict, o: Options, folder: Path | None = None) -> dict:
-    """What the table shows and the config needs. Raises UserError.
-
-    N and D are what the law asks for. The nearest shape has `params` parameters and trains `tokens`: as many
-    as the budget buys in exact FLOPs, or D where the goal is no budget.
-    """
+def make_plan(law: dict, o: Options, table: dict | None = None) -> Plan:
+    """The plan for these options, with the `table` of the runs behind the law, if any. Raises UserError."""
     check_limits(o)
-    rate = speed(o, folder)
+    table = table or {}
+    rate = speed(o.tok_per_s, table)
     N, D, budgeted = goal(law, o, rate)
-    C = 6 * N * D
-    plan = {"serving": (N, D) if o.inference_tokens else None}
+    serving = None
     if o.inference_tokens:
         if o.unique_tokens:
             raise UserError("--inference_tokens and --unique_tokens cannot be combined; plan for one of them")
+        serving = (N, D)
         N, D = serving_optimum(law, loss_at(law, N, D), o.inference_tokens)
-        C, budgeted = 6 * N * D, False
-    settings, facts = recipe(folder, N, D)
-    dataset = o.dataset or settings.get("dataset", "")
-    block = o.block_size or settings.get("block_size", 1024)
-    vocab = vocabulary(o.dataset) if o.dataset or not facts else facts["vocab"]
-    counted = (vocab, block)
-    built = shape(N, *counted, law["params"], o.head_size, facts.get("family"))
-    depth, width = built["n_layer"], built["n_embd"]
-    cost = flops_per_token(depth, width, *counted)
-    tokens, params = C / cost if budgeted else D, size(depth, width, *counted, law["params"])
-    config = settings | dict(dataset=dataset, block_size=block) | built | batch(tokens, C, block, settings)
+        budgeted = False
+    C = 6 * N * D
+    study = study_of(table, N, D)
+    config = dict(study.settings) if study else {}
+    config["dataset"] = o.dataset or config.get("dataset", "")
+    config["block_size"] = o.block_size or config.get("block_size", 1024)
+    vocab = study.vocab if study and not o.dataset else vocabulary(o.dataset)
+    model = shape(N, Config(**config, vocab_size=vocab), law["params"], o.head_size, study)
+    cost = settings.count_flops(model)["total"]
+    tokens = C / cost if budgeted else D
+    params = size(model, law["params"])
+    config |= shape_of(model) | batch(tokens, C, config)
+    horizon, wanted = ("target_flops", tokens * cost) if budgeted else ("target_tokens", tokens)
+    config[horizon] = float(f"{wanted:.10g}")          # as people write it: 2e12, not 1999999999999.9998
     best = not o.unique_tokens and abs(math.log(N / best_size(law, C))) < 1e-6
-    # float32 weights, gradients and AdamW's two moments; activations of one sequence as in train.accumulation
-    states = 16 * (body(depth, width) + sum(counted) * width)
-    sequence = block * (34 * depth * width + 12 * vocab)
-    return plan | {
-        "N": N, "D": D, "C": C, "params": params, "tokens": tokens, "flops": tokens * cost, "config": config,
-        "budgeted": budgeted, "ci": laws.optimum(law, C)["ci"] if best else {}, "vocab": vocab,
-        "steps": max(1, round(tokens / (config["batch_size"] * block))), "bytes": (states, sequence),
-        "hours": tokens * cost / rate / 3600 / o.gpus, "notes": notes(law, o, C, tokens, facts, settings),
-        "loss": predict(law, folder, params, tokens, o.unique_tokens)}
+    return Plan(
+        N=N, D=D, serving=serving,
+        ci=forms.optimum(law, C)["ci"] if best else {},
+        model=model, params=params, tokens=tokens, flops=tokens * cost, config=config,
+        loss=predict(law, table, params, tokens, o.unique_tokens),
+        hours=tokens * cost / rate / 3600 / o.gpus,
+        notes=notes(law, o, C, tokens, study))
 
 
-def batch(tokens: float, C: float, block: int, settings: dict) -> dict:
-    """{batch_size, learning_rate}: the study's; else 0.292 C^0.3271 tokens and 0.3118 C^-0.125 (Bi et al.
-    2024, eq. 1).
+def batch(tokens: float, C: float, config: dict) -> dict:
+    """{batch_size, learning_rate}: the study's, or by the rule of C (config.settings).
 
-    At most a hundredth of the run, so that the schedule has steps to act on.
+    The batch is at most a hundredth of the run, so that the schedule has steps to act on.
     """
-    rows = settings.get("batch_size") or 2 ** round(math.log2(max(1, 0.292 * C ** 0.3271 / block)))
-    rate = settings.get("learning_rate") or float(f"{0.3118 * C ** -0.125:.2g}")
-    return {"batch_size": max(1, min(rows, int(tokens / block / 100))), "learning_rate": rate}
+    block = config["block_size"]
+    rows = settings.batch_rows(C, tokens, block)
+    if "batch_size" in config:
+        rows = max(1, min(config["batch_size"], int(tokens / block / 100)))
+    return {"batch_size": rows, "learning_rate": config.get("learning_rate") or settings.rate(C)}
 
 
-def predict(law: dict, folder: Path | None, N: float, D: float, unique: float) -> dict:
+def predict(law: dict, table: dict, N: float, D: float, unique: float) -> dict:
     """{predicted, by} and, where known, {lo95, hi95}: the study's forecast, else the law's own."""
     if law["form"] == "frontier":
         return {"predicted": best_loss(law, 6 * N * D), "by": "the frontier, were this its best run"}
-    if folder and not unique:
-        found = forecast.predict(folder, law["fit"], N, D)
-        return {k: found[k] for k in ("predicted", "lo95", "hi95")} | {"by": "scaling.forecast, two forms"}
+    if table and not unique:
+        return forecast.predict(table, law["fit"], N, D) | {"by": "scaling.forecast, two forms"}
     found = {"predicted": float(loss_at(law, N, D, unique)), "by": "the law; it has no interval"}
     if law["boot"]:
-        draws = loss_at(laws.draws_of(law) | {"form": "surface"}, N, np.array([D]), unique)
-        lo, hi = laws.interval(laws.with_noise(draws, law["noise"])[:, 0])
-        found |= {"lo95": lo, "hi95": hi, "by": "the law and its residuals; other forms would differ"}
+        draws = loss_at(forms.draws_of(law) | {"form": "surface"}, N, np.array([D]), unique)
+        found["lo95"], found["hi95"] = solver.interval(forms.with_noise(draws, law["noise"])[:, 0])
+        found["by"] = "the law and its residuals; other forms would differ"
     return found
 
 
-def notes(law: dict, o: Options, C: float, tokens: float, facts: dict, settings: dict) -> list[str]:
+def notes(law: dict, o: Options, C: float, tokens: float, study: Study | None) -> list[str]:
     """What a careful planner would add."""
     out = [f"C is {x:.3g} times outside what the law was fitted on: an extrapolation"
-           for x in laws.outside(law, C=C).values()]
+           for x in forms.outside(law, C=C).values()]
     if 0 < o.unique_tokens < tokens:
         out.append(UNIDENTIFIED)
-    if o.dataset and o.dataset != settings.get("dataset", o.dataset):
-        out.append(f"the law was fitted on {settings['dataset']}: on {o.dataset} another one holds")
-    text = text_of(o.dataset or settings.get("dataset", "")).get("train_tokens", math.inf)
+    fitted_on = study.settings["dataset"] if study else ""
+    if o.dataset and fitted_on not in ("", o.dataset):
+        out.append(f"the law was fitted on {fitted_on}: on {o.dataset} another one holds")
+    text = text_of(o.dataset or fitted_on).get("train_tokens", math.inf)
     if tokens > text and not o.unique_tokens:
         out.append(f"there are {amount(text)} tokens of this text: it is read {tokens / text:.3g} times, "
                    f"which the law ignores; add --unique_tokens={text}")
-    if facts.get("partial"):
-        out.append("the study's run directories are not here, so settings that runs.csv does not record "
-                   "(parametrization, betas, weight decay, warmup) are train.py's defaults")
+    if study and "parametrization" not in study.settings:
+        out.append("settings that runs.csv does not record (parametrization, betas, weight decay, warmup) "
+                   "are train.py's defaults")
     return out
 
 
@@ -413,8 +455,10 @@ def notes(law: dict, o: Options, C: float, tokens: float, facts: dict, settings:
 def amount(x: float) -> str:
     """1.23B, 45.6M, 789."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if x >= 1000 * unit:
+            return f"{x:.3g}"
         if x >= 0.9995 * unit:
-            return f"{x / unit:.3g}{name}" if x < 1000 * unit else f"{x:.3g}"
+            return f"{x / unit:.3g}{name}"
     return f"{x:.3g}"
 
 
@@ -427,60 +471,73 @@ def duration(hours: float) -> str:
 
 
 def law_text(law: dict) -> str:
+    """The law's formula, its source, and what its N counts."""
     p = {k: f"{law[k]:.4g}" for k in ("E", "A", "B", "alpha", "beta", "a") if k in law}
     formula = "L = {E} + {A}/N^{alpha} + {B}/D^{beta}" if law["form"] == "surface" else "N_opt ~ C^{a}"
     return f"{formula.format(**p)} ({law['source']}; N is {law['params']})"
 
 
-def plan_text(law: dict, plan: dict, o: Options) -> str:
+def plan_text(law: dict, plan: Plan, o: Options) -> str:
     """The plan as a table for people, what its neighbours cost, and the notes."""
-    c, ci, loss, (states, sequence) = plan["config"], plan["ci"], plan["loss"], plan["bytes"]
+    c = plan.model
+    rows = plan.config["batch_size"]
+    loss = plan.loss
 
     def span(key):
-        return f" ({amount(ci[key][0])} to {amount(ci[key][1])})" if key in ci else ""
+        return f" ({' to '.join(map(amount, plan.ci[key]))})" if key in plan.ci else ""
     band = f" ({loss['lo95']:.4f} to {loss['hi95']:.4f})" if "lo95" in loss else ""
+    devices = f" on {o.gpus} devices" if o.gpus > 1 else ""
+    states = 16 * settings.count_params(c)["total"]    # float32: weights, gradients, AdamW's two moments
+    row = c.block_size * settings.activation_bytes(c, 2)
     out = [f"law       {law_text(law)}; brackets hold 95 % intervals",
-           f"target    N {amount(plan['N'])}{span('N_opt')}, D {amount(plan['D'])}{span('D_opt')}, "
-           f"{plan['D'] / plan['N']:.3g} tokens per parameter",
-           f"compute   C = 6 N D = {plan['C']:.3g} FLOPs = {plan['C'] / counts.PF_DAY:.3g} PF-days",
-           f"model     {c['n_layer']} layers x {c['n_embd']}, {c['n_head']} heads of "
-           f"{c['n_embd'] // c['n_head']}, vocabulary {plan['vocab']}, context {c['block_size']}: "
-           f"{amount(plan['params'])} parameters",
-           f"training  {amount(plan['tokens'])} tokens, {plan['flops']:.3g} exact FLOPs",
-           f"batch     {plan['steps']:,} steps of {c['batch_size']} sequences or "
-           f"{amount(c['batch_size'] * c['block_size'])} tokens; learning rate {c['learning_rate']:g}",
+           f"target    N {amount(plan.N)}{span('N_opt')}, D {amount(plan.D)}{span('D_opt')}, "
+           f"{plan.D / plan.N:.3g} tokens per parameter",
+           f"compute   C = 6 N D = {plan.C:.3g} FLOPs = {plan.C / counts.PF_DAY:.3g} PF-days",
+           f"model     {c.n_layer} layers x {c.n_embd}, {c.n_head} heads of {c.n_embd // c.n_head}, "
+           f"vocabulary {c.vocab_size}, context {c.block_size}: {amount(plan.params)} parameters",
+           f"training  {amount(plan.tokens)} tokens, {plan.flops:.3g} exact FLOPs",
+           f"batch     {plan.steps:,} steps of {rows} sequences or {amount(rows * c.block_size)} tokens; "
+           f"learning rate {plan.config['learning_rate']:g}",
            f"loss      {loss['predicted']:.4f}{band} (by {loss['by']})",
-           f"time      {duration(plan['hours'])}" + f" on {o.gpus} devices" * (o.gpus > 1),
-           f"memory    {states / 1e9:.3g} GB of weights, gradients, AdamW; {sequence / 1e9:.3g} GB a row"]
+           f"time      {duration(plan.hours)}{devices}",
+           f"memory    {states / 1e9:.3g} GB of weights, gradients, AdamW; {row / 1e9:.3g} GB a row"]
     if o.unique_tokens:
-        epochs = plan["tokens"] / o.unique_tokens
+        epochs = plan.tokens / o.unique_tokens
         out.append(f"data      {epochs:.4g} epochs of {amount(o.unique_tokens)} tokens")
-    if plan["serving"]:
+    if plan.serving:
         out.append(serving_text(plan, o.inference_tokens))
-    out += neighbours(law, plan, o.unique_tokens) if law["form"] == "surface" else []
-    extra = list(plan["notes"])
-    if o.deadline and plan["hours"] > 1.001 * o.deadline:
-        needed = math.ceil(plan["hours"] * o.gpus / o.deadline)
-        extra.append(f"this misses the deadline of {o.deadline:g} hours; {needed} such devices would not")
-    if abs(math.log(plan["params"] / plan["N"])) > 0.1:
-        extra.append(f"the nearest shape has {plan['params'] / plan['N']:.2f} times the parameters asked for")
-    return "\n".join(out + [f"note: {line}" for line in extra])
+    if law["form"] == "surface":
+        out += neighbours(law, plan, o.unique_tokens)
+    return "\n".join(out + [f"note: {line}" for line in plan.notes + misses(plan, o)])
 
 
-def serving_text(plan: dict, served: float) -> str:
+def misses(plan: Plan, o: Options) -> list[str]:
+    """Where the plan falls short of what was asked."""
+    out = []
+    if o.deadline and plan.hours > 1.001 * o.deadline:
+        needed = math.ceil(plan.hours * o.gpus / o.deadline)
+        out.append(f"this misses the deadline of {o.deadline:g} hours; {needed} such devices would not")
+    if abs(math.log(plan.params / plan.N)) > 0.1:
+        out.append(f"the nearest shape has {plan.params / plan.N:.2f} times the parameters asked for")
+    return out
+
+
+def serving_text(plan: Plan, served: float) -> str:
     """What the smaller, longer-trained model saves over its life."""
-    (N, D), cost = plan["serving"], lambda N, D: 6 * N * D + 2 * N * served
-    own, other = cost(plan["N"], plan["D"]), cost(N, D)
+    N, D = plan.serving
+    own = plan.C + 2 * plan.N * served
+    other = 6 * N * D + 2 * N * served
     return (f"serving   {own:.3g} FLOPs with {amount(served)} tokens served; {amount(N)} parameters after "
             f"{amount(D)} tokens, of the same loss, would take {other:.3g}: {1 - own / other:.1%} saved")
 
 
-def neighbours(law: dict, plan: dict, unique: float) -> list[str]:
+def neighbours(law: dict, plan: Plan, unique: float) -> list[str]:
     """Loss against size, that is against tokens per parameter, for the plan's C = 6 N D."""
-    out = [f"{'N':>10}{'D':>10}{'D/N':>10}{'loss':>10}{'change':>10}  serving (all with C = {plan['C']:.3g})"]
-    here = loss_at(law, plan["N"], plan["D"], unique)
+    out = [f"{'N':>10}{'D':>10}{'D/N':>10}{'loss':>10}{'change':>10}  serving (all with C = {plan.C:.3g})"]
+    here = loss_at(law, plan.N, plan.D, unique)
     for m in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4):
-        N, D = plan["N"] * m, plan["D"] / m
+        N = plan.N * m
+        D = plan.D / m
         loss = loss_at(law, N, D, unique)
         out.append(f"{amount(N):>10}{amount(D):>10}{D / N:>10.3g}{loss:>10.4f}{loss / here - 1:>+10.2%}"
                    f"  {m:.3g}x")
@@ -502,46 +559,80 @@ def write_new(path: str, text: str, folder: str) -> None:
         raise UserError(f"cannot write {path}: {e.strerror}") from None
 
 
-def write_config(path: str, law: dict, plan: dict) -> str:
-    """Write the plan as a config for train.py, once train.py itself has accepted it. Raises UserError."""
-    import train  # torch: only writing needs it
-    if not plan["config"]["dataset"]:
+def write_config(path: str, law: dict, plan: Plan) -> str:
+    """Write the plan as a config for train.py, which would accept it. Raises UserError."""
+    if not plan.config["dataset"]:
         raise UserError("a config needs data: add --dataset=NAME, a directory under data/")
-    horizon = {"target_flops": plan["flops"]} if plan["budgeted"] else {"target_tokens": plan["tokens"]}
-    settings = {"out_dir": f"out/{Path(path).stem}"} | plan["config"] | horizon
-    c = set_fields(train.Config(), {k: (v, path) for k, v in settings.items()})
-    meta = train.load_meta(c.dataset)
-    train.check(c, meta, 1)
-    c = train.derive(c, meta, "cpu", 1)
-    exact = c.max_iters * c.batch_size * c.block_size * train.shape_counts(c)[1]["total"]
-    if abs(exact / plan["flops"] - 1) > 0.02:
-        raise UserError(f"{c.max_iters} steps of {c.batch_size} x {c.block_size} tokens make {exact:.3g} "
-                        f"FLOPs, not the {plan['flops']:.3g} planned; take a smaller --block_size")
-    head = (f"# python train.py {path}\n# Planned with {law['source']}: {exact:.3g} FLOPs, expected loss "
-            f"{plan['loss']['predicted']:.4f}, time {duration(plan['hours'])}.\n")
-    write_new(path, head + "".join(f"{k} = {v!r}\n" for k, v in settings.items()), "config")
-    return f"wrote {path}: {c.max_iters:,} steps, {exact:.4g} exact FLOPs; run: python train.py {path}"
+    values = {"out_dir": f"out/{Path(path).stem}"} | plan.config
+    run = settings.resolve(set_fields(Config(), {k: (v, path) for k, v in values.items()}))
+    c = run.config
+    if abs(run.C / plan.flops - 1) > 0.02:
+        raise UserError(f"{c.max_iters} steps of {c.batch_size} x {c.block_size} tokens make {run.C:.3g} "
+                        f"FLOPs, not the {plan.flops:.3g} planned; take a smaller --block_size")
+    head = (f"# python train.py {path}\n# Planned with {law['source']}: {run.C:.3g} FLOPs, expected loss "
+            f"{plan.loss['predicted']:.4f}, time {duration(plan.hours)}.\n")
+    write_new(path, head + "".join(f"{k} = {v!r}\n" for k, v in values.items()), "config")
+    return f"wrote {path}: {c.max_iters:,} steps, {run.C:.4g} exact FLOPs; run: python train.py {path}"
+
+
+# ---- Which runs next? ----
+
+def next_text(law: dict, table: dict, folder: Path, o: Options) -> str:
+    """The runs to add next and, with --write, the sweep file that makes them. Raises UserError."""
+    if not o.flops:
+        raise UserError("--next needs the budget whose optimum is in question: add --flops=TARGET")
+    if not table or law["form"] != "surface":
+        raise UserError("--next needs a fit.json with a surface, and its runs.csv beside it")
+    runs = final_runs(table, law["params"])
+    N = runs["N"]
+    study = study_of(table, N.max(), runs["D"].max())
+    if not study:
+        raise UserError(f"{folder / 'runs.csv'} lacks columns of a study of this project, which --next needs")
+    base = Config(**study.settings, vocab_size=study.vocab)
+    wanted = np.geomspace(N.min(), 4 * N.max(), 40)
+    models = [shape(n, base, law["params"], o.head_size, study) for n in wanted]
+    by_size = {size(c, law["params"]): c for c in models}
+    cost = np.array([settings.count_flops(c)["total"] for c in by_size.values()])
+    most = o.unique_tokens or text_of(base.dataset).get("train_tokens", math.inf)
+    found = design.next_runs(law, N, runs["D"], o.flops, o.next, np.array(list(by_size)), cost, most)
+    out = [f"N_opt at {o.flops:.3g} FLOPs is known to a factor {math.exp(found.before):.3g} (95 %); after "
+           f"these {len(found.N)} runs, {o.next:.3g} FLOPs in all: {math.exp(found.after):.3g}"]
+    stem = Path(o.write).stem or "next"
+    listed = ""
+    for i, (n, D) in enumerate(zip(found.N.tolist(), found.D.tolist()), 1):
+        c = by_size[n]
+        out.append(f"  {amount(n):>7} parameters ({c.n_layer} layers x {c.n_embd}) on {amount(D)} tokens")
+        run = dict(name=f"{stem}_{i}", **shape_of(c), target_tokens=round(D), seed=i)
+        listed += f"    {run!r},\n"
+    if o.write:
+        head = (f"# python -m scaling.sweep {o.write}\n"
+                f"# Chosen by scaling.plan to pin down N_opt at {o.flops:.3g} FLOPs.\n")
+        write_new(o.write, f"{head}base = {study.settings!r}\nruns = [\n{listed}]\n", "scaling/sweeps")
+        out.append(f"wrote {o.write}; run it, then join both: "
+                   f"python -m scaling.logs {folder} out/{stem} --out=runs.csv")
+    return "\n".join(out)
 
 
 # ---- Two recipes. ----
 
-def multiplier(first: dict, second: dict, C: float, level: float = laws.LEVEL) -> dict:
+def multiplier(first: dict, second: dict, C: float) -> dict:
     """{C, factor, lo, hi}: how many times C `first` needs for the loss that `second` reaches with C.
 
     Both at their optimum, where L = E + K C^-g (Hoffmann et al. 2022, equation 4); inf where `first` never
     gets there. The interval pairs bootstrap draws of the two at random.
     """
     def factor(p, q):
-        target = laws.surface_optimum(q, C)[2] - p["E"]
-        left = laws.surface_optimum(p, C)[2] - p["E"]
+        target = forms.surface_optimum(q, C)[2] - p["E"]
+        left = forms.surface_optimum(p, C)[2] - p["E"]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = (left / target) ** ((p["alpha"] + p["beta"]) / (p["alpha"] * p["beta"]))
         return np.where(target > 0, ratio, np.inf)
-    p, q = laws.draws_of(first), laws.draws_of(second)
+    p = forms.draws_of(first)
+    q = forms.draws_of(second)
     n = min(len(p["E"]), len(q["E"]))
     order = np.random.default_rng(0).permutation(n)
     draws = factor({k: v[:n, 0] for k, v in p.items()}, {k: v[order, 0] for k, v in q.items()})
-    lo, hi = np.percentile(draws, [50 * (1 - level), 50 * (1 + level)], method="closest_observation")
+    lo, hi = np.percentile(draws, [2.5, 97.5], method="closest_observation")    # some may be infinite
     return {"C": C, "factor": float(factor(first, second)), "lo": float(lo), "hi": float(hi)}
 
 
@@ -553,107 +644,35 @@ def compare_text(paths: list[str], C: float) -> str:
     if any(law["form"] != "surface" or not law["boot"] for law in (first, second)):
         raise UserError("--compare needs fit.json with a surface and its bootstrap; published laws have none")
     m = multiplier(first, second, C or min(first["range"]["C"][1], second["range"]["C"][1]))
-    verdict = "less" if m["hi"] < 1 else "more" if m["lo"] > 1 else "not clearly more or less"
+    verdict = "not clearly more or less"
+    if m["hi"] < 1:
+        verdict = "less"
+    elif m["lo"] > 1:
+        verdict = "more"
     return (f"for the loss that {paths[1]} reaches with {m['C']:.3g} FLOPs, {paths[0]} needs "
             f"{m['factor']:.3g} times that (95 % {m['lo']:.3g} to {m['hi']:.3g}): {verdict} compute\n"
             "note: both must come from the same text and tokenizer, and count N alike")
 
 
-# ---- Which runs next? ----
+# ---- Command line. ----
 
-def log_n_opt(theta: np.ndarray, center: np.ndarray, C: float) -> float:
-    """log N_opt at C for theta of laws.additive, whose inputs are centred on `center` (log N, log D)."""
-    _, a, alpha, b, beta = theta
-    balance = np.log(alpha / beta) + a + alpha * center[0] - b - beta * center[1]
-    return (balance + beta * np.log(C / 6)) / (alpha + beta)
-
-
-def next_runs(law: dict, runs: dict, C: float, budget: float, sizes: np.ndarray, cost: np.ndarray,
-              most: float = math.inf) -> dict:
-    """{N, D: (k,) runs to add for `budget` FLOPs that best pin N_opt(C) down; before, after: its half-width}.
-
-    `sizes` are the N to choose from and `cost` their FLOPs per token; half-widths are 95 % and of log N_opt.
-    Its variance is g' M^-1 g, where M sums the outer products of the surface's Jacobian over the runs and g
-    is the gradient of log N_opt. The budget is cut into 1, 2, 4, 8 or 16 equal runs, each of the size that
-    lowers the variance most, given those before it (a greedy c-optimal design); the best cut wins. Such
-    designs run to extremes, where the form is least certain, so no size is taken twice, tokens per parameter
-    stay within twice the study's, and no run takes more than `most` tokens (all the text there is).
-    """
-    N, D = runs["N"], runs["D"]
-    center, seen = np.log([N, D]).mean(1), D / N
-    theta = np.array([np.log(law["E"]), np.log(law["A"]) - law["alpha"] * center[0], law["alpha"],
-                      np.log(law["B"]) - law["beta"] * center[1], law["beta"]])
-    g = np.array([(log_n_opt(theta + s, center, C) - log_n_opt(theta - s, center, C)) / 2e-6
-                  for s in 1e-6 * np.eye(5)])
-
-    def jacobian(N, D):
-        return laws.additive(theta[None], np.log([N, D]) - center[:, None])[1][0]
-
-    def width(M):
-        return float(1.96 * law["noise"] * np.sqrt(g @ np.linalg.solve(M, g)))
-    start = jacobian(N, D) @ jacobian(N, D).T
-    best = {"before": width(start), "after": math.inf}
-    for k in (1, 2, 4, 8, 16):
-        tokens = budget / k / cost
-        usable = (tokens / sizes > seen.min() / 2) & (tokens / sizes < 2 * seen.max()) & (tokens <= most)
-        J, M, left = jacobian(sizes, tokens), start.copy(), np.flatnonzero(usable).tolist()
-        chosen = []
-        for _ in range(k if len(left) >= k else 0):
-            x = np.linalg.solve(M, J[:, left])
-            gain = (g @ x) ** 2 / (1 + (J[:, left] * x).sum(0))              # Sherman & Morrison 1950
-            chosen.append(left.pop(int(gain.argmax())))
-            M += np.outer(J[:, chosen[-1]], J[:, chosen[-1]])
-        if chosen and width(M) < best["after"]:
-            best |= {"N": sizes[chosen], "D": tokens[chosen], "after": width(M), "chosen": chosen}
-    if "N" not in best:
-        raise UserError(f"--next={budget:g}: no size of this study suits that budget; its runs took "
-                        f"{(6 * N * D).min():.2g} to {(6 * N * D).max():.2g} FLOPs each")
-    return best
-
-
-def next_text(law: dict, folder: Path | None, o: Options) -> str:
-    """The runs to add next and, with --write, the sweep file that makes them. Raises UserError."""
-    if not o.flops:
-        raise UserError("--next needs the budget whose optimum is in question: add --flops=TARGET")
-    if folder is None or law["form"] != "surface":
-        raise UserError("--next needs a fit.json with a surface, and its runs.csv beside it")
-    runs = forecast.final_runs(read_table(folder / "runs.csv"), law["params"])
-    settings, facts = recipe(folder, runs["N"].max(), runs["D"].max())
-    if not settings:
-        raise UserError(f"{folder / 'runs.csv'} lacks columns of a study of this project, which --next needs")
-    counted, shapes = (facts["vocab"], settings["block_size"]), {}
-    for N in np.geomspace(runs["N"].min(), 4 * runs["N"].max(), 40):
-        built = shape(N, *counted, law["params"], o.head_size, facts["family"])
-        shapes[size(built["n_layer"], built["n_embd"], *counted, law["params"])] = built
-    cost = np.array([flops_per_token(b["n_layer"], b["n_embd"], *counted) for b in shapes.values()])
-    most = o.unique_tokens or text_of(settings["dataset"]).get("train_tokens", math.inf)
-    found = next_runs(law, runs, o.flops, o.next, np.array(list(shapes)), cost, most)
-    stem = Path(o.write).stem or "next"
-    listed = [dict(name=f"{stem}_{i}", **shapes[N], target_tokens=round(D), seed=i)
-              for i, (N, D) in enumerate(zip(found["N"].tolist(), found["D"].tolist()), 1)]
-    out = [f"N_opt at {o.flops:.3g} FLOPs is known to a factor {math.exp(found['before']):.3g} (95 %); after "
-           f"these {len(listed)} runs, {o.next:.3g} FLOPs in all: {math.exp(found['after']):.3g}"]
-    out += [f"  {amount(N):>7} parameters ({r['n_layer']} layers x {r['n_embd']}) on {amount(D)} tokens"
-            for r, N, D in zip(listed, found["N"], found["D"])]
+def answer(name: str, o: Options) -> None:
+    """Print what to train, or with --next which runs to add, by the law `name`. Raises UserError."""
+    law, table = load_law(name)
+    if o.next:
+        print(next_text(law, table, Path(name).parent, o))
+        return
+    plan = make_plan(law, o, table)
+    print(plan_text(law, plan, o))
     if o.write:
-        lines = "".join(f"    {run!r},\n" for run in listed)
-        write_new(o.write, f"# python -m scaling.sweep {o.write}\n# Chosen by scaling.plan to pin down N_opt "
-                  f"at {o.flops:.3g} FLOPs.\nbase = {settings!r}\nruns = [\n{lines}]\n", "scaling/sweeps")
-        out.append(f"wrote {o.write}; run it, then join both: "
-                   f"python -m scaling.logs {folder} out/{stem} --out=runs.csv")
-    return "\n".join(out)
-
-
-@contextmanager
-def reading(name: str):
-    """What goes wrong with a law that does not hold what scaling.fit writes, as a UserError."""
-    try:
-        yield
-    except (*MALFORMED, IndexError, ZeroDivisionError) as e:
-        if name in PUBLISHED:
-            raise
-        raise UserError(f"{name} is not as scaling.fit writes it ({type(e).__name__}: {e}); fit "
-                        "again") from None
+        print(write_config(o.write, law, plan))
+    if o.figure:
+        if Path(o.figure).suffix != ".png":
+            raise UserError(f"--figure={o.figure}: the name must end in .png")
+        loss_at(law, plan.N, plan.D)                   # refuses a law of the frontier
+        from scaling import plots  # here, because a plan without a figure runs without matplotlib
+        plots.save(plots.plan_figure(law, plan.N, plan.D, plan.ci.get("N_opt")), Path(o.figure))
+        print(f"wrote {o.figure}")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -668,21 +687,13 @@ def main(args: list[str] | None = None) -> None:
         return
     if len(names) != 1:
         raise UserError(f"give one law, not {len(names)}: a fit.json or one of {', '.join(PUBLISHED)}")
-    with reading(names[0]):
-        law, folder = load_law(names[0])
-        plan = {} if o.next else make_plan(law, o, folder)
-        print(next_text(law, folder, o) if o.next else plan_text(law, plan, o))
-    if o.next:
-        return
-    if o.write:
-        print(write_config(o.write, law, plan))
-    if o.figure:
-        if Path(o.figure).suffix != ".png":
-            raise UserError(f"--figure={o.figure}: the name must end in .png")
-        loss_at(law, plan["N"], plan["D"])             # refuses a law of the frontier
-        from scaling import plots
-        plots.save(plots.plan_figure(law, plan["N"], plan["D"], plan["ci"].get("N_opt")), Path(o.figure))
-        print(f"wrote {o.figure}")
+    try:
+        answer(names[0], o)
+    except (*MALFORMED, IndexError, ZeroDivisionError) as e:
+        if names[0] in PUBLISHED:
+            raise
+        raise UserError(f"{names[0]} is not as scaling.fit writes it ({type(e).__name__}: {e}); fit "
+                        "again") from None
 
 
 if __name__ == "__main__":

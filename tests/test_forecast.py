@@ -1,4 +1,5 @@
 """Forecasts: what is sealed, what is refused, and whether a 95 % interval is right 95 % of the time."""
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,24 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import settings
+from config.settings import Config
+from runtime import basics
 from runtime.basics import UserError
-from scaling import fit, forecast, logs
-from scaling.laws import forms as laws
+from scaling import forecast
+from scaling.laws import forms
 from scaling.tables.csv import read_table, write_table
 
-ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
+ROOT = Path(__file__).parents[1]
+ORACLES = ROOT.parent / "shared" / "oracles"
 SURFACE = {"E": 1.2, "A": 48.0, "alpha": 0.25, "B": 180.0, "beta": 0.3}
 KAPLAN = {"form": "kaplan_nd", "alpha_N": 0.11, "alpha_D": 0.14, "N_c": 6e10, "D_c": 4e10}
-TARGET = {"run": "big", "config": {"n_layer": 3, "device": "cpu", "out_dir": "somewhere"},
-          "params": 4_000_000, "tokens": 80_000_000, "flops": 2e15}
+# What `settings.resolve` gives, as far as a forecast asks.
+TARGET = settings.Resolved(config=Config(n_layer=3, device="cpu", out_dir="somewhere"), meta={}, params={},
+                           flops={}, N=4_000_000, D=80_000_000, C=2e15)
 
 
 def hoffmann(N, D):
-    return laws.surface_loss(SURFACE, N, D)
+    return forms.surface_loss(SURFACE, N, D)
 
 
 def kaplan(N, D):
-    return laws.loss_of(KAPLAN, {"N": N, "D": D})
+    return forms.loss_of(KAPLAN, {"N": N, "D": D})
 
 
 def grid(truth=hoffmann, noise=0.003, seed=0, budgets=(1e13, 4e13, 1.6e14, 6.4e14)):
@@ -43,10 +49,10 @@ def write_study(folder: Path, **kwargs) -> dict:
     N, D, L = grid(**kwargs)
     rows = [dict(study=folder.name, run=f"r{i:02}", learning_rate=1e-3, params_non_embedding=int(n) - 100,
                  params_head=100, tokens=int(d), val_loss=l) for i, (n, d, l) in enumerate(zip(N, D, L))]
-    write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
-    found = laws.fit_surface(*(np.array([int(v) for v in x]) for x in (N, D)), L, bootstrap=200)
+    write_table(folder / "runs.csv", rows, settings.RUN_COLUMNS)
+    found = forms.fit_surface(*(np.array([int(v) for v in x]) for x in (N, D)), L, bootstrap=200)
     data = {"params": "non_embedding_plus_head", "loss_column": "val_loss"}
-    return json.loads(json.dumps(fit.finite({"surface": found, "data": data})))
+    return json.loads(json.dumps({"surface": found, "data": data}))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def sealed_study(tmp_path_factory):
     """(folder, fit, seal) of one study, sealed once."""
     folder = tmp_path_factory.mktemp("out") / "lab"
     found = write_study(folder)
-    return folder, found, forecast.seal(folder, found, TARGET)
+    return folder, found, forecast.seal(folder, found, "big", TARGET)
 
 
 @pytest.fixture
@@ -67,11 +73,16 @@ def study(sealed_study, tmp_path):
     return tmp_path / "lab", found, sealed
 
 
-def finish(folder: Path, val_loss=3.0, config=None, tokens=TARGET["tokens"], wall_s=0.0, **extra) -> Path:
-    """A finished run directory for TARGET."""
+def with_settings(**changes) -> settings.Resolved:
+    """TARGET with other settings."""
+    return TARGET._replace(config=dataclasses.replace(TARGET.config, **changes))
+
+
+def finish(folder: Path, val_loss=3.0, tokens=TARGET.D, wall_s=0.0, **extra) -> Path:
+    """A finished run directory for TARGET, with `extra` in its config.json."""
     run = folder / "big"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps((config or TARGET["config"]) | extra))
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(TARGET.config) | extra))
     (run / "log.jsonl").write_text("{}\n")
     (run / "result.json").write_text(json.dumps({"val_loss": val_loss, "tokens": tokens, "wall_s": wall_s}))
     return run
@@ -87,7 +98,8 @@ def test_seal_says_what_was_predicted_and_from_what(sealed_study):
     assert sum(f["weight"] for f in sealed["forms"].values()) == pytest.approx(1)
     assert sealed["forms"]["hoffmann"]["weight"] > 0.9               # the truth is of that form
     assert sealed["fit_sha256"] == hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-    assert sealed["target"]["config"] == {"n_layer": 3}              # neither a path nor a machine
+    config = sealed["target"]["config"]
+    assert config["n_layer"] == 3 and config.keys().isdisjoint(settings.FREE)   # neither a path nor a machine
     body = {k: v for k, v in sealed.items() if k != "sha256"}
     assert sealed["sha256"] == hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     assert abs(datetime.now(timezone.utc).timestamp() - forecast.seconds(sealed["sealed_at"])) < 3600
@@ -98,15 +110,16 @@ def test_a_valid_seal_is_kept_even_once_the_run_is_done(study):
     folder, found, sealed = study
     finish(folder)
     before = (folder / "forecasts/big.json").read_bytes()
-    elsewhere = TARGET | {"config": TARGET["config"] | {"device": "cuda", "out_dir": "elsewhere"}}
-    assert forecast.seal(folder, {"surface": {}}, elsewhere) == sealed
+    elsewhere = with_settings(device="cuda", dtype="bfloat16", out_dir="elsewhere")
+    assert forecast.seal(folder, {"surface": {}}, "big", elsewhere) == sealed
     assert (folder / "forecasts/big.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"tokens": 1}, {"config": {"n_layer": 4}}])
-def test_another_target_under_a_sealed_name_is_refused(study, change):
-    with pytest.raises(UserError, match="another target .*(tokens|config)"):
-        forecast.seal(study[0], study[1], TARGET | change)
+@pytest.mark.parametrize("other, named", [(TARGET._replace(D=1), "tokens"),
+                                          (with_settings(n_layer=4), "n_layer")])
+def test_another_target_under_a_sealed_name_is_refused(study, other, named):
+    with pytest.raises(UserError, match=f"another target .{named} differ"):
+        forecast.seal(study[0], study[1], "big", other)
 
 
 @pytest.mark.parametrize("name", ["result.json", "log.jsonl", "ckpt.pt"])
@@ -115,19 +128,77 @@ def test_a_run_that_has_begun_cannot_be_sealed(study, name):
     (folder / "late").mkdir()
     (folder / "late" / name).write_text("{}")
     with pytest.raises(UserError, match="has begun"):
-        forecast.seal(folder, found, TARGET | {"run": "late"})
+        forecast.seal(folder, found, "late", TARGET)
     assert not (folder / "forecasts/late.json").exists()
 
 
 def test_what_cannot_be_forecast_is_refused(study):
     folder, found, _ = study
     with pytest.raises(UserError, match="has seen"):
-        forecast.seal(folder, found, TARGET | {"run": "r03"})
+        forecast.seal(folder, found, "r03", TARGET)
     with pytest.raises(UserError, match="--params=non_embedding_plus_head"):
-        forecast.seal(folder, found | {"data": {"params": "total"}}, TARGET | {"run": "new"})
+        forecast.seal(folder, found | {"data": {"params": "total"}}, "new", TARGET)
     with pytest.raises(UserError, match="no surface .too few"):
         bare = {"skipped": {"surface": "too few"}, "data": found["data"]}
-        forecast.seal(folder, bare, TARGET | {"run": "new"})
+        forecast.seal(folder, bare, "new", TARGET)
+
+
+# ---- Seals and runs of other times. ----
+
+def reseal(folder: Path, sealed: dict) -> dict:
+    """Write `sealed` with the hash of what it holds."""
+    body = {k: v for k, v in sealed.items() if k != "sha256"}
+    sealed = body | {"sha256": forecast.digest(body)}
+    (folder / "forecasts/big.json").write_text(json.dumps(sealed))
+    return sealed
+
+
+def test_a_younger_setting_breaks_no_old_seal(study, monkeypatch):
+    """A setting that a later version adds had its default before: in seals, in config.json, in both."""
+    folder, found, sealed = study
+    finish(folder, val_loss=sealed["predicted"])
+
+    @dataclasses.dataclass
+    class Later(Config):
+        qk_norm: bool = False
+    monkeypatch.setattr(settings, "Config", Later)
+    same = Later(**dataclasses.asdict(TARGET.config))
+    assert forecast.seal(folder, found, "big", TARGET._replace(config=same)) == sealed
+    assert forecast.score(folder)[0]["measured"] == sealed["predicted"]
+    other = dataclasses.replace(same, qk_norm=True)
+    with pytest.raises(UserError, match="qk_norm differ"):
+        forecast.seal(folder, found, "big", TARGET._replace(config=other))
+    reseal(folder, sealed | {"target": sealed["target"] | {"config": dataclasses.asdict(same)}})
+    assert forecast.score(folder)[0]["measured"] == sealed["predicted"]       # a run of the time before
+    reseal(folder, sealed | {"target": sealed["target"] | {"config": dataclasses.asdict(other)}})
+    with pytest.raises(UserError, match="another qk_norm than was forecast"):
+        forecast.score(folder)
+
+
+def test_what_the_machine_decides_is_no_difference(study):
+    """A run is sealed before its machine has chosen the dtype that "auto" becomes."""
+    folder, _, sealed = study
+    assert sealed["target"]["config"]["dtype"] == "auto"
+    finish(folder, dtype="bfloat16", forecast=sealed["sha256"], log_interval=7)
+    assert forecast.score(folder)[0]["measured"] == 3.0
+
+
+def test_an_old_seal_with_a_learning_curve_still_scores(study):
+    """Seals of before held a `curve` and no dtype; what they hold is what their hash covers."""
+    folder, found, sealed = study
+    config = {k: v for k, v in sealed["target"]["config"].items() if k != "dtype"} | {"log_interval": 39}
+    target = sealed["target"] | {"config": config}
+    old = reseal(folder, sealed | {"curve": {"of": "val_loss", "points": []}, "target": target})
+    assert forecast.seal(folder, found, "big", TARGET) == old
+    finish(folder, dtype="float32", log_interval=39)
+    assert forecast.score(folder)[0]["measured"] == 3.0
+
+
+def test_the_committed_seals_are_as_they_were_sealed():
+    paths = list((ROOT / "scaling" / "results").glob("*/forecasts/*.json"))
+    assert len(paths) >= 4
+    for path in paths:
+        assert forecast.read_seal(path)["run"] == path.stem
 
 
 # ---- Scoring. ----
@@ -137,10 +208,9 @@ def test_score_writes_one_row_per_forecast(study):
     assert forecast.score(folder)[0]["measured"] is None
     table = read_table(folder / "forecasts.csv")
     assert list(table) == forecast.COLUMNS and np.isnan(table["measured"][0])
-    finish(folder, val_loss=sealed["predicted"] * 1.01, config=TARGET["config"] | {"device": "cuda"})
+    finish(folder, val_loss=sealed["predicted"] * 1.01, device="cuda")
     row = forecast.score(folder)[0]
     assert row["error"] == pytest.approx(1 / 1.01 - 1)
-    assert row["z"] == pytest.approx(-np.log(1.01) / sealed["sd"])
     table = read_table(folder / "forecasts.csv")
     assert table["error"][0] == row["error"] and table["sha256"][0] == sealed["sha256"]
     assert table["inside"][0] == (sealed["lo95"] <= sealed["predicted"] * 1.01 <= sealed["hi95"])
@@ -150,7 +220,7 @@ def test_score_tells_inside_from_outside(study):
     folder, _, sealed = study
     run = finish(folder, val_loss=sealed["hi95"] * 1.001)
     assert forecast.score(folder)[0]["inside"] == 0
-    better = {"val_loss": sealed["hi95"] * 0.999, "tokens": TARGET["tokens"]}
+    better = {"val_loss": sealed["hi95"] * 0.999, "tokens": TARGET.D}
     (run / "result.json").write_text(json.dumps(better))
     assert forecast.score(folder)[0]["inside"] == 1
 
@@ -182,10 +252,10 @@ def test_a_branch_may_have_spent_its_trunks_time(study):
     assert forecast.score(study[0])[0]["measured"] == 3.0
 
 
-@pytest.mark.parametrize("other", [{"config": {"n_layer": 4}}, {"tokens": 5}])
-def test_another_run_than_was_forecast_is_refused(study, other):
+@pytest.mark.parametrize("other, named", [({"n_layer": 4}, "n_layer"), ({"tokens": 5}, "number of tokens")])
+def test_another_run_than_was_forecast_is_refused(study, other, named):
     finish(study[0], **other)
-    with pytest.raises(UserError, match="than was forecast"):
+    with pytest.raises(UserError, match=f"another {named} than was forecast"):
         forecast.score(study[0])
 
 
@@ -290,39 +360,11 @@ def test_coverage_on_real_runs():
     assert (combined < forecast.Z95).sum() >= 7 and (alone < forecast.Z95).sum() <= 5      # of 8
 
 
-# ---- Learning curves. ----
-
-def write_curves(folder: Path, shares=np.linspace(0.05, 1, 20), column="val_loss"):
-    table = read_table(folder / "runs.csv")
-    runs = zip(table["run"], table["params_non_embedding"] + 100, table["tokens"])
-    rows = [{"run": run, "tokens": share * D, column: hoffmann(N, D) * (1 + 0.2 * (1 - share))}
-            for run, N, D in runs for share in shares]
-    write_table(folder / "curves.csv", rows, logs.CURVE_COLUMNS)
-
-
-@pytest.mark.parametrize("column", ["val_loss", "train_loss"])
-def test_the_learning_curve_is_predicted_at_each_tenth(study, column):
-    folder, _, sealed = study
-    write_curves(folder, column=column)
-    curve = forecast.learning_curve(folder, sealed["forms"], TARGET["params"], TARGET["tokens"])
-    assert curve["of"] == column
-    assert [p["tokens"] / 8e6 for p in curve["points"]] == pytest.approx(range(1, 10))
-    for share, p in zip(forecast.TENTHS, curve["points"]):
-        truth = hoffmann(4e6, 8e7) * (1 + 0.2 * (1 - share))
-        assert abs(p["predicted"] / truth - 1) < 0.01 and p["lo95"] < truth < p["hi95"]
-
-
-def test_no_curve_where_a_run_has_gaps(study):
-    folder, _, sealed = study
-    assert forecast.learning_curve(folder, sealed["forms"], 4e6, 8e7)["points"] == []
-    write_curves(folder, shares=np.array([0.1, 0.5, 1.0]))
-    assert forecast.learning_curve(folder, sealed["forms"], 4e6, 8e7) == {"points": [], "of": None}
-
-
 # ---- The command line. ----
 
-def test_command_line(study, capsys, lab):
+def test_command_line(study, capsys, lab, monkeypatch):
     folder, found, sealed = study
+    monkeypatch.setattr(basics, "ROOT", lab.root)
     forecast.main(["score", str(folder)])
     assert "lab/big" in capsys.readouterr().out
     forecast.main(["rollout", str(folder / "runs.csv")])
@@ -335,3 +377,5 @@ def test_command_line(study, capsys, lab):
     assert "lab/small: loss" in capsys.readouterr().out and (folder / "forecasts/small.json").exists()
     with pytest.raises(UserError, match="seal|score|board|rollout"):
         forecast.main(["sael", str(folder)])
+    forecast.main(["--help"])
+    assert "rollout out/STUDY/runs.csv" in capsys.readouterr().out

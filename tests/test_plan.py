@@ -1,19 +1,30 @@
 """The planner against closed forms, published numbers, train.py's own counts, and slips of the hand."""
+import dataclasses
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from config import configurator
+from config import configurator, settings
+from config.settings import Config
+from runtime import basics
 from runtime.basics import UserError
-from scaling import logs, plan
-from scaling.laws import counts
-from scaling.laws import forms as laws
+from scaling import plan
+from scaling.laws import counts, design, forms
 from scaling.tables.csv import read_table, write_table
 
+ROOT = Path(__file__).parents[1]
 HOFFMANN, BESIROGLU, KAPLAN = (plan.PUBLISHED[k] for k in ("hoffmann", "besiroglu", "kaplan"))
 MUENNIGHOFF = plan.PUBLISHED["muennighoff"]
+
+
+def model(n_layer: int, n_embd: int, **changes) -> Config:
+    """A model of the studies in this file: 80 words, 32 of context."""
+    return Config(n_layer=n_layer, n_head=2, n_embd=n_embd, vocab_size=80, block_size=32, **changes)
 
 
 def goal(law, C=0.0, N=0.0, D=0.0, L=0.0, unique=0.0):
@@ -51,10 +62,10 @@ def test_repeated_data_as_muennighoff_et_al_compute_it():
     N, D = goal(MUENNIGHOFF, 1e22, unique=25e9)
     assert (N, D, D / 25e9) == pytest.approx((7.0224e9, 237.34e9, 9.493), rel=1e-3)
     made = plan.make_plan(MUENNIGHOFF, plan.Options(flops=1e22, unique_tokens=25e9))
-    assert plan.UNIDENTIFIED in made["notes"]
+    assert plan.UNIDENTIFIED in made.notes
     enough = plan.make_plan(MUENNIGHOFF, plan.Options(flops=1e18, unique_tokens=25e9))
-    assert plan.UNIDENTIFIED not in enough["notes"]
-    assert enough["N"] == pytest.approx(goal(MUENNIGHOFF, 1e18)[0])
+    assert plan.UNIDENTIFIED not in enough.notes
+    assert enough.N == pytest.approx(goal(MUENNIGHOFF, 1e18)[0])
 
 
 def test_serving_as_sardana_et_al_compute_it():
@@ -103,50 +114,52 @@ def test_the_published_formula_contradicts_itself():
 def test_time_is_a_budget():
     options = plan.Options(gpu_hours=10, tok_per_s="50000@1e8", gpus=4)
     made = plan.make_plan(HOFFMANN, options)
-    assert made["flops"] == pytest.approx(10 * 3600 * 6 * 50000 * 1e8) and made["hours"] == pytest.approx(2.5)
+    assert made.flops == pytest.approx(10 * 3600 * 6 * 50000 * 1e8) and made.hours == pytest.approx(2.5)
     again = plan.make_plan(HOFFMANN, plan.Options(deadline=2.5, tok_per_s="50000@1e8", gpus=4))
-    assert again["flops"] == pytest.approx(made["flops"])
-    late = plan.Options(flops=made["flops"], deadline=1.0, tok_per_s="50000@1e8")
+    assert again.flops == pytest.approx(made.flops)
+    late = plan.Options(flops=made.flops, deadline=1.0, tok_per_s="50000@1e8")
     assert "10 such devices" in plan.plan_text(HOFFMANN, plan.make_plan(HOFFMANN, late), late)
 
 
 def test_neighbours_cost_what_the_law_says():
     made = plan.make_plan(HOFFMANN, plan.Options(flops=1e20))
     half = next(line for line in plan.neighbours(HOFFMANN, made, 0.0) if line.endswith(" 0.5x")).split()
-    loss = plan.loss_at(HOFFMANN, made["N"] / 2, made["D"] * 2)
+    loss = plan.loss_at(HOFFMANN, made.N / 2, made.D * 2)
     assert float(half[3]) == pytest.approx(loss, abs=1e-4)
     assert half[4] == f"{loss / plan.best_loss(HOFFMANN, 1e20) - 1:+.2%}"
 
 
 # ---- Shapes. ----
 
+BASE = Config(vocab_size=84, block_size=128)
+
+
 @pytest.mark.parametrize("N", [3e4, 1e6, 1.2e8, 7e9])
 @pytest.mark.parametrize("convention", counts.PARAMS)
 def test_shapes_come_near_and_can_be_built(N, convention):
-    built = plan.shape(N, 84, 128, convention)
-    assert built["n_embd"] % built["n_head"] == 0
-    depth, width = built["n_layer"], built["n_embd"]
-    assert abs(plan.size(depth, width, 84, 128, convention) / N - 1) < 0.08
-    assert N < 1e6 or 16 < width / depth < 256
+    built = plan.shape(N, BASE, convention)
+    assert built.n_embd % built.n_head == 0
+    assert abs(plan.size(built, convention) / N - 1) < 0.08
+    assert N < 1e6 or 16 < built.n_embd / built.n_layer < 256
 
 
-def test_shapes_are_counted_as_the_model_counts_itself():
-    import train
-    c = train.Config(n_layer=3, n_embd=48, n_head=3, vocab_size=84, block_size=32)
-    params, flops = train.shape_counts(c)
-    assert plan.flops_per_token(3, 48, 84, 32) == flops["total"]
-    assert plan.size(3, 48, 84, 32, "total") == params["total"]
-    assert plan.size(3, 48, 84, 32, "as given") == params["non_embedding"] + params["head"]
+def test_sizes_are_those_that_settings_count():
+    c = model(3, 48, bias=True, tie_weights=False)
+    params = settings.count_params(c)
+    assert plan.size(c, "total") == params["total"]
+    assert plan.size(c, "as given") == params["non_embedding"] + params["head"]
 
 
-def test_head_size_and_family():
-    assert 48 == (lambda s: s["n_embd"] / s["n_head"])(plan.shape(1e7, 84, 128, "total", head_size=48))
-    built = plan.shape(1e6, 84, 32, "non_embedding_plus_head", family={"n_layer": 3, "n_head": 2})
-    assert built["n_layer"] == 3 and built["n_head"] == 2
+def test_head_size_and_the_studys_shapes():
+    built = plan.shape(1e7, BASE, "total", head_size=48)
+    assert built.n_embd / built.n_head == 48
+    study = plan.Study({}, vocab=84, n_layer=3, n_head=2)
+    built = plan.shape(1e6, BASE, "non_embedding_plus_head", study=study)
+    assert built.n_layer == 3 and built.n_head == 2
     with pytest.raises(UserError, match="positive width"):
-        plan.shape(1e7, 84, 128, "total", head_size=-4)
+        plan.shape(1e7, BASE, "total", head_size=-4)
     with pytest.raises(UserError, match="widths from 4096 the smallest has"):
-        plan.shape(1e7, 84, 128, "total", head_size=4096)
+        plan.shape(1e7, BASE, "total", head_size=4096)
 
 
 # ---- A study: fit.json with runs.csv beside it. ----
@@ -162,81 +175,82 @@ def study(tmp_path_factory):
     folder.mkdir()
     for i, C in enumerate((1e11, 3e11, 9e11, 2.7e12)):
         for depth, width in SIZES:
-            N = plan.size(depth, width, 80, 32, "non_embedding_plus_head")
+            c = model(depth, width)
+            params = settings.count_params(c)
+            N = params["non_embedding"] + params["head"]
             D = round(C / (6 * N))
-            loss = laws.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal())
+            loss = forms.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal())
             rows.append(dict(
                 study="lab", run=f"d{width}_{i}", dataset="tiny", schedule="wsd", n_layer=depth, n_head=2,
                 n_embd=width, block_size=32, batch_tokens=512, learning_rate=4e-3, tokens=D, val_loss=loss,
-                params_non_embedding=plan.body(depth, width), params_head=80 * width, wall_s=D / 1e5,
-                params_total=plan.size(depth, width, 80, 32, "total"),
-                flops_exact=D * plan.flops_per_token(depth, width, 80, 32)))
-    write_table(folder / "runs.csv", rows, logs.RUN_COLUMNS)
+                params_non_embedding=params["non_embedding"], params_head=params["head"], wall_s=D / 1e5,
+                params_total=params["total"], flops_exact=D * settings.count_flops(c)["total"]))
+    write_table(folder / "runs.csv", rows, list(rows[0]))              # a table of before: without the recipe
     N, D, L = (np.array([float(r[k]) for r in rows]) for k in ("params_non_embedding", "tokens", "val_loss"))
-    surface = laws.fit_surface(N + [r["params_head"] for r in rows], D, L, bootstrap=300)
+    surface = forms.fit_surface(N + [r["params_head"] for r in rows], D, L, bootstrap=300)
     fit = {"surface": surface, "data": {"params": "non_embedding_plus_head", "loss_column": "val_loss"}}
     (folder / "fit.json").write_text(json.dumps(fit))
     return folder / "fit.json"
 
 
 def test_a_study_lends_its_recipe_speed_and_forecast(study):
-    law, folder = plan.load_law(str(study))
-    made = plan.make_plan(law, plan.Options(flops=8e12), folder)
-    config = made["config"]
+    law, table = plan.load_law(str(study))
+    made = plan.make_plan(law, plan.Options(flops=8e12), table)
+    config = made.config
     expected = dict(dataset="tiny", schedule="wsd", batch_size=16, learning_rate=4e-3, n_head=2)
-    assert config["block_size"] == 32 and expected.items() <= config.items() and made["vocab"] == 80
-    assert made["ci"]["N_opt"][0] < made["N"] < made["ci"]["N_opt"][1]
-    loss = made["loss"]
-    assert loss["lo95"] < laws.surface_loss(LAW, made["params"], made["tokens"]) < loss["hi95"]
-    biggest = plan.flops_per_token(4, 96, 80, 32) * 1e5
-    assert made["hours"] == pytest.approx(8e12 / biggest / 3600)
-    assert any("3.0 times outside" in n or "2.96 times outside" in n for n in made["notes"])
-    assert any("run directories are not here" in n for n in made["notes"])
+    assert config["block_size"] == 32 and expected.items() <= config.items() and made.model.vocab_size == 80
+    assert made.ci["N_opt"][0] < made.N < made.ci["N_opt"][1]
+    loss = made.loss
+    assert loss["lo95"] < forms.surface_loss(LAW, made.params, made.tokens) < loss["hi95"]
+    biggest = settings.count_flops(model(4, 96))["total"] * 1e5
+    assert made.hours == pytest.approx(8e12 / biggest / 3600)
+    assert any("3.0 times outside" in n or "2.96 times outside" in n for n in made.notes)
+    assert any("runs.csv does not record (parametrization" in n for n in made.notes)
 
 
-def test_config_json_completes_the_recipe(study, tmp_path):
-    (tmp_path / "runs.csv").write_bytes((study.parent / "runs.csv").read_bytes())
-    config = dict(parametrization="mup", base_width=32, beta1=0.9, beta2=0.99, weight_decay=0.0, min_lr=0.0,
-                  cooldown_frac=0.2, grad_clip=1.0, tie_weights=True, dropout=0.0, bias=False,
-                  warmup_iters=100, warmup_frac=0.02, max_iters=900)
-    for depth, width in SIZES:
-        for i in range(4):
-            (tmp_path / f"d{width}_{i}").mkdir()
-            (tmp_path / f"d{width}_{i}" / "config.json").write_text(json.dumps(config))
-    settings, facts = plan.recipe(tmp_path, 1e5, 1e7)
-    assert settings["parametrization"] == "mup" and settings["beta2"] == 0.99 and not facts.get("partial")
-    assert settings["warmup_iters"] == 100 and "warmup_frac" not in settings
-    assert facts["family"]["n_head"] == 2 and facts["family"]["n_layer"] in (3, 4)
+@pytest.mark.parametrize("warmup", [{"warmup_iters": 100}, {"warmup_frac": 0.05}])
+def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
+    """Whichever of the two warmups was asked for counts, and a model is counted with the study's biases."""
+    asked = model(4, 96, parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False,
+                  max_iters=900, **warmup)
+    recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100))
+    law, table = plan.load_law(str(study))
+    rows = [dict(zip(table, values)) | recipe for values in zip(*table.values())]
+    write_table(tmp_path / "runs.csv", rows, list(rows[0]))
+    table = read_table(tmp_path / "runs.csv")
+    made = plan.make_plan(law, plan.Options(flops=8e12), table)
+    expected = dict(parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False, **warmup)
+    assert expected.items() <= made.config.items()
+    assert len({"warmup_iters", "warmup_frac"} & set(made.config)) == 1
+    assert {type(made.config[k]) for k in ("bias", "tie_weights")} == {bool}
+    assert made.params == plan.size(made.model, law["params"]) and made.model.bias
+    assert not any("does not record" in n for n in made.notes)
+    lent = plan.study_of(table, 1e5, 1e7)
+    assert lent.n_head == 2 and lent.n_layer in (3, 4)
 
 
 # ---- A config that runs. ----
 
 def test_the_config_trains_as_it_is_within_two_percent(lab, monkeypatch, capsys):
     import train
-    monkeypatch.setattr(plan, "ROOT", lab.root)
+    monkeypatch.setattr(basics, "ROOT", lab.root)
     path = lab.root / "my_plan.py"
     plan.main(["hoffmann", "--params=60000", "--tokens=50000", "--dataset=tiny", "--block_size=32",
                f"--write={path}"])
     assert "run: python train.py" in capsys.readouterr().out
     here = ["--device=cpu", f"--out_dir={lab.out('planned')}"]
-    c, _ = configurator.configure(train.Config, [str(path), *here])
-    result = train.train(c)
+    result = train.train(configurator.configure(Config, [str(path), *here]))
     assert result["tokens"] == pytest.approx(50000, rel=0.02)
     assert result["params_total"] == pytest.approx(60000, rel=0.1)
 
 
 @pytest.mark.parametrize("flops", [2e11, 1e13, 3e16])
 def test_a_budget_is_met_in_exact_flops(lab, monkeypatch, flops):
-    import train
-    monkeypatch.setattr(plan, "ROOT", lab.root)
+    monkeypatch.setattr(basics, "ROOT", lab.root)
     path = lab.root / "my_plan.py"
     plan.main(["hoffmann", f"--flops={flops}", "--dataset=tiny", "--block_size=32", f"--write={path}"])
-    c, _ = configurator.configure(train.Config, [str(path)])
-    meta = train.load_meta(c.dataset)
-    train.check(c, meta, 1)
-    c = train.derive(c, meta, "cpu", 1)
-    exact = c.max_iters * c.batch_size * c.block_size * train.shape_counts(c)[1]["total"]
-    assert exact == pytest.approx(flops, rel=0.02)
+    run = settings.resolve(configurator.configure(Config, [str(path)]))
+    assert run.C == pytest.approx(flops, rel=0.02)
     before = path.read_bytes()
     with pytest.raises(UserError, match="exists"):
         plan.main(["hoffmann", f"--flops={flops}", "--dataset=tiny", "--block_size=32", f"--write={path}"])
@@ -244,9 +258,9 @@ def test_a_budget_is_met_in_exact_flops(lab, monkeypatch, flops):
 
 
 def test_reading_the_text_twice_is_said(lab, monkeypatch):
-    monkeypatch.setattr(plan, "ROOT", lab.root)
+    monkeypatch.setattr(basics, "ROOT", lab.root)
     made = plan.make_plan(HOFFMANN, plan.Options(params=1e5, tokens=80_000, dataset="tiny", block_size=32))
-    assert any("read 2 times" in note for note in made["notes"])
+    assert any("read 2 times" in note for note in made.notes)
 
 
 # ---- Two recipes. ----
@@ -287,20 +301,20 @@ def test_next_runs_shrink_what_refitting_finds(study):
     table = read_table(study.parent / "runs.csv")
     N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
     sizes = np.geomspace(N.min(), 4 * N.max(), 30)
-    found = plan.next_runs(law, {"N": N, "D": D}, 1e14, 2e13, sizes, 6 * sizes)
-    assert (6 * found["N"] * found["D"]).sum() == pytest.approx(2e13)
-    assert len(set(found["N"])) == len(found["N"])
-    assert (found["D"] / found["N"]).max() <= 2 * (D / N).max()
+    found = design.next_runs(law, N, D, 1e14, 2e13, sizes, 6 * sizes)
+    assert (6 * found.N * found.D).sum() == pytest.approx(2e13)
+    assert len(set(found.N)) == len(found.N)
+    assert (found.D / found.N).max() <= 2 * (D / N).max()
 
     def spread(N, D):
         rng, best = np.random.default_rng(3), []
         for _ in range(60):
-            L = laws.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal(len(N)))
-            best.append(np.log(laws.surface_optimum(laws.fit_surface(N, D, L, bootstrap=0), 1e14)[0]))
+            L = forms.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal(len(N)))
+            best.append(np.log(forms.surface_optimum(forms.fit_surface(N, D, L, bootstrap=0), 1e14)[0]))
         return np.std(best)
-    seen = spread(np.append(N, found["N"]), np.append(D, found["D"])) / spread(N, D)
-    assert found["after"] < 0.8 * found["before"]
-    assert seen == pytest.approx(found["after"] / found["before"], rel=0.35)
+    seen = spread(np.append(N, found.N), np.append(D, found.D)) / spread(N, D)
+    assert found.after < 0.8 * found.before
+    assert seen == pytest.approx(found.after / found.before, rel=0.35)
 
 
 def test_next_runs_beat_random_ones(study):
@@ -308,28 +322,27 @@ def test_next_runs_beat_random_ones(study):
     table = read_table(study.parent / "runs.csv")
     N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
     sizes = np.geomspace(N.min(), 4 * N.max(), 30)
-    found = plan.next_runs(law, {"N": N, "D": D}, 1e14, 2e13, sizes, 6 * sizes)
-    k, rng = len(found["N"]), np.random.default_rng(0)
+    found = design.next_runs(law, N, D, 1e14, 2e13, sizes, 6 * sizes)
+    k, rng = len(found.N), np.random.default_rng(0)
 
     def width(N, D):                                   # of log N_opt, by derivatives taken numerically
         p = np.log(list(LAW.values()))
         at = [dict(zip(LAW, np.exp(q))) for s in 1e-6 * np.eye(5) for q in (p + s, p - s)]
-        J = np.array([np.log(laws.surface_loss(q, N, D)) for q in at])
-        g = np.array([np.log(laws.surface_optimum(q, 1e14)[0]) for q in at])
+        J = np.array([np.log(forms.surface_loss(q, N, D)) for q in at])
+        g = np.array([np.log(forms.surface_optimum(q, 1e14)[0]) for q in at])
         J, g = (J[::2] - J[1::2]) / 2e-6, (g[::2] - g[1::2]) / 2e-6
         return 1.96 * law["noise"] * np.sqrt(g @ np.linalg.solve(J @ J.T, g))
-    assert width(N, D) == pytest.approx(found["before"], rel=1e-3)
-    after = width(np.append(N, found["N"]), np.append(D, found["D"]))
-    assert after == pytest.approx(found["after"], rel=1e-3)
+    assert width(N, D) == pytest.approx(found.before, rel=1e-3)
+    after = width(np.append(N, found.N), np.append(D, found.D))
+    assert after == pytest.approx(found.after, rel=1e-3)
     tokens, seen = 2e13 / k / (6 * sizes), D / N
     usable = sizes[(tokens / sizes > seen.min() / 2) & (tokens / sizes < 2 * seen.max())]
     others = [rng.choice(usable, k, replace=False) for _ in range(200)]
     widths = [width(np.append(N, n), np.append(D, 2e13 / k / (6 * n))) for n in others]
-    assert np.mean(np.array(widths) < found["after"] * 0.999) < 0.02
+    assert np.mean(np.array(widths) < found.after * 0.999) < 0.02
 
 
 def test_next_writes_a_sweep(study, tmp_path, capsys):
-    import train
     path = tmp_path / "more.py"
     plan.main([str(study), "--flops=1e14", "--next=2e13", f"--write={path}"])
     assert "after these" in capsys.readouterr().out
@@ -337,9 +350,9 @@ def test_next_writes_a_sweep(study, tmp_path, capsys):
     assert set(found) == {"base", "runs"} and len({r["name"] for r in found["runs"]}) == len(found["runs"])
     total = 0.0
     for run in found["runs"]:
-        settings = {k: (v, "here") for k, v in (found["base"] | run).items() if k != "name"}
-        c = configurator.set_fields(train.Config(vocab_size=80), settings)
-        total += c.target_tokens * train.shape_counts(c)[1]["total"]
+        values = {k: (v, "here") for k, v in (found["base"] | run).items() if k != "name"}
+        c = configurator.set_fields(Config(vocab_size=80), values)
+        total += c.target_tokens * settings.count_flops(c)["total"]
     assert total == pytest.approx(2e13, rel=0.01)
     plan.main([str(study), "--flops=1e14", "--next=2e13", "--unique_tokens=1e7"])
     assert "runs" in capsys.readouterr().out
@@ -356,7 +369,8 @@ def test_next_writes_a_sweep(study, tmp_path, capsys):
     (["hoffmann", "--tokens=1e18"], "did you mean --flops="), (["hoffmann", "--flops=1e40"], "FLOPs go"),
     (["hoffmann", "--loss=50"], "nats per token"), (["hoffmann", "--flops=1e9"], "no GPT has"),
     (["hoffmann", "--loss=1.6"], "cannot be reached"), (["hoffmann"], "nothing to plan for"),
-    (["hoffman", "--flops=1e18"], "hoffmann"), (["none.json", "--flops=1e18"], "none.json"), ([], None),
+    (["hofman", "--flops=1e18"], "did you mean 'hoffmann'?"), ([], None),
+    (["out/lab/fit.json", "--flops=1e18"], "no out/lab/fit.json yet; run: python -m scaling.sweep"),
     (["hoffmann", "--flops=1e18", "--head_size=100000"], "head_size"),
     (["hoffmann", "--flop=1e18"], "'flops'"), (["hoffmann", "--gpu_hours=3"], "tok_per_s"),
     (["hoffmann", "--gpu_hours=3", "--tok_per_s=9"], "90000@124e6"),
@@ -375,6 +389,27 @@ def test_slips_get_one_line(args, fix, capsys):
     with pytest.raises(UserError) as e:
         plan.main(args)
     assert fix in str(e.value) and "\n" not in str(e.value)
+
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = None                            # importing it now is an error
+from scaling import forecast, plan
+plan.main([sys.argv[1], "--flops=5e12"])
+plan.main([sys.argv[1], "--flops=1e14", "--next=2e13"])
+forecast.main(["board", "scaling/results/laptop"])
+assert "matplotlib" not in sys.modules
+"""
+
+
+def test_planning_and_forecasting_need_no_torch(study):
+    subprocess.run([sys.executable, "-c", NO_TORCH, str(study)], cwd=ROOT, check=True)
+
+
+def test_a_table_without_a_fit_is_to_be_fitted_first(tmp_path):
+    (tmp_path / "runs.csv").write_text("params,tokens,loss\n")
+    with pytest.raises(UserError, match=r"python -m scaling.fit .*runs.csv --json=.*fit.json"):
+        plan.main([str(tmp_path / "fit.json"), "--flops=1e18"])
 
 
 def test_a_fit_without_a_law_is_refused(tmp_path):
