@@ -1,175 +1,277 @@
-"""Runs to laws: read a table of runs, fit every form that it supports, say what agrees and what is sick.
+"""Runs to laws: read a table of runs, fit every law that it supports, say what agrees and what to doubt.
 
-    python -m scaling.fit RUNS.csv [--params=CONVENTION] [--flops=CONVENTION] [--bootstrap=1000]
-                          [--at=1e18,1e21] [--curves=CURVES.csv] [--json=PATH|-] [--card=PATH]
+    python -m scaling.fit RUNS.csv [--key=value ...]
+    python -m scaling.fit out/STUDY/runs.csv --curves=out/STUDY/curves.csv --params=total --flops=exact
 
 RUNS.csv needs `params,tokens,loss`, or the columns that sweep.py writes (params_*, tokens, val_loss).
-Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoFLOP level). CURVES.csv, which
-sweep.py writes beside it, adds the losses along the runs: the envelope of curves and L(C) use them.
+Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoFLOP level). A new law is a row
+of `LAWS`: it is then fitted, printed, compared and written into the fit card.
 """
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from runtime.basics import UserError, exit_cleanly, nearest, whole_file
-from scaling import report
-from scaling.laws import counts, frontiers
-from scaling.laws import forms as laws
+from config.configurator import convert, help_text, read_args, set_fields
+from runtime.basics import UserError, exit_cleanly, whole_file
+from scaling.laws import counts, forms, frontiers
 from scaling.laws.solver import add_lines
+from scaling.report import card, summary, text
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
-OPTIONS = ("params", "flops", "bootstrap", "at", "curves", "json", "card", "help")
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
 
 
-# ---- The table: what is used, what is dropped, and why. ----
+@dataclass
+class Options:
+    params: str = ""                # what N counts: non_embedding, total, non_embedding_plus_head (default)
+    flops: str = ""                 # how C is counted: 6nd (default), 6nd_attention, exact, chinchilla
+    bootstrap: int = 1000           # resamples behind the intervals; 0: no intervals
+    at: str = ""                    # budgets in FLOPs to find the best run for: 1e18,1e21
+    curves: str = ""                # CURVES.csv, losses along the runs: the envelope and L(C) use them
+    json: str = ""                  # file for all that was fitted; -: standard output
+
+
+# ---- What the fits share: columns of the selected data, the noise of seeds, the health. ----
+
+def columns(data: dict, rows: str, names: str) -> list[np.ndarray]:
+    """The columns `names` ("NDL") of the selected data, at its rows "last" or "some"."""
+    return [data[name][data[rows]] for name in names]
+
+
+def run_of(data: dict) -> np.ndarray | None:
+    """The run of each row of "some" where runs have several rows; None where every row is a run."""
+    return data["run"][data["some"]] if data["curves"] else None
+
+
+def noise_of(data: dict) -> float:
+    """The standard deviation of log-loss between seeds; 0 where too few were repeated to say."""
+    return data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else 0.0
+
+
+def word(fit: dict) -> None:
+    """Set the lines of `fit["health"]` from its findings."""
+    add_lines(fit)
+    h = fit["health"]
+    if h.get("profile_open") and not any(line.startswith("E is not") for line in h["lines"]):
+        h["lines"].append("E is not identified: its profile does not rise on both sides; a wider range would "
+                          "pin it")
+    if h.get("repeated_rows"):
+        h["lines"].append(f"{h['repeated_rows']} rows repeat their data, which this form ignores; see "
+                          "'repeated'")
+    h["ok"] = not h["lines"]
+
+
+def judge(fit: dict, noise: float) -> None:
+    """Judge the health of `fit`, also against the `noise` of the losses where that is known (not 0)."""
+    if noise:
+        fit["health"]["lack_of_fit"] = fit["noise"] / noise
+    word(fit)
+
+
+def exponent(fit: Callable, *args) -> dict:
+    """The exponent a of the law `fit(*args)`, with its interval, or why it was refused."""
+    try:
+        found = fit(*args)
+    except UserError as e:
+        return {"refused": str(e)}
+    return {"a": found["a"], "ci": found["ci"].get("a")}
 
 
 # ---- The fits: each takes the selected data, the number of resamples and a random seed. ----
 
 def surface(data: dict, bootstrap: int, seed: int) -> dict:
     """Approach 3, and the profile of E."""
-    N, D, L = (data[k][data["some"]] for k in "NDL")
-    run = data["run"][data["some"]] if data["curves"] else None
-    noise = data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else float("nan")
-    fit = laws.fit_surface(N, D, L, run, bootstrap=bootstrap, seed=seed, noise=noise)
-    lines = fit["health"]["lines"]
+    N, D, L = columns(data, "some", "NDL")
+    run = run_of(data)
+    fit = forms.fit_surface(N, D, L, run, bootstrap=bootstrap, seed=seed)
     if bootstrap:
-        fit["profile_E"] = laws.profile_E(N, D, L, run, min(bootstrap, 200), seed)
-        if not fit["profile_E"]["identified"] and not any(line.startswith("E is not") for line in lines):
-            lines.append("E is not identified: its profile does not rise on both sides; a wider range would "
-                         "pin it")
-    if data["U"] is not None and (data["D"] > 1.5 * data["U"]).any():
-        lines.append(f"{(data['D'] > 1.5 * data['U']).sum()} rows repeat their data, which this form "
-                     "ignores; see 'repeated'")
-    fit["health"]["ok"] = not lines
+        fit["profile_E"] = forms.profile_E(N, D, L, run, min(bootstrap, 200), seed)
+        fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
+    if data["U"] is not None:
+        fit["health"]["repeated_rows"] = int((data["D"] > 1.5 * data["U"]).sum())
+    judge(fit, noise_of(data))
     return fit
 
 
 def isoflop(data: dict, bootstrap: int, seed: int) -> dict:
     """Approach 2 on the last row of each run, and what the other ways to find a minimum say."""
-    last = data["last"]
-    runs = (*(data[k][last] for k in "NCL"), data["budget"][last] if data["budget"] is not None else None)
-    noise = data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else None
+    N, C, L = columns(data, "last", "NCL")
+    budget = None if data["budget"] is None else data["budget"][data["last"]]
 
-    def alternative(method):
-        try:
-            fit = frontiers.fit_isoflop(*runs, method, noise, min(bootstrap, 300), seed)
-            return {"a": fit["a"], "ci": fit["ci"].get("a")}
-        except UserError as e:
-            return {"refused": str(e)}
-    fit = frontiers.fit_isoflop(*runs, noise=noise, bootstrap=bootstrap, seed=seed)
-    return fit | {"alternatives": {m: alternative(m) for m in frontiers.METHODS}}
+    def by(method, resamples):
+        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples, seed)
+    fit = by(frontiers.METHODS[0], bootstrap)
+    fit["alternatives"] = {m: exponent(by, m, min(bootstrap, 300)) for m in frontiers.METHODS}
+    return fit
 
 
 def envelope(data: dict, bootstrap: int, seed: int) -> dict:
     """Approach 1, where there are learning curves: in the table, or beside it."""
-    part = data if data["curves"] else data.get("along")
+    part = data if data["curves"] else data["along"]
     if not part:
         raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', "
                         "or --curves=CURVES.csv with validation losses along the runs)")
-    return frontiers.fit_envelope(*(part[k] for k in "NCL"), part["run"], bootstrap, seed)
+    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap, seed)
 
 
 def loss_vs_compute(data: dict, bootstrap: int, seed: int) -> dict:
     """The hull of all rows and of the losses along the runs, a cluster per run where there are curves."""
-    part = {k: data[k] if data["curves"] else data[k][data["some"]] for k in "CL"}
-    run = data["run"] if data["curves"] else None
-    if data.get("along"):
-        part = {k: np.append(part[k], data["along"][k]) for k in part}
+    if data["curves"]:
+        C, L, run = data["C"], data["L"], data["run"]
+    else:
+        C, L = columns(data, "some", "CL")
+        run = None
+    if data["along"]:
+        C = np.append(C, data["along"]["C"])
+        L = np.append(L, data["along"]["L"])
         run = np.append(data["run"][data["some"]], data["along"]["run"])
-    return frontiers.fit_loss_vs_compute(part["C"], part["L"], run, bootstrap, seed)
+    return frontiers.fit_loss_vs_compute(C, L, run, bootstrap, seed)
 
 
-def power(data: dict, name: str, bootstrap: int, seed: int) -> dict:
+def power(name: str, data: dict, bootstrap: int, seed: int) -> dict:
     """L(N) or L(D), `name`, through the best setting at each value, as far as more of it went with less loss.
 
     A setting's loss is the mean over its seeds. Three sizes cannot show a floor: there it is left out.
     """
+    x, N, D, L = columns(data, "last", name + "NDL")
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
-    L = np.exp(np.bincount(group, np.log(data["L"][data["last"]])) / seeds)
-    x, ratio = (v[data["last"]][first] for v in (data[name], data["D"] / data["N"]))
-    best = frontiers.pareto(x, L)
+    L = np.exp(np.bincount(group, np.log(L)) / seeds)
+    best = frontiers.pareto(x[first], L)
+    x = x[first][best]
+    L = L[best]
+    ratio = (D / N)[first][best]
     floor = len(best) != 3
-    fit = laws.fit_power(x[best], L[best], irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
+    fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
     limit = "data" if name == "N" else "model size"
     fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at "
-                   f"each {name}, had {ratio[best].min():.3g} to {ratio[best].max():.3g} tokens per parameter"
-                   + "; three sizes cannot show a floor, so it has none" * (not floor))
-    if data["seed_df"] >= MIN_REPEATS:
-        fit["health"]["lack_of_fit"] = fit["noise"] / (data["seed_noise"] / np.sqrt(seeds[best].mean()))
-        add_lines(fit)
-    return fit | {"forms": laws.compare_powers(x[best], L[best], name),
-                  "points": {name: x[best].tolist(), "loss": L[best].tolist()}}
+                   f"each {name}, had {ratio.min():.3g} to {ratio.max():.3g} tokens per parameter")
+    if not floor:
+        fit["note"] += "; three sizes cannot show a floor, so it has none"
+    judge(fit, noise_of(data) / np.sqrt(seeds[best].mean()))
+    fit["forms"] = forms.compare_powers(x, L, name)
+    fit["points"] = {name: x.tolist(), "loss": L.tolist()}
+    return fit
 
 
 def repeated(data: dict, bootstrap: int, seed: int) -> dict:
-    """The data-constrained surface, on a base fitted to the runs that repeat nothing where there are ten of
-    them."""
+    """The data-constrained surface, on a base fitted to the runs that repeat nothing if there are ten."""
     if data["U"] is None or not (data["D"] > 1.001 * data["U"]).any():
         raise UserError("no run repeats its data (column 'unique_tokens')")
-    N, D, U, L = (data[k][data["last"]] for k in "NDUL")
+    N, D, U, L = columns(data, "last", "NDUL")
     once = D <= 1.001 * U
-    try:
-        base = laws.fit_surface(N[once], D[once], L[once], bootstrap=0) if once.sum() >= 10 else None
-    except UserError:
-        base = None
-    return laws.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap, seed=seed)
+    base = None
+    if once.sum() >= 10:
+        try:
+            base = forms.fit_surface(N[once], D[once], L[once], bootstrap=0)
+        except UserError:
+            pass                               # too few sizes among them
+    return forms.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap, seed=seed)
 
+
+def kaplan_nd(data: dict, bootstrap: int, seed: int) -> dict:
+    """Kaplan et al. 2020, eq. 1.5."""
+    return forms.fit_kaplan_nd(*columns(data, "some", "NDL"), run_of(data), bootstrap, seed)
+
+
+def kaplan_ns(data: dict, bootstrap: int, seed: int) -> dict:
+    """Kaplan et al. 2020, eq. 1.6, with S = tokens / batch_tokens."""
+    N, D, L = columns(data, "some", "NDL")
+    batch = counts.column(data["table"], "batch_tokens", "L(N, S)")[data["rows"][data["some"]]]
+    fit = forms.fit_kaplan_ns(N, D / batch, L, run_of(data), bootstrap, seed)
+    if np.ptp(batch):
+        fit["note"] = (f"steps of {batch.min():.4g} to {batch.max():.4g} tokens count alike here, as if each "
+                       "batch were far below the critical one")
+    return fit
+
+
+class Law(NamedTuple):
+    """How a law is written and fitted."""
+    equation: str
+    parameters: str                            # those to print, in order
+    fit: Callable[[dict, int, int], dict]      # (data, bootstrap, seed) -> fit; raises UserError
+    optimum: bool = False                      # it gives N_opt, a and b, so it takes part in the verdict
+
+
+LAWS = {
+    "surface": Law("L = E + A/N^alpha + B/D^beta", "E A B alpha beta a b", surface, True),
+    "isoflop": Law("N_opt = k C^a", "a b gamma L_inf", isoflop, True),
+    "envelope": Law("N_opt = k C^a", "a b gamma L_inf", envelope, True),
+    "loss_vs_compute": Law("L = (C_c/C)^alpha on the lower convex hull", "alpha between C_c L_inf",
+                           loss_vs_compute),
+    "loss_vs_params": Law("L = L_inf + (N_c/N)^alpha", "alpha N_c L_inf", partial(power, "N")),
+    "loss_vs_tokens": Law("L = L_inf + (D_c/D)^alpha", "alpha D_c L_inf", partial(power, "D")),
+    "repeated": Law("L = E + A/N'^alpha + B/D'^beta with repeats discounted", "E A B alpha beta R_D R_N",
+                    repeated),
+    "kaplan_nd": Law("L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D", "alpha_N alpha_D N_c D_c",
+                     kaplan_nd),
+    "kaplan_ns": Law("L = (N_c/N)^alpha_N + (S_c/S)^alpha_S", "alpha_N alpha_S N_c S_c", kaplan_ns),
+}
+
+
+# ---- What compares laws, and is none. ----
 
 def comparison(data: dict, bootstrap: int, seed: int) -> dict:
     """Which form in N and D the rows prefer: AICc, and held-out error on the largest models."""
-    run = data["run"][data["some"]] if data["curves"] else None
-    return laws.compare_surfaces(*(data[k][data["some"]] for k in "NDL"), run)
+    return forms.compare_surfaces(*columns(data, "some", "NDL"), run_of(data))
 
 
-def accounting(table: dict, data: dict, bootstrap: int, seed: int) -> dict:
+def accounting(data: dict, bootstrap: int, seed: int) -> dict:
     """The exponent a of N_opt for each way to count parameters (rows) and FLOPs (columns), by the surface.
 
     In each cell N is counted by the row and D is C/(6 N), with C counted by the column: so N_opt is what the
     surface says for a budget counted that way, and the cells of the column 6nd are the plain surface.
     """
-    if not any(c.startswith("params_") for c in table):
+    if not any(name.startswith("params_") for name in data["table"]):
         raise UserError("no columns params_total, params_non_embedding, params_head: N has one count only")
-    part = {k: v[data["rows"][data["some"]]] for k, v in table.items()}
-    L, run = data["L"][data["some"]], data["run"][data["some"]] if data["curves"] else None
+    part = {name: v[data["rows"][data["some"]]] for name, v in data["table"].items()}
+    L = data["L"][data["some"]]
 
-    def cell(p, f):
-        try:
-            N, C = counts.params(part, p), counts.flops(part, f, p)
-            fit = laws.fit_surface(N, C / (6 * N), L, run, bootstrap=min(bootstrap, 200), seed=seed)
-            return {"a": fit["a"], "ci": fit["ci"].get("a")}
-        except UserError as e:
-            return {"refused": str(e)}
-    matrix = {p: {f: cell(p, f) for f in counts.FLOPS} for p in counts.PARAMS}
-    for row in matrix.values():                        # other columns move D a little, which proves nothing
+    def recounted(params, flops):
+        N = counts.params(part, params)
+        C = counts.flops(part, flops, params)
+        return forms.fit_surface(N, C / (6 * N), L, run_of(data), bootstrap=min(bootstrap, 200), seed=seed)
+    matrix = {p: {f: exponent(recounted, p, f) for f in counts.FLOPS} for p in counts.PARAMS}
+    for row in matrix.values():                # other columns move D a little, which proves nothing
         if "refused" in row["6nd"]:
             raise UserError(row["6nd"]["refused"])
     return matrix
 
 
+def verdict(result: dict, at: list[float]) -> dict:
+    """a, b and the optimum at each budget of `at`, per approach; do the intervals of a share a point?"""
+    rows = {}
+    for name, law in LAWS.items():
+        if law.optimum and name in result:
+            fit = result[name]
+            ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
+            rows[name] = {"a": fit["a"], "b": fit["b"], "ci": ci, "at": [forms.optimum(fit, C) for C in at]}
+    spans = [row["ci"]["a"] for row in rows.values() if "a" in row["ci"]]
+    agree = None
+    words = "one approach only: nothing to compare" if rows else "no approach could be fitted"
+    if len(spans) > 1:
+        lows, highs = zip(*spans)
+        agree = max(lows) <= min(highs)
+        words = "the approaches disagree: no exponent a lies in all of their 95 % intervals"
+    if agree:
+        words = f"the approaches agree: their 95 % intervals of a share {max(lows):.3f} to {min(highs):.3f}"
+    return {"approaches": rows, "budgets": list(at), "agree": agree, "text": words}
+
+
 # ---- All of them. ----
 
-def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, seed: int = 0, progress: bool = False,
-            curves: dict | None = None) -> dict:
-    """Every fit that `table` ({column: array}) supports, as DESIGN section 2 lists them.
-
-    `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
-    that. `curves` is curves.csv, the losses along the runs of `table`. What the data cannot support is
-    absent, with the reason under `skipped`. Raises UserError for bad data.
-    """
-    data, result = select(table, params, flops), {"skipped": {}}
-    if curves and not data["curves"]:
-        data["along"] = along(data, table.get("schedule"), curves)
-    jobs = {"surface": surface, "isoflop": isoflop, "envelope": envelope, "loss_vs_compute": loss_vs_compute,
-            "loss_vs_params": lambda d, *a: power(d, "N", *a),
-            "loss_vs_tokens": lambda d, *a: power(d, "D", *a),
-            "repeated": repeated, "comparison": comparison,
-            "accounting": lambda d, *a: accounting(table, d, *a)}
+def fit_each(data: dict, bootstrap: int, seed: int, progress: bool) -> dict:
+    """All fits that `data` supports, {name: fit}, and under `skipped` why it does not support the others."""
+    result = {"skipped": {}}
+    jobs = {name: law.fit for name, law in LAWS.items()}
+    jobs |= {"comparison": comparison, "accounting": accounting}
     with tqdm(jobs.items(), desc="fits", disable=not progress, file=sys.stderr, leave=False) as bar:
         for name, job in bar:
             bar.set_postfix_str(name)
@@ -177,64 +279,35 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
                 result[name] = job(data, bootstrap, seed)
             except UserError as e:
                 result["skipped"][name] = str(e)
-    result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
-    shown = ("loss_column", "params", "flops", "notes", "seed_noise", "seed_df")
-    result["data"] = {k: data[k] for k in shown} | {"rows": len(data["L"]), "runs": len(data["last"])}
-    result["card"] = report.card(table, data, result, bootstrap, seed)
+    for name, law in LAWS.items():
+        if name in result:
+            result[name] |= {"equation": law.equation, "parameters": law.parameters.split()}
     return result
 
 
-def verdict(result: dict, at: list[float]) -> dict:
-    """a, b and the optimum at each budget of `at`, per approach; and whether the intervals of a share a
-    point."""
-    rows = {}
-    for name in ("surface", "isoflop", "envelope"):
-        if name in result:
-            fit = result[name]
-            rows[name] = {"a": fit["a"], "b": fit["b"],
-                          "ci": {k: fit["ci"][k] for k in "ab" if k in fit["ci"]},
-                          "at": [laws.optimum(fit, C) for C in at]}
-    spans = [row["ci"]["a"] for row in rows.values() if "a" in row["ci"]]
-    agree, text = None, "one approach only: nothing to compare" if rows else "no approach could be fitted"
-    if len(spans) > 1:
-        lo, hi = max(s[0] for s in spans), min(s[1] for s in spans)
-        agree = lo <= hi
-        text = (f"the approaches agree: their 95 % intervals of a share {lo:.3f} to {hi:.3f}" if agree else
-                "the approaches disagree: no exponent a lies in all of their 95 % intervals")
-    return {"approaches": rows, "budgets": list(at), "agree": agree, "text": text}
+def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
+            at: list[float] | None = None, seed: int = 0, progress: bool = False,
+            curves: dict | None = None) -> dict:
+    """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
-
-# ---- The command line. ----
-
-def read_options(args: list[str]) -> tuple[str, dict]:
-    """(path of the table, options) from the command line. Raises UserError."""
-    paths, options = [], {}
-    for arg in args:
-        key, _, value = arg.lstrip("-").partition("=")
-        if not arg.startswith("-"):
-            paths.append(arg)
-        elif key not in OPTIONS:
-            raise UserError(f"unknown option --{key}{nearest(key, OPTIONS)}; there are "
-                            + ", ".join(f"--{o}" for o in OPTIONS))
-        else:
-            options[key] = value
-    if "help" in options or not args:
-        print(__doc__)
-        sys.exit(0)
-    if len(paths) != 1:
-        raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
-    return paths[0], options
-
-
-def numbers(options: dict, key: str, default: str) -> list[float]:
-    """The comma-separated numbers of an option, none negative. Raises UserError."""
-    try:
-        found = [float(v) for v in options.get(key, default).split(",") if v]
-    except ValueError:
-        found = [-1.0]
-    if not all(0 <= v < float("inf") for v in found):
-        raise UserError(f"--{key}={options[key]}: numbers of 0 or more are needed, separated by commas")
-    return found
+    `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
+    that. `curves` is curves.csv, the losses along the runs of `table`. What the data cannot support is
+    absent, with the reason under `skipped`. All is as JSON has it: None for nan and inf. Raises UserError for
+    bad data.
+    """
+    data = select(table, params, flops)
+    data["table"] = table
+    data["along"] = {}
+    if curves and not data["curves"]:
+        data["along"] = along(data, table.get("schedule"), curves)
+    result = fit_each(data, bootstrap, seed, progress)
+    result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
+    shown = ("loss_column", "params", "flops", "notes", "seed_noise", "seed_df")
+    result["data"] = {k: data[k] for k in shown}
+    result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
+                       "lengths": len(np.unique(data["D"][data["last"]]))}
+    result["card"] = card(data, result, bootstrap, seed)
+    return finite(result)
 
 
 def finite(value):
@@ -246,23 +319,45 @@ def finite(value):
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def printed(result: dict) -> str:
+    """The summary, and below it the wall of numbers."""
+    return "\n".join([*summary(result, "below"), "", text(result)])
+
+
+def fit_study(folder: str | Path, bootstrap: int = 1000) -> dict:
+    """Fit a study's runs.csv and curves.csv; write its fit.json and fit.txt. Raises UserError."""
+    folder = Path(folder)
+    curves = folder / "curves.csv"
+    result = fit_all(read_table(folder / "runs.csv"), bootstrap=bootstrap, progress=True,
+                     curves=read_table(curves) if curves.exists() else None)
+    with whole_file(folder / "fit.json") as f:
+        f.write(json.dumps(result) + "\n")
+    with whole_file(folder / "fit.txt") as f:
+        f.write(printed(result) + "\n")
+    return result
+
+
+# ---- The command line. ----
+
 def main(args: list[str] | None = None) -> None:
-    path, options = read_options(sys.argv[1:] if args is None else args)
-    bootstrap = numbers(options, "bootstrap", "1000")
-    if len(bootstrap) != 1 or bootstrap[0] != int(bootstrap[0]):
-        raise UserError(f"--bootstrap={options['bootstrap']}: one whole number is needed (0: no intervals)")
-    curves = read_table(options["curves"]) if "curves" in options else None
-    result = fit_all(read_table(path), options.get("params"), options.get("flops"), int(bootstrap[0]),
-                     numbers(options, "at", ""), progress=True, curves=curves)
-    print(report.text(result), file=sys.stderr if options.get("json") == "-" else sys.stdout)
-    if options.get("json") == "-":
-        print(json.dumps(finite(result)))
-    elif "json" in options:
-        with whole_file(options["json"]) as f:
-            f.write(json.dumps(finite(result)) + "\n")
-    if "card" in options:
-        with whole_file(options["card"]) as f:
-            f.write(json.dumps(finite(result["card"]), indent=1) + "\n")
+    given, paths = read_args(sys.argv[1:] if args is None else args)
+    if {"help", "h"} & set(given) or not (given or paths):
+        print(__doc__ + help_text(Options))
+        return
+    o = set_fields(Options(), given)
+    if len(paths) != 1:
+        raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
+    at = [convert("at", number, float, "--at") for number in o.at.split(",") if number]
+    if min(o.bootstrap, *at, 0) < 0:
+        raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: numbers of 0 or more are needed")
+    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at,
+                     progress=True, curves=read_table(o.curves) if o.curves else None)
+    print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)
+    if o.json == "-":
+        print(json.dumps(result))
+    elif o.json:
+        with whole_file(o.json) as f:
+            f.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

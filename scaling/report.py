@@ -1,4 +1,6 @@
-"""Fits as text and as a fit card: what fit.py prints and publishes. No fitting happens here."""
+"""Fits in words: the summary that a study ends with, the wall of numbers, the fit card."""
+import re
+
 import numpy as np
 
 from scaling.laws import counts
@@ -6,87 +8,181 @@ from scaling.laws.solver import DELTA
 from scaling.logs import RUN_COLUMNS
 from scaling.tables.runs import SETTINGS
 
-EQUATIONS = {"surface": "L = E + A/N^alpha + B/D^beta",
-             "isoflop": "N_opt = k C^a", "envelope": "N_opt = k C^a",
-             "loss_vs_compute": "L = (C_c/C)^alpha on the lower convex hull",
-             "loss_vs_params": "L = L_inf + (N_c/N)^alpha", "loss_vs_tokens": "L = L_inf + (D_c/D)^alpha",
-             "repeated": "L = E + A/N'^alpha + B/D'^beta with repeats discounted"}
-PRINTED = ("E", "A", "B", "alpha", "beta", "a", "b", "between", "gamma", "N_c", "D_c", "C_c", "L_inf", "R_D",
-           "R_N")
 KNOWN = {*RUN_COLUMNS, "params", "loss", "flops", "budget", "d_ff"}
 
 
-# ---- The printed table. ----
+def laws_of(result: dict) -> dict:
+    """The laws among what `fit_all` returns: {name: fit}."""
+    return {name: fit for name, fit in result.items() if "equation" in fit}
 
-def spread(value: float, ci: list[float] | None) -> str:
-    """'0.514 (0.483 to 0.557)'."""
-    return f"{value:.4g}" + (f" ({ci[0]:.4g} to {ci[1]:.4g})" if ci else "")
 
+def short(value: float | None, digits: str = ".4g") -> str:
+    """A number as text; None is what JSON has for one that is too large or cannot be told."""
+    return "none" if value is None else format(value, digits)
+
+
+def spread(value: float | None, ci: list | None, level: str = "", digits: str = ".4g") -> str:
+    """'0.514 (0.483 to 0.557)'; `level` goes before the interval."""
+    if not ci:
+        return short(value, digits)
+    return f"{short(value, digits)} ({level}{short(ci[0], digits)} to {short(ci[1], digits)})"
+
+
+# ---- The summary. ----
+
+def amount(n: int, word: str) -> str:
+    """'one size', '6 sizes'."""
+    return f"one {word}" if n == 1 else f"{n} {word}s"
+
+
+def in_numbers(fit: dict) -> str:
+    """The equation of a law with the numbers in the place of its parameters."""
+    def number(match):
+        name = match[0]
+        return short(fit[name]) if name in fit["parameters"] else name
+    return re.sub(r"[A-Za-z]\w*", number, fit["equation"])
+
+
+def law_lines(result: dict) -> list[str]:
+    """The surface in numbers; without one, what the table supports instead."""
+    data = result["data"]
+    laws = laws_of(result)
+    if "surface" in laws:
+        out = [f"law: {in_numbers(laws['surface'])}, from {amount(data['runs'], 'run')}"]
+    else:
+        law = "law of N and D" if laws else "law"
+        why = ", by design"
+        if min(data["sizes"], data["lengths"]) > 2:        # as many as a surface needs
+            why = f" ({result['skipped']['surface']})"
+        sizes = amount(data["sizes"], "size")
+        lengths = amount(data["lengths"], "training length")
+        out = [f"this study has {sizes} and {lengths}: no {law}{why}"]
+        for name, fit in laws.items():
+            if name not in result["verdict"]["approaches"]:
+                numbers = in_numbers(fit) if fit["health"]["ok"] else "fitted, with warnings"
+                out.append(f"  {name}: {numbers}")
+    if laws:
+        out.append(f"  {result['card']['hypothesis']['variables']}")
+    return out
+
+
+def rule_lines(verdict: dict) -> list[str]:
+    """The best size for a budget by the first approach, what it means, and whether the others agree."""
+    name, row = next(iter(verdict["approaches"].items()), (None, None))
+    if not name or row["at"][0]["N_opt"] is None:
+        return []
+    k = row["at"][0]["N_opt"] / row["at"][0]["C"] ** row["a"]
+    exponent = spread(row["a"], row["ci"].get("a"), "95 %: ")
+    out = [f"best size: N_opt = {k:.3g} C^a with a = {exponent}, by the {name}",
+           f"  ten times the compute: {10 ** row['a']:.2g} times the parameters, {10 ** row['b']:.2g} times "
+           "the data"]
+    if verdict["agree"] is not None:
+        out.append(f"  {verdict['text']}")
+    return out
+
+
+def health_lines(result: dict) -> list[str]:
+    """The first warning and how many more there are, or that there is none."""
+    laws = laws_of(result)
+    warnings = [f"{name}: {line}" for name, fit in laws.items() for line in fit["health"]["lines"]]
+    if not warnings:
+        return ["health: good"] if laws else []
+    more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+    return [f"warning: {warnings[0]}{more}"]
+
+
+def summary(result: dict, where: str = "fit.txt") -> list[str]:
+    """About eight lines for who has just trained a study; `where` says where all the numbers are."""
+    return [*law_lines(result), *rule_lines(result["verdict"]), *health_lines(result),
+            f"every number, warning and dropped row: {where}"]
+
+
+# ---- The wall of numbers. ----
 
 def forms_text(rows: dict) -> list[str]:
     """One line per form of a comparison."""
-    def score(row):
-        return row.get("refused") or f"AICc +{row['aicc']:<8.1f} held out {row['held_out']:.2%}"
-    return [f"  {form:<26} {score(row)}" for form, row in rows.items()]
+    out = []
+    for form, row in rows.items():
+        score = row.get("refused")
+        if not score:
+            score = f"AICc +{short(row['aicc'], '.1f'):<8} held out {short(row['held_out'], '.2%')}"
+        out.append(f"  {form:<26} {score}")
+    return out
 
 
 def fit_text(name: str, fit: dict) -> list[str]:
     """One fit as lines: what it rests on, each parameter with its interval, its health."""
-    head = f"\n{name}: {EQUATIONS[name]}; n = {fit['n']}"
-    head += f", objective {fit['objective']:.7g}" if "objective" in fit else ""
-    head += f", residual {fit['noise']:.2%}" if fit.get("noise", 0) > 0 else ""
-    out = [head] + [f"  {k:<8} {spread(fit[k], fit['ci'].get(k))}" for k in PRINTED if k in fit]
+    head = f"\n{name}: {fit.get('equation', fit['form'])}; n = {fit['n']}"
+    if "objective" in fit:
+        head += f", objective {fit['objective']:.7g}"
+    if (fit.get("noise") or 0) > 0:                    # None, from JSON, where it could not be measured
+        head += f", residual {fit['noise']:.2%}"
+    out = [head]
+    for key in fit.get("parameters", fit["ci"]):
+        out.append(f"  {key:<8} {spread(fit[key], fit['ci'].get(key))}")
     if "profile_E" in fit:
-        ends = (fit["profile_E"]["lo"], fit["profile_E"]["hi"])
-        lo, hi = ("none" if e is None else f"{e:.4g}" for e in ends)
-        out.append(f"  E by profile likelihood: {lo} to {hi}")
-    out += [f"  a by {method:<9} {spread(other['a'], other['ci'])}"
-            for method, other in fit.get("alternatives", {}).items() if "a" in other]
-    out += [f"  intervals: {fit['method']}"] + ([f"  note: {fit['note']}"] if "note" in fit else [])
-    out += forms_text(fit["forms"]["forms"]) if "forms" in fit else []
-    return out + ([f"  SICK: {line}" for line in fit["health"]["lines"]] or ["  health: good"])
+        ends = fit["profile_E"]
+        out.append(f"  E by profile likelihood: {short(ends['lo'])} to {short(ends['hi'])}")
+    for method, other in fit.get("alternatives", {}).items():
+        if "a" in other:
+            out.append(f"  a by {method:<9} {spread(other['a'], other['ci'])}")
+    out.append(f"  intervals: {fit['method']}")
+    if "note" in fit:
+        out.append(f"  note: {fit['note']}")
+    if "forms" in fit:
+        out += forms_text(fit["forms"]["forms"])
+    return out + ([f"  warning: {line}" for line in fit["health"]["lines"]] or ["  health: good"])
 
 
 def accounting_text(matrix: dict) -> list[str]:
     """The accounting matrix as lines: exponent a, one row per way to count parameters."""
     out = ["\naccounting: exponent a of N_opt by the surface; rows count parameters, columns FLOPs",
            f"  {'':<24}" + "".join(f"{f:<24}" for f in counts.FLOPS)]
-    for p, row in matrix.items():
-        cells = (f"{c['a']:.3f} ({c['ci'][0]:.3f} to {c['ci'][1]:.3f})" if c.get("ci") else
-                 f"{c['a']:.3f}" if "a" in c else "-" for c in row.values())
-        out.append(f"  {p:<24}" + "".join(f"{cell:<24}" for cell in cells))
+    for params, row in matrix.items():
+        line = f"  {params:<24}"
+        for cell in row.values():
+            text = spread(cell["a"], cell["ci"], digits=".3f") if "a" in cell else "-"
+            line += f"{text:<24}"
+        out.append(line)
     return out
 
 
-def verdict_text(v: dict) -> list[str]:
+def verdict_text(verdict: dict) -> list[str]:
     """The verdict as lines: a, b, and N_opt, D_opt and loss at each budget, per approach."""
-    out = [f"\nverdict: {v['text']}"]
-    for name, row in v["approaches"].items():
+    out = [f"\nverdict: {verdict['text']}"]
+    for name, row in verdict["approaches"].items():
         a, b = (spread(row[k], row["ci"].get(k)) for k in "ab")
         out.append(f"  {name:<9} a {a}  b {b}")
-        for o in row["at"]:
-            cells = ", ".join(f"{k} {spread(o[k], o['ci'].get(k))}" for k in ("N_opt", "D_opt", "loss"))
-            far = f"  [{o['outside']['C']:.3g}x outside the data]" if o["outside"].get("C", 1) > 1.01 else ""
-            out.append(f"    C {o['C']:.3g}: {cells}{far}")
+        for best in row["at"]:
+            line = f"    C {best['C']:.3g}: "
+            line += ", ".join(f"{k} {spread(best[k], best['ci'].get(k))}" for k in ("N_opt", "D_opt", "loss"))
+            far = best["outside"].get("C", 1)
+            if far > 1.01:
+                line += f"  [{far:.3g}x outside the data]"
+            out.append(line)
     return out
 
 
 def text(result: dict) -> str:
     """What `fit_all` returns as text: parameters with intervals, health, forms, accounting, verdict."""
-    d = result["data"]
-    out = [f"{d['runs']} runs, {d['rows']} rows; N {d['params']}, C {d['flops']}, loss from "
-           f"{d['loss_column']!r}; brackets hold 95 % intervals"]
-    out += [f"  note: {n}" for n in d["notes"]]
-    if d["seed_df"]:
-        out.append(f"  noise between seeds: {d['seed_noise']:.2%} of the loss ({d['seed_df']} repeats)")
-    for name in EQUATIONS:
-        out += fit_text(name, result[name]) if name in result else []
+    data = result["data"]
+    laws = laws_of(result)
+    head = (f"{data['runs']} runs, {data['rows']} rows; N {data['params']}, C {data['flops']}, loss from "
+            f"{data['loss_column']!r}")
+    if any(fit["ci"] for fit in laws.values()):
+        head += "; brackets hold 95 % intervals"
+    out = [head] + [f"  note: {note}" for note in data["notes"]]
+    if data["seed_df"]:
+        out.append(f"  noise between seeds: {data['seed_noise']:.2%} of the loss ({data['seed_df']} repeats)")
+    for name, fit in laws.items():
+        out += fit_text(name, fit)
     if "comparison" in result:
         rows = result["comparison"]["held_out_rows"]
-        out += [f"\nforms: AICc above the best; mean error on the largest models ({rows} rows), held out"]
+        out.append(f"\nforms: AICc above the best; mean error on the largest models ({rows} rows), held out")
         out += forms_text(result["comparison"]["forms"])
-    out += accounting_text(result["accounting"]) if "accounting" in result else []
-    out += [""] + [f"{name}: skipped: {why}" for name, why in result["skipped"].items()]
+    if "accounting" in result:
+        out += accounting_text(result["accounting"])
+    out += ["", *(f"{name}: skipped: {why}" for name, why in result["skipped"].items())]
     return "\n".join(out + verdict_text(result["verdict"]))
 
 
@@ -99,21 +195,21 @@ def runs_text(table: dict) -> str:
     rows = np.stack([table[c] for c in columns], axis=1)
     for row in np.unique(rows, axis=0):
         own = (rows == row).all(1)
-        layers, width, heads, embedding, body, head, total, tokens, rate = row
+        layers, width, heads, *groups, rate = row
+        shape = f"{layers:.0f} x {width:.0f} ({heads:.0f})"
         loss = table["val_loss"][own]
-        seeds = f"+-{loss.std(ddof=1):.4f} ({own.sum()})" if own.sum() > 1 else ""
-        out.append(f"{f'{layers:.0f} x {width:.0f} ({heads:.0f})':<24}{embedding:>12,.0f}{body:>12,.0f}"
-                   f"{head:>12,.0f}{total:>12,.0f}{tokens:>12,.0f}{rate:>9.3g}"
-                   f"{table['flops_exact'][own][0]:>10.3g}{loss.mean():>9.4f}{seeds:>14}")
+        line = f"{shape:<24}" + "".join(f"{n:>12,.0f}" for n in groups)
+        line += f"{rate:>9.3g}{table['flops_exact'][own][0]:>10.3g}{loss.mean():>9.4f}"
+        seeds = f"+-{loss.std(ddof=1):.4f} ({own.sum()})" if len(loss) > 1 else ""
+        out.append(f"{line}{seeds:>14}")
     return "\n".join(out)
 
 
 # ---- The fit card: what a reader needs to repeat the fit (checklist of Li et al. 2025, "(Mis)Fitting"). ----
 
-def values(table: dict, name: str):
-    """The sorted distinct values of a column as text, or 'not recorded'."""
-    found = sorted(set(map(str, table.get(name, ()))) - {"nan", ""})
-    return found or "not recorded"
+def values(column, most: int | None = None) -> list[str] | str:
+    """The sorted distinct values of a column as text, at `most` so many, or 'not recorded'."""
+    return sorted(set(map(str, column)) - {"nan", ""})[:most] or "not recorded"
 
 
 def span(x: np.ndarray) -> list[float] | str:
@@ -122,51 +218,55 @@ def span(x: np.ndarray) -> list[float] | str:
     return [float(x.min()), float(x.max())] if len(x) else "not recorded"
 
 
-def fit_entry(name: str, fit: dict) -> dict:
+def fit_entry(fit: dict) -> dict:
     """How one law was fitted."""
+    entry = {"equation": fit["equation"], "n": fit["n"], "weights": "equal"}
     if "objective" in fit:
-        how = {"loss": f"summed Huber, delta {DELTA:g}, of log-residuals", "objective": fit["objective"],
-               "optimiser": "damped Newton with analytic gradients (scaling/robust.py), no library optimiser",
-               "starts": fit["health"]["starts"], "starts_that_agree": fit["health"]["agree"]}
+        entry |= {"loss": f"summed Huber, delta {DELTA:g}, of log-residuals", "objective": fit["objective"],
+                  "optimiser": "damped Newton with analytic gradients (scaling/laws/solver.py), no library "
+                               "optimiser",
+                  "starts": fit["health"]["starts"], "starts_that_agree": fit["health"]["agree"]}
     else:
-        how = {"loss": "least squares in log-log", "optimiser": "closed form"}
-    return {"equation": EQUATIONS[name], "n": fit["n"], "weights": "equal"} | how | {
-        "intervals": fit["method"], "level": fit["level"], "health": fit["health"]["lines"] or "good"}
+        entry |= {"loss": "least squares in log-log", "optimiser": "closed form"}
+    return entry | {"intervals": fit["method"], "level": fit["level"],
+                    "health": fit["health"]["lines"] or "good"}
 
 
-def sizes(used: dict, data: dict) -> list[dict]:
-    """Per model size: how many rows, and the values of every setting and hyper-parameter that the table
-    records."""
-    out, columns = [], [c for c in (*SETTINGS, "learning_rate", "seed") if c in used]
-    for n in np.unique(data["N"]):
-        rows = data["N"] == n
-        out.append({"params": float(n), "rows": int(rows.sum())}
-                   | {c: values({c: used[c][rows]}, c)[:8] for c in columns})
+def sizes(used: dict, N: np.ndarray) -> list[dict]:
+    """Per model size: how many rows, and the values of every setting that the table records."""
+    recorded = [c for c in (*SETTINGS, "learning_rate", "seed") if c in used]
+    out = []
+    for n in np.unique(N):
+        rows = N == n
+        entry = {"params": float(n), "rows": int(rows.sum())}
+        out.append(entry | {c: values(used[c][rows], most=8) for c in recorded})
     return out
 
 
-def card(table: dict, data: dict, result: dict, bootstrap: int, seed: int) -> dict:
+def card(data: dict, result: dict, bootstrap: int, seed: int) -> dict:
     """Hypothesis, training, data with every filter, fit, and held-out validation, ready for publication.
 
-    `table` as read, `data` as `select` gives it, `result` the fits.
+    `data` as `select` gives it, with the table as read under "table"; `result` the fits.
     """
+    table = data["table"]
     used = {k: v[data["rows"]] for k, v in table.items()}
     columns = ("dataset", "tokenizer", "schedule", "batch_tokens", "device", "dtype", "commit")
-    training = {c: values(used, c) for c in columns}
+    training = {c: values(used.get(c, ())) for c in columns}
     training |= {"runs": len(data["last"]), "params": span(data["N"]), "tokens": span(data["D"]),
                  "flops": span(data["C"]), "tokens_per_param": span(data["D"] / data["N"]),
-                 "epochs": span(used["epochs"]) if "epochs" in used else "not recorded",
+                 "epochs": span(used.get("epochs", np.array([]))),
                  "seed_noise": data["seed_noise"], "repeated_seeds": data["seed_df"],
-                 "sizes": sizes(used, data)}
-    fits = {name: fit_entry(name, result[name]) for name in EQUATIONS if name in result}
-    return {"hypothesis": {"equations": {k: v["equation"] for k, v in fits.items()},
+                 "sizes": sizes(used, data["N"])}
+    laws = laws_of(result)
+    fits = {name: fit_entry(fit) for name, fit in laws.items()}
+    return {"hypothesis": {"equations": {name: fit["equation"] for name, fit in laws.items()},
                            "variables": f"N: {data['params']}; D: tokens; C: {data['flops']}; "
                                         f"L: {data['loss_column']}, nats per token"},
             "training": training,
             "data": {"rows_read": len(next(iter(table.values()))), "rows_used": len(data["L"]),
                      "filters": data["notes"] or "none",
                      "checkpoints": "intermediate and final" if data["curves"] else "final only",
-                     "validation_tokens": values(used, "val_tokens"),
+                     "validation_tokens": values(used.get("val_tokens", ())),
                      "columns_not_used": sorted(set(table) - KNOWN)},
             "fit": fits | {"skipped": result["skipped"], "bootstrap": bootstrap, "random_seed": seed},
             "validation": result.get("comparison", "not possible")}

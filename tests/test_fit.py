@@ -1,5 +1,6 @@
 """fit.py: tables in, fits out; what is dropped is said, and what is wrong is one line."""
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from runtime.basics import UserError
 from scaling import fit
-from scaling.laws import forms as laws
+from scaling.laws import forms
 from scaling.logs import RUN_COLUMNS
 from scaling.tables.csv import read_table, write_table
 from scaling.tables.runs import MAX_ROWS, along, select
@@ -22,15 +23,17 @@ LAW = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
 def study(sigma=0.004, seed=0):
     """params, tokens, loss, flops and budget of 25 runs: five budgets, five sizes each."""
     rng = np.random.default_rng(seed)
-    C, m = np.repeat(np.geomspace(1e14, 1.6e15, 5), 5), np.tile([0.25, 0.5, 1, 2, 4], 5)
-    N = laws.surface_optimum(LAW, C)[0] * m
-    L = laws.surface_loss(LAW, N, C / (6 * N)) * np.exp(sigma * rng.standard_normal(25))
+    C = np.repeat(np.geomspace(1e14, 1.6e15, 5), 5)
+    m = np.tile([0.25, 0.5, 1, 2, 4], 5)
+    N = forms.surface_optimum(LAW, C)[0] * m
+    L = forms.surface_loss(LAW, N, C / (6 * N)) * np.exp(sigma * rng.standard_normal(25))
     return {"params": N, "tokens": C / (6 * N), "loss": L, "flops": C, "budget": C}
 
 
 def our_runs():
     """The same as sweep.py writes it: shapes and groups of parameters, no column `params`."""
-    t, rows = study(), []
+    t = study()
+    rows = []
     for i in range(25):
         width = 16 * max(1, round((t["params"][i] / (12 * 4)) ** 0.5 / 16))
         body = 4 * 12 * width ** 2
@@ -42,7 +45,7 @@ def our_runs():
                      "params_embedding": 1256 * width, "params_non_embedding": body,
                      "params_head": 1000 * width,
                      "tokens": tokens, "seed": 1,
-                     "val_loss": float(laws.surface_loss(LAW, body + 1000 * width, tokens))})
+                     "val_loss": float(forms.surface_loss(LAW, body + 1000 * width, tokens))})
     return rows
 
 
@@ -59,24 +62,24 @@ def run(*args):
 
 # ---- The command line. ----
 
-def test_command_line_prints_fits_and_writes_json_and_card(tmp_path, capsys):
+def test_command_line_prints_fits_and_writes_json_with_its_card(tmp_path, capsys):
     path = save(tmp_path / "runs.csv", study())
-    fit.main([path, "--bootstrap=100", f"--json={tmp_path / 'fit.json'}", f"--card={tmp_path / 'card.json'}",
-              "--at=1e16,1e18"])
+    fit.main([path, "--bootstrap=100", f"--json={tmp_path / 'fit.json'}", "--at=1e16,1e18"])
     text = capsys.readouterr().out
     for word in ("surface: L = E + A/N^alpha + B/D^beta; n = 25", "isoflop", "verdict: the approaches agree",
-                 "C 1e+18", "625x outside the data", "skipped", "health"):
+                 "C 1e+18", "625x outside the data", "skipped", "health", "brackets hold 95 % intervals"):
         assert word in text, word
+    assert text.startswith("law: L = ") and "SICK" not in text
     result = json.loads((tmp_path / "fit.json").read_text())
     assert set(result) == {"surface", "isoflop", "loss_vs_compute", "loss_vs_params", "loss_vs_tokens",
-                           "comparison", "verdict", "skipped", "data", "card"}
+                           "kaplan_nd", "comparison", "verdict", "skipped", "data", "card"}
     assert set(result["surface"]) >= {"E", "A", "B", "alpha", "beta", "a", "b", "objective", "n", "ci",
                                       "health", "profile_E"}
     assert set(result["isoflop"]) >= {"a", "b", "points", "ci", "health"}
     assert set(result["loss_vs_compute"]) >= {"alpha", "C_c", "L_inf", "hull", "kink", "ci", "health"}
     assert set(result["loss_vs_params"]) >= {"alpha", "N_c", "L_inf", "ci", "health"}
-    card = json.loads((tmp_path / "card.json").read_text())
-    assert card == result["card"] and set(card) == {"hypothesis", "training", "data", "fit", "validation"}
+    card = result["card"]
+    assert set(card) == {"hypothesis", "training", "data", "fit", "validation"}
     assert card["fit"]["surface"]["starts"] > 50 and card["data"]["filters"] == "none"
 
 
@@ -92,6 +95,136 @@ def test_no_bootstrap_no_intervals(tmp_path, capsys):
     fit.main([save(tmp_path / "runs.csv", study()), "--bootstrap=0", "--json=" + str(tmp_path / "f.json")])
     result = json.loads((tmp_path / "f.json").read_text())
     assert result["surface"]["ci"] == result["isoflop"]["ci"] == {} and result["verdict"]["agree"] is None
+    text = capsys.readouterr().out
+    assert "brackets" not in text and " to " not in "".join(re.findall("  alpha .*", text))
+
+
+def test_help_lists_the_options_with_their_comments(capsys):
+    fit.main(["--help"])
+    said = capsys.readouterr().out
+    for option in ("params", "flops", "bootstrap=1000", "at", "curves", "json"):
+        assert f"  --{option}" in said
+    assert "python -m scaling.fit" in said and "0: no intervals" in said
+    fit.main([])
+    assert capsys.readouterr().out == said
+
+
+def test_fit_imports_no_torch():
+    done = subprocess.run([sys.executable, "-c", "import sys, scaling.fit; print('torch' in sys.modules)"],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+# ---- A study: fit.json, fit.txt, and the summary that a sweep ends with. ----
+
+def test_a_study_is_fitted_into_its_directory(tmp_path):
+    runs, curves = wsd_study()
+    save(tmp_path / "runs.csv", runs)
+    assert "envelope" in fit.fit_study(tmp_path, bootstrap=20)["skipped"]
+    save(tmp_path / "curves.csv", curves)
+    result = fit.fit_study(tmp_path, bootstrap=20)
+    assert "envelope" in result and result == json.loads((tmp_path / "fit.json").read_text())
+    words = (tmp_path / "fit.txt").read_text()
+    assert words.endswith(fit.text(result) + "\n") and words.startswith(fit.summary(result)[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.csv", "fit.json", "fit.txt", "runs.csv"]
+    (tmp_path / "runs.csv").unlink()
+    with pytest.raises(UserError, match="runs.csv"):
+        fit.fit_study(tmp_path)
+
+
+def test_summary_says_the_law_the_best_size_the_health_and_where_the_rest_is():
+    result = fit.fit_all(study(), bootstrap=100)
+    found = result["surface"]
+    law, counted, rule, meaning, agreement, health, rest = fit.summary(result)
+    assert law == (f"law: L = {found['E']:.4g} + {found['A']:.4g}/N^{found['alpha']:.4g} + "
+                   f"{found['B']:.4g}/D^{found['beta']:.4g}, from 25 runs")
+    assert counted == "  N: as given; D: tokens; C: as given; L: loss, nats per token"
+    low, high = found["ci"]["a"]
+    best = forms.optimum(found, 1e15)["N_opt"]
+    k = float(re.search("N_opt = (.*) C", rule)[1])
+    assert f"a = {found['a']:.4g} (95 %: {low:.4g} to {high:.4g}), by the surface" in rule
+    assert k * 1e15 ** found["a"] == pytest.approx(best, rel=0.01)
+    assert meaning.startswith(f"  ten times the compute: {10 ** found['a']:.2g} times the parameters, ")
+    assert agreement.startswith("  the approaches agree")
+    assert health == "health: good" or health.startswith("warning: ")
+    assert rest.endswith("fit.txt") and fit.summary(result, "below")[-1].endswith("below")
+
+
+def test_numbers_that_json_cannot_hold_are_printed_as_none():
+    result = fit.fit_all(study(), bootstrap=20)
+    for found in [v for v in result.values() if "equation" in v]:
+        for key in found["parameters"]:
+            found[key] = None
+        found["ci"] = {key: [None, 1.0] for key in found["ci"]}
+    for row in result["comparison"]["forms"].values():
+        row["aicc"] = row["held_out"] = None
+    assert "  alpha    none (none to 1)" in fit.text(result)
+    assert "AICc +none     held out none" in fit.text(result)
+    assert fit.summary(result)[0].startswith("law: L = none + none/N^none")
+
+
+def test_summary_counts_the_warnings_and_shows_the_first():
+    result = fit.fit_all(study(), bootstrap=0)
+    laws = [found for found in result.values() if "equation" in found]
+    for found in laws:
+        found["health"]["lines"] = []
+    assert "health: good" in fit.summary(result)
+    result["isoflop"]["health"]["lines"] = ["too few", "too wide"]
+    assert "warning: isoflop: too few (and 1 more)" in fit.summary(result)
+    assert "  warning: too wide" in fit.text(result).splitlines()
+
+
+def test_summary_of_a_study_that_makes_no_surface_says_what_it_supports():
+    one = {"params": np.array([1e5]), "tokens": np.array([1e6]), "loss": np.array([3.0])}
+    assert fit.summary(fit.fit_all(one, bootstrap=0)) == [
+        "this study has one size and one training length: no law, by design",
+        "every number, warning and dropped row: fit.txt"]
+    N = np.geomspace(1e4, 1e7, 7)
+    L = (1.5 + (3e3 / N) ** 0.4) * np.exp(1e-3 * np.array([1, -1, 1, 0, -1, 1, -1]))
+    result = fit.fit_all({"params": N, "tokens": np.full(7, 1e8), "loss": L}, bootstrap=0)
+    told = fit.summary(result)
+    assert told[0] == "this study has 7 sizes and one training length: no law of N and D, by design"
+    law = result["loss_vs_params"]
+    assert f"  loss_vs_params: L = {law['L_inf']:.4g} + ({law['N_c']:.4g}/N)^{law['alpha']:.4g}" in told
+    law["health"]["ok"] = False
+    assert "  loss_vs_params: fitted, with warnings" in fit.summary(result)
+    few = {k: v[[0, 6, 12, 18]] for k, v in study().items()}
+    told = fit.summary(fit.fit_all(few, bootstrap=0))
+    assert told[0].startswith("this study has 4 sizes and 4 training lengths: no law of N and D (surface: 4 ")
+
+
+# ---- A law is a row of one table. ----
+
+def test_a_new_law_is_fitted_printed_compared_and_in_the_card(monkeypatch):
+    def no_floor(data, bootstrap, seed):
+        return forms.fit_surface(data["N"], data["D"], data["L"], E=0.0, bootstrap=bootstrap, seed=seed)
+    monkeypatch.setitem(fit.LAWS, "no_floor", fit.Law("L = A/N^alpha + B/D^beta", "A B", no_floor, True))
+    result = fit.fit_all(study(), bootstrap=20)
+    law = result["no_floor"]
+    text = fit.text(result)
+    assert "no_floor: L = A/N^alpha + B/D^beta; n = 25" in text
+    assert f"  A        {law['A']:.4g} (" in text and f"  no_floor  a {law['a']:.4g} (" in text
+    assert result["verdict"]["approaches"]["no_floor"]["a"] == law["a"]
+    assert result["card"]["fit"]["no_floor"]["equation"] == "L = A/N^alpha + B/D^beta"
+    assert result["card"]["hypothesis"]["equations"]["no_floor"] == "L = A/N^alpha + B/D^beta"
+    alone = {"surface": fit.LAWS["surface"]}
+    monkeypatch.setattr(fit, "LAWS", alone)
+    assert set(fit.fit_all(study(), bootstrap=0)["card"]["hypothesis"]["equations"]) == {"surface"}
+
+
+def test_kaplans_law_of_size_and_steps_needs_the_batch():
+    N = np.repeat(np.geomspace(1e5, 1e8, 5), 5)
+    S = np.tile(np.geomspace(1e3, 1e5, 5), 5)
+    L = (1e13 / N) ** 0.08 + (2e3 / S) ** 0.7
+    table = {"params": N, "tokens": 512 * S, "loss": L, "batch_tokens": np.full(25, 512.0)}
+    law = fit.fit_all(table, bootstrap=0)["kaplan_ns"]
+    assert [law[k] for k in ("alpha_N", "alpha_S")] == pytest.approx([0.08, 0.7], rel=1e-3)
+    assert law["S_c"] == pytest.approx(2e3, rel=1e-2) and "note" not in law
+    two = fit.fit_all(table | {"batch_tokens": np.tile([256.0, 512, 512, 512, 1024], 5)}, bootstrap=0)
+    assert "steps of 256 to 1024 tokens count alike" in two["kaplan_ns"]["note"]
+    reasons = [fit.fit_all(t, bootstrap=0)["skipped"]["kaplan_ns"] for t in (
+        {k: v for k, v in table.items() if k != "batch_tokens"}, table | {"tokens": np.full(25, 1e6)})]
+    assert reasons[0].startswith("no column 'batch_tokens'") and "the same value of steps" in reasons[1]
 
 
 def test_our_own_table_with_every_convention(tmp_path):
@@ -145,14 +278,14 @@ def test_repeated_seeds_give_the_noise():
 def test_learning_curves_are_clusters(tmp_path):
     rng = np.random.default_rng(0)
     N, D = np.repeat(np.geomspace(1e5, 1e7, 8), 30), np.tile(np.geomspace(1e6, 4e9, 30), 8)
-    L = laws.surface_loss(LAW, N, D) * np.exp(np.repeat(0.004 * rng.standard_normal(8), 30))
+    L = forms.surface_loss(LAW, N, D) * np.exp(np.repeat(0.004 * rng.standard_normal(8), 30))
     run = np.repeat([f"m{i}" for i in range(8)], 30).astype(object)
     result = fit.fit_all({"run": run, "params": N, "tokens": D, "loss": L}, bootstrap=60)
     assert result["surface"]["runs"] == 8 and "over 8 runs (240 rows)" in result["surface"]["method"]
     assert result["envelope"]["ci"]["a"][0] < 0.33 / 0.57 < result["envelope"]["ci"]["a"][1]
     assert any("intermediate checkpoints" in n for n in result["data"]["notes"])
     assert result["card"]["data"]["checkpoints"] == "intermediate and final"
-    alone = laws.fit_surface(N, D, L, bootstrap=60)["ci"]["alpha"]
+    alone = forms.fit_surface(N, D, L, bootstrap=60)["ci"]["alpha"]
     wide = result["surface"]["ci"]["alpha"]
     assert wide[1] - wide[0] > 2 * (alone[1] - alone[0])        # rows of a run are not independent
 
@@ -161,7 +294,7 @@ def test_repeated_data_are_fitted_with_the_data_constrained_surface():
     rng = np.random.default_rng(0)
     U = np.tile(np.geomspace(1e8, 1e10, 6), 12)
     D, N = U * np.repeat(np.geomspace(1, 60, 12), 6), 10 ** rng.uniform(7, 9, 72)
-    t = {"params": N, "tokens": D, "unique_tokens": U, "loss": laws.repeated_loss(laws.C4, N, D, U)}
+    t = {"params": N, "tokens": D, "unique_tokens": U, "loss": forms.repeated_loss(forms.C4, N, D, U)}
     result = fit.fit_all(t, bootstrap=20)
     assert result["repeated"]["R_D"] == pytest.approx(15.39, rel=0.05)
     assert any("repeat their data" in line for line in result["surface"]["health"]["lines"])
@@ -205,20 +338,26 @@ def test_what_the_data_cannot_support_is_skipped_with_the_reason(change, name, m
 
 
 @pytest.mark.parametrize("args, message", [
-    (["missing.csv"], "missing.csv"), ([], None), (["{}", "--bootstraps=10"], "did you mean 'bootstrap'?"),
-    (["{}", "--bootstrap=many"], "--bootstrap=many"), (["{}", "--at=-1"], "--at=-1"), (["{}", "{}"], "not 2"),
+    (["missing.csv"], "missing.csv"), (["{}", "--bootstraps=10"], "did you mean 'bootstrap'?"),
+    (["{}", "--bootstrap=many"], "bootstrap must be int, not 'many'"),
+    (["{}", "--bootstrap=2.5"], "bootstrap must be int"), (["{}", "--bootstrap=-1"], "--bootstrap=-1"),
+    (["{}", "--at=-1"], "--at=-1"), (["{}", "--at=1e18,soon"], "at must be float, not 'soon'"),
+    (["{}", "{}"], "not 2"),
+    (["{}", "--card=card.json"], "unknown key 'card'"),
     (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"),
     (["{}", "--params=total"], "params_total"),
     (["{}", "--bootstrap=5", "--json=/nowhere/at/all.json"], "cannot write")])
 def test_bad_command_lines(tmp_path, args, message):
     path = save(tmp_path / "runs.csv", study())
-    done = run(*(a.format(path) for a in args))
-    if message is None:
-        assert done.returncode == 0 and "python -m scaling.fit" in done.stdout
-    else:
-        error = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 2 and error.startswith("error: ") and message in error
-        assert "Traceback" not in done.stderr
+    with pytest.raises(UserError) as e:
+        fit.main([a.format(path) for a in args])
+    assert message in str(e.value)
+
+
+def test_a_bad_command_line_is_one_line_on_the_console():
+    done = run("missing.csv")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
 # ---- Size and speed. ----
@@ -231,7 +370,7 @@ def test_a_large_table_is_thinned_and_said_so(tmp_path):
     each = n // runs
     N, D = np.repeat(np.geomspace(1e5, 1e8, runs), each), np.tile(np.geomspace(1e6, 1e10, each), runs)
     t = {"run": np.repeat([f"m{i}" for i in range(runs)], each).astype(object), "params": N, "tokens": D,
-         "loss": laws.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal(n))}
+         "loss": forms.surface_loss(LAW, N, D) * np.exp(0.002 * rng.standard_normal(n))}
     start = time.process_time()
     result = fit.fit_all(t, bootstrap=30)
     assert time.process_time() - start < 60
@@ -243,12 +382,12 @@ def test_a_large_table_is_thinned_and_said_so(tmp_path):
 def test_a_thousand_resamples_take_seconds():
     rng = np.random.default_rng(0)
     N, D = 10 ** rng.uniform(7, 10, 240), 10 ** rng.uniform(9, 12, 240)
-    L = laws.surface_loss(LAW, N, D) * np.exp(0.01 * rng.standard_normal(240))
+    L = forms.surface_loss(LAW, N, D) * np.exp(0.01 * rng.standard_normal(240))
     start = time.process_time()
-    laws.fit_surface(N, D, L, bootstrap=1000)
+    forms.fit_surface(N, D, L, bootstrap=1000)
     assert time.process_time() - start < 10
-    t, start = study(), time.process_time()
-    fit.isoflop(select(t), 1000, 0)
+    start = time.process_time()
+    fit.isoflop(select(study()), 1000, 0)
     assert time.process_time() - start < 2
 
 
@@ -260,11 +399,11 @@ def wsd_study():
     for k, n in enumerate(N):
         D = 40 * n * np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0])
         lr = np.where(D <= 0.8 * D[-1], 1e-3, 1e-4)
-        L = laws.surface_loss(LAW, n, D) * np.where(lr == 1e-3, 1.05, 0.5)
+        L = forms.surface_loss(LAW, n, D) * np.where(lr == 1e-3, 1.05, 0.5)
         rows += [{"run": f"r{k}", "step": i, "tokens": d, "flops": 6 * n * d, "train_loss": loss,
                   "val_loss": loss, "lr": rate} for i, (d, loss, rate) in enumerate(zip(D, L, lr))]
         runs.append({"run": f"r{k}", "params": n, "tokens": D[-1], "schedule": "wsd",
-                     "loss": float(laws.surface_loss(LAW, n, D[-1]))})
+                     "loss": float(forms.surface_loss(LAW, n, D[-1]))})
     return [{k: np.array([row[k] for row in part]) for k in part[0]} for part in (runs, rows)]
 
 
@@ -272,7 +411,7 @@ def test_envelope_takes_the_curves_before_their_cooldown():
     runs, curves = wsd_study()
     part = along(select(runs), runs["schedule"], curves)
     assert len(part["L"]) == 8 * 8                     # the last two of each ten are annealing
-    assert part["L"] == pytest.approx(1.05 * laws.surface_loss(LAW, part["N"], part["C"] / (6 * part["N"])))
+    assert part["L"] == pytest.approx(1.05 * forms.surface_loss(LAW, part["N"], part["C"] / (6 * part["N"])))
     result = fit.fit_all(runs, bootstrap=20, curves=curves)
     assert "envelope" in result and "envelope" in fit.fit_all(runs, bootstrap=0)["skipped"]
     twice = {k: np.append(v, v) for k, v in curves.items()}             # a branch repeats its trunk's log
