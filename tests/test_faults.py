@@ -3,7 +3,6 @@
 NANOSCALE_KILLS=100 python -m pytest tests/test_faults.py -k killed -s       # more kills, and the tally
 """
 import csv
-import fcntl
 import json
 import os
 import random
@@ -18,6 +17,10 @@ import pytest
 import torch
 from conftest import copy_code, write_dataset
 
+from config import settings
+from runtime import system
+from scaling.launch import local, planned
+
 KILLS = int(os.environ.get("NANOSCALE_KILLS", 20))
 TIMES = ("wall_s", "tok_per_s")
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_size=4, device='cpu', "
@@ -30,13 +33,16 @@ held_out = [dict(name='big', n_embd=16, schedule='wsd', warmup_iters=2, budget=5
 # Sweeps start from a process that has imported everything once: it forks a sweep for each line that it reads,
 # and that forks its runs. All of a sweep is one process group. Fits resample little, and nothing is drawn.
 ZYGOTE = '''
-import json, os, signal, sys, time, traceback
+import functools, json, os, signal, sys, time, traceback
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
 import numpy as np
 import torch
 import train
-from scaling import fit, forecast, sweep
+from config import settings
+from runtime import basics, rundir
+from scaling import fit, forecast, plots, sweep
+from scaling.launch import local
 
 def die():
     os.killpg(0, signal.SIGKILL)
@@ -44,17 +50,17 @@ def die():
 
 def fault(where, count, name):
     """Kill the whole group at the `count`th passage of this process at `where`."""
-    step, evaluate, log = train.Run.train_step, train.Run.evaluate, train.Run.log
+    step, evaluate, log = train.Run.train_step, train.Run.evaluate, rundir.append_log
     save, replace, left = torch.save, os.replace, [count]
     def here(place):
         left[0] -= place == where
         return place == where and left[0] <= 0
-    def half_a_line(run, record):
+    def half_a_line(out, record):
         if here("log"):
-            with open(run.out / "log.jsonl", "a") as f:
+            with open(out / "log.jsonl", "a") as f:
                 f.write(json.dumps(record)[:40])
             die()
-        log(run, record)
+        log(out, record)
     def half_a_checkpoint(state, f):
         if here("checkpoint"):
             f.write(b"half")
@@ -68,7 +74,7 @@ def fault(where, count, name):
         mine and here("after") and die()
     train.Run.train_step = lambda run: (step(run), here("step") and die())
     train.Run.evaluate = lambda run: here("evaluate") and die() or evaluate(run)
-    train.Run.log, torch.save, os.replace = half_a_line, half_a_checkpoint, moved
+    rundir.append_log, torch.save, os.replace = half_a_line, half_a_checkpoint, moved
 
 class Forked:
     def __init__(self, pid):
@@ -93,7 +99,7 @@ def fork(main, console, argv):
         os.dup2(file, 1), os.dup2(file, 2)
         sys.argv = argv
         try:
-            train.exit_cleanly(main)
+            basics.exit_cleanly(main)
         except SystemExit as e:
             code = e.code or 0
         except KeyboardInterrupt:
@@ -104,17 +110,18 @@ def fork(main, console, argv):
     finally:
         os._exit(code)
 
-def start(p, lock):
+def start(p):
     def main():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return train.main()
     p.out.mkdir(parents=True, exist_ok=True)
-    p.process = Forked(fork(main, p.out / "train.txt", sweep.command(p)[1:]))
+    p.process = Forked(fork(main, p.out / "train.txt", p.command()[1:]))
 
 def study(job):
     def main():
         os.setpgid(0, 0)
-        sweep.OUT, sweep.start, os.fsync = Path(job["out"]), start, lambda fd: None
+        sweep.Study.folder = property(lambda study: Path(job["out"]) / study.name)
+        local.start, os.fsync = start, lambda fd: None
         if "where" in job:
             fault(job["where"], job["count"], job.get("name"))
         exec(job.get("code", ""), globals())
@@ -124,14 +131,14 @@ def study(job):
 def left_out(*args):
     raise fit.UserError("left out")
 
-fit_main = fit.main
-fit.main = lambda args: fit_main([*args, "--bootstrap=10"])
+fit.fit_study = functools.partial(fit.fit_study, bootstrap=10)
 fit.accounting = fit.comparison = left_out
 forecast.fit_forms.__defaults__ = (10,)
-sweep.plots.draw_study = lambda folder: None
-sweep.time_step = lambda c: (0.01, 1e7)
-sweep.time.sleep, nap = lambda seconds: nap(seconds / 10), time.sleep
-train.train(train.Config(dataset="tiny", n_embd=8, block_size=32, batch_size=2, max_iters=2, out_dir="warm"))
+plots.draw_study = lambda folder: []
+sweep.core_speed = lambda: 1e9
+time.sleep, nap = lambda seconds: nap(seconds / 10), time.sleep
+train.train(settings.Config(dataset="tiny", n_embd=8, block_size=32, batch_size=2, max_iters=2,
+                            out_dir="warm"))
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -177,14 +184,7 @@ class Sweeps:
         return code
 
     def unlocked(self) -> bool:
-        if not (self.folder / "lock").exists():
-            return True
-        with open(self.folder / "lock") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        return True
+        return not any(system.locked(lock) for lock in self.folder.glob("**/lock"))
 
     def sweep(self, case: str, study: str = "study", **job) -> int:
         self.begin(case, study, **job)
@@ -307,7 +307,7 @@ def command(sweeps, study: str) -> subprocess.Popen:
 
 
 def test_sweeps_exclude_each_other_and_the_runs_of_a_dead_one(sweeps):
-    """The second says who holds the study; killed alone, the first leaves a run that holds it still."""
+    """The second says who holds the study; killed alone, the first leaves a run that holds its directory."""
     sweeps.write(BASE + "runs = [dict(name='long', n_embd=16, max_iters=100_000)]", "lonely")
     log = sweeps.root / "out" / "lonely" / "long" / "log.jsonl"
     first = command(sweeps, "lonely")
@@ -315,12 +315,14 @@ def test_sweeps_exclude_each_other_and_the_runs_of_a_dead_one(sweeps):
     run, = set(descendants(first.pid)) - {first.pid}
     try:
         for killed in (False, True):
+            words = "another sweep works in "
             if killed:
+                words = "runs that another sweep left work in "
                 first.kill()
                 first.communicate()
             second = command(sweeps, "lonely")
             out = second.communicate(timeout=120)[0]
-            assert second.returncode == 2 and f"another sweep (process {first.pid})" in out.splitlines()[-1]
+            assert second.returncode == 2 and words in out.splitlines()[-1]
             assert "Traceback" not in out
     finally:
         for pid in descendants(first.pid)[::-1] + [run]:
@@ -538,12 +540,12 @@ def test_any_number_of_jobs_gives_the_same_table(sweeps, whole):
 
 def test_runs_of_a_sweep_have_one_thread_for_any_number_of_jobs(tmp_path, monkeypatch):
     """Sums over threads depend on how many there are. Who sets OMP_NUM_THREADS, decides."""
-    from scaling import sweep
     seen = []
     monkeypatch.setattr(subprocess, "Popen", lambda *args, env, **_: seen.append(env["OMP_NUM_THREADS"]))
     monkeypatch.delenv("OMP_NUM_THREADS")
-    run = sweep.Planned("a", {}, train.Config(out_dir=str(tmp_path / "a")), 1, 1, 1.0)
-    sweep.start(run, ())
+    c = settings.Config(out_dir=str(tmp_path / "a"))
+    run = planned.Planned("a", {}, settings.Resolved(c, {}, {}, {}, 1, 1, 1.0))
+    local.start(run)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    sweep.start(run, ())
+    local.start(run)
     assert seen == ["1", "3"]

@@ -105,7 +105,6 @@ def mutated(good: dict):
 def place(module_lab):
     """The lab, with sweeps planned into it and a finished run `done`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "OUT", module_lab.root / "out")
         patch.setattr(plan, "ROOT", module_lab.root)
         module_lab.train("done", **GOOD)
         yield module_lab
@@ -178,11 +177,11 @@ def test_sweep_files(place, tmp_path_factory, found, mended):
     path.write_text("from math import inf, nan\n" + "".join(f"{k} = {v!r}\n" for k, v in found.items()),
                     encoding="utf-8", errors="replace")
     with one_line():
-        study, runs, held = sweep.read_sweep(str(path))
-        sweep.prepare_data(runs + held, str(path))
-        for p in [p for run in runs + held for p in sweep.plan_run(study, run, str(path))]:
-            assert p.out.resolve().parent == (sweep.OUT / study).resolve()
-            assert p.flops > 0 and p.tokens > 0
+        study = sweep.read_sweep(str(path))
+        sweep.missing_data(study)
+        for p in sweep.make_plan(study, study.runs + study.held_out):
+            assert p.out.resolve().parent == study.folder.resolve()
+            assert p.resolved.C > 0 and p.resolved.D > 0
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "/a", "a\\b", "..\\a", "a\0", "a\n",
@@ -193,8 +192,7 @@ def test_names_cannot_leave_their_directory(place, tmp_path, name):
     for runs in ([dict(GOOD, name=name)], [dict(GOOD, name="a", dataset=name)]):
         path.write_text(f"runs = {runs!r}\n", encoding="utf-8")
         with pytest.raises(UserError, match="plain file name|name of a directory under data/"):
-            study, runs, _ = sweep.read_sweep(str(path))
-            sweep.prepare_data(runs, str(path))
+            sweep.missing_data(sweep.read_sweep(str(path)))
     for read in (train.load_meta, plan.text_of, plan.vocabulary) if name else (train.load_meta,):
         with pytest.raises(UserError, match="name of a directory under data/"):
             read(name)

@@ -70,7 +70,8 @@ def read(tmp_path):
     def read_text(text):
         path = tmp_path / "study.py"
         path.write_text(text, encoding="utf-8")
-        return sweep.read_sweep(str(path))[1:]
+        study = sweep.read_sweep(str(path))
+        return study.runs, study.held_out
     return read_text
 
 

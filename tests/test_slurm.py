@@ -3,33 +3,39 @@
 .ci/run starts that node (tests/slurm_node.sh); without it those tests are skipped. They use no other.
 """
 import csv
-import fcntl
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import filelock
 import pytest
 
+from config import settings
+from runtime import basics
 from runtime.basics import UserError
-from scaling import sweep
-from scaling.launch import slurm
+from scaling import fit, plots, sweep
+from scaling.launch import local, slurm
+from scaling.launch.planned import Planned
 
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, n_embd=8, block_size=32, batch_size=4, "
         "device='cpu', learning_rate=5e-3, eval_interval=0, log_interval=10)\n")
-ONE = [[("a", "out/a", ["true"])]]                     # a task of one run
+CODE = Path(__file__).parents[1]
 with_submitit = pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="needs submitit")
 
 
 @pytest.fixture
 def study(lab, monkeypatch):
     """Write a sweep file of the lab and return its path; out/ is the lab's, and no law is fitted."""
-    monkeypatch.setattr(sweep, "OUT", lab.root / "out")
-    monkeypatch.setattr(sweep, "QUEUE_SECONDS", 0.5)
-    monkeypatch.setattr(sweep, "fit_study", lambda folder: {})
-    monkeypatch.setattr(sweep.plots, "draw_study", lambda folder: None)
+    monkeypatch.setattr(basics, "ROOT", lab.root)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.5)
+    monkeypatch.setattr(fit, "fit_study", lambda folder: {})
+    monkeypatch.setattr(plots, "draw_study", lambda folder: [])
+    monkeypatch.setattr(sweep, "print_end", lambda *args: None)
 
     def write(text, name="tiny_study"):
         path = lab.root / f"{name}.py"
@@ -38,7 +44,24 @@ def study(lab, monkeypatch):
     return write
 
 
+def plan(path: str) -> list[Planned]:
+    study = sweep.read_sweep(path)
+    return sweep.make_plan(study, study.runs)
+
+
+def options(path: str) -> dict:
+    return sweep.read_sweep(path).slurm
+
+
 # ---------------------------------------------------------------- without SLURM
+
+
+def tasks(*names: str) -> list[list[Planned]]:
+    """For each word a task, for each letter of it a run."""
+    def run(name):
+        config = settings.Config(out_dir=f"out/{name}")
+        return Planned(name, {}, settings.Resolved(config, {}, {}, {}, 1, 1, 1.0))
+    return [[run(letter) for letter in word] for word in names]
 
 
 @pytest.fixture
@@ -62,10 +85,10 @@ RUNS = "runs = [dict(name='a', max_iters=3), dict(name='b', max_iters=9), dict(n
 def test_the_array_is_what_the_file_asks_for(study, lab, programs):
     path = study(RUNS + "slurm = dict(time=30, partition='gpu', array_parallelism=2, requeue=5, "
                  "cpus_per_task=4, gpus_per_node=1, mem='8GB')")
-    name = slurm.submit(lab.root / "out" / "tiny_study", 3 * ONE, slurm.read_options(path))
+    name = slurm.submit(lab.root / "out" / "tiny_study", tasks("a", "b", "c"), options(path))
     script = (programs / "script").read_text()
     for flag in ("array=0-2%2", "time=30", "partition=gpu", "cpus-per-task=4", "gpus-per-node=1", "mem=8GB",
-                 "requeue", f"job-name={name}", f"chdir={slurm.ROOT}", "signal=USR2@90"):
+                 "requeue", f"job-name={name}", f"chdir={lab.root}", "signal=USR2@90"):
         assert f"#SBATCH --{flag}\n" in script, flag
     assert "srun" in script and "--cpus-per-task=4" in script.split("# command")[1]
     assert "no-requeue" not in script
@@ -73,8 +96,8 @@ def test_the_array_is_what_the_file_asks_for(study, lab, programs):
 
 @with_submitit
 def test_no_requeue_and_no_cap(study, lab, programs):
-    options = slurm.read_options(study(RUNS + "slurm = dict(time=30, requeue=0)"))
-    slurm.submit(lab.root / "out" / "tiny_study", 3 * ONE, options)
+    path = study(RUNS + "slurm = dict(time=30, requeue=0)")
+    slurm.submit(lab.root / "out" / "tiny_study", tasks("a", "b", "c"), options(path))
     script = (programs / "script").read_text()
     assert "#SBATCH --no-requeue\n" in script and "array=0-2%3" in script
 
@@ -84,10 +107,8 @@ def test_the_queue_says_which_run_is_where(study, lab, programs):
     """By job name and array index; a job of one task has no index; other jobs are not ours."""
     folder = lab.root / "out" / "tiny_study"
     assert slurm.queue(folder) == {}
-    options = slurm.read_options(study(RUNS + "slurm = dict(time=30)"))
-    a, b, c, d = ((run, f"out/{run}", ["true"]) for run in "abcd")
-    first = slurm.submit(folder, [[a, b], [c]], options)
-    second = slurm.submit(folder, [[d]], options)
+    first = slurm.submit(folder, tasks("ab", "c"), dict(time=30))
+    second = slurm.submit(folder, tasks("d"), dict(time=30))
     (programs / "queue").write_text(f"{first}|0|RUNNING\nother|1|RUNNING\n{second}|N/A|PENDING\n")
     assert slurm.queue(folder) == dict(a="RUNNING", b="RUNNING", d="PENDING")
     (folder / "slurm" / first / "tasks.json").write_text("[[")
@@ -102,22 +123,25 @@ def test_the_queue_says_which_run_is_where(study, lab, programs):
 def test_a_refused_array_is_one_line(study, lab, programs, capsys):
     (programs / "sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition: x >&2; exit 1\n")
     with pytest.raises(UserError, match="sbatch took no job: sbatch: error: invalid partition") as error:
-        slurm.submit(lab.root / "out" / "s", ONE, dict(time=30))
+        slurm.submit(lab.root / "out" / "s", tasks("a"), dict(time=30))
     assert "\n" not in str(error.value)
 
 
 def test_a_branch_follows_its_trunk_in_one_task(study, monkeypatch):
     """Where the trunk has left its checkpoint already, the branch is a task of its own."""
-    path = study("runs = [dict(name='a', max_iters=9), dict(name='t', schedule='wsd', warmup_iters=2, "
-                 "budgets=[2e8, 4e8])]")
-    plan = [p for r in sweep.read_sweep(path)[1] for p in sweep.plan_run("tiny_study", r, path)]
-    assert [[p.name for p in task] for task in sweep.chains(plan)] == [["a"], ["t_4e08", "t_2e08"]]
-    branch = Path(plan[2].config.branch)
+    runs = plan(study("runs = [dict(name='a', max_iters=9), dict(name='t', schedule='wsd', warmup_iters=2, "
+                      "budgets=[2e8, 4e8])]"))
+    sweep.estimate(runs)
+
+    def names():
+        return [[p.name for p in task] for task in slurm.chains(runs)]
+    assert names() == [["t_4e08", "t_2e08"], ["a"]]              # the longest first
+    branch = Path(runs[2].config.branch)
     branch.parent.mkdir(parents=True)
     branch.touch()
-    assert [[p.name for p in task] for task in sweep.chains(plan)] == [["a"], ["t_4e08"], ["t_2e08"]]
+    assert names() == [["t_4e08"], ["t_2e08"], ["a"]]
     monkeypatch.setattr(slurm, "MAX_TASKS", 2)                   # more runs than an array may have tasks
-    assert [[p.name for p in task] for task in sweep.chains(plan)] == [["a", "t_2e08"], ["t_4e08"]]
+    assert names() == [["t_4e08", "a"], ["t_2e08"]]
 
 
 @pytest.mark.parametrize("text, words", [
@@ -135,15 +159,14 @@ def test_bad_options_are_one_line_with_any_launcher(study, text, words):
 
 def test_what_is_missing_is_named(study, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"needs slurm = dict\(time="):
-        slurm.read_options(study(RUNS))
-    path = study(RUNS + "slurm = dict(time=1)")
-    monkeypatch.setitem(sys.modules, "submitit", None)         # its import fails
+        slurm.require_usable({}, study(RUNS))
+    monkeypatch.setitem(sys.modules, "submitit", None)         # not to be found
     with pytest.raises(UserError, match="pip install submitit"):
-        slurm.read_options(path)
+        slurm.require_usable(dict(time=1), "s.py")
     monkeypatch.setitem(sys.modules, "submitit", sys)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch here"):
-        slurm.read_options(path)
+        slurm.require_usable(dict(time=1), "s.py")
 
 
 # ---------------------------------------------------------------- with SLURM
@@ -158,12 +181,15 @@ def ask(*command: str) -> str:
 
 
 @pytest.fixture
-def node():
-    """The one-node SLURM of tests/slurm_node.sh, and no other: a test must not submit to a real cluster."""
+def node(lab):
+    """The one-node SLURM of tests/slurm_node.sh, and no other: a test must not submit to a real cluster.
+
+    Its tasks import their code from the lab.
+    """
     if "nanoscale_test" not in ask("scontrol", "show", "config"):
         pytest.skip("no SLURM of tests/slurm_node.sh, which .ci/run starts (it needs root and Debian)")
-    with open(os.environ["SLURM_CONF"]) as f:
-        fcntl.flock(f, fcntl.LOCK_EX)                  # one test at a time has the node
+    shutil.copytree(CODE / "scaling", lab.root / "scaling", ignore=shutil.ignore_patterns("results"))
+    with filelock.FileLock(f"{os.environ['SLURM_CONF']}.lock"):        # one test at a time has the node
         yield
         ask("scancel", "--user=root")
         wait_for(lambda: not ask("squeue", "-h"))
@@ -177,9 +203,9 @@ slurm = dict(partition='low', time=30, array_parallelism=2, requeue=2)"""
 
 def start_sweep(path: str, root: Path) -> subprocess.Popen:
     """The sweep on the lab's files in a process of its own."""
-    code = (f"import sys; sys.path.insert(0, {str(slurm.ROOT)!r})\n"
-            f"import train; train.ROOT = train.Path({str(root)!r})\n"
-            "from scaling import sweep; sweep.OUT = train.ROOT / 'out'\n"
+    code = (f"import sys; sys.path.insert(0, {str(CODE)!r})\n"
+            f"from runtime import basics; basics.ROOT = basics.Path({str(root)!r})\n"
+            "from scaling import sweep\n"
             f"sweep.main([{path!r}, '--launcher=slurm'])")
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -203,8 +229,16 @@ def rows(folder: Path) -> list[dict]:
                 for row in csv.DictReader(f)]
 
 
+def start_here(lab):
+    """local.start, but that runs train in this process: to import torch for each would take longer."""
+    def start(p):
+        code, _, _ = lab.main(p.command()[2:])
+        p.process = SimpleNamespace(poll=lambda: code, returncode=code)
+    return start
+
+
 @with_submitit
-def test_a_study_of_six_runs(study, lab, node, capfd):
+def test_a_study_of_six_runs(study, lab, node, capfd, monkeypatch):
     """Two at a time; the sweep killed and called again, a task warned, one pre-empted, one failing: runs.csv
     is the local launcher's, and nothing was submitted twice."""
     path, folder = study(SIX), lab.root / "out" / "tiny_study"
@@ -226,6 +260,7 @@ def test_a_study_of_six_runs(study, lab, node, capfd):
     assert [home.name for home in (folder / "slurm").iterdir()] == [name]
     for run in ("long", "w_2e09"):
         assert "goes on from step" in (folder / run / "train.txt").read_text(), run
+    monkeypatch.setattr(local, "start", start_here(lab))
     assert sweep.main([study(SIX, "local_study"), "--jobs=2"]) == 1
     assert len(rows(folder)) == 5 and rows(folder) == rows(lab.root / "out" / "local_study")
 
@@ -234,13 +269,13 @@ def test_a_study_of_six_runs(study, lab, node, capfd):
 def test_a_cancelled_task_checkpoints_and_stays_away(study, lab, node):
     """And a task alone, which is no array; the local launcher does not start what SLURM has."""
     path = study("runs = [dict(name='long', max_iters=100000)]\nslurm = dict(time=30, partition='low')")
-    plan, = (p for r in sweep.read_sweep(path)[1] for p in sweep.plan_run("tiny_study", r, path))
+    run, = plan(path)
     folder = lab.root / "out" / "tiny_study"
-    name = slurm.submit(folder, [[("long", str(plan.out), sweep.command(plan))]], slurm.read_options(path))
-    wait_for((plan.out / "log.jsonl").exists)
+    name = slurm.submit(folder, [[run]], options(path))
+    wait_for((run.out / "log.jsonl").exists)
     assert slurm.queue(folder) == {"long": "RUNNING"}
     with pytest.raises(UserError, match="SLURM has runs of it"):
         sweep.main([path])
     ask("scancel", f"--name={name}")
     wait_for(lambda: not jobs(name))
-    assert (plan.out / "ckpt.pt").exists() and "interrupted at step" in sweep.last_line(plan)
+    assert (run.out / "ckpt.pt").exists() and "interrupted at step" in run.last_line()

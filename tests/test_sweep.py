@@ -7,14 +7,21 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
+from config import settings
+from model import GPT
+from runtime import basics, system
 from runtime.basics import UserError
-from scaling import logs, sweep
-from scaling.tables.csv import read_table, write_table
+from scaling import fit, forecast, logs, plots, sweep
+from scaling.launch import local
+from scaling.tables.csv import read_table
 
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_size=4, device='cpu', "
         "learning_rate=5e-3)\n")
@@ -23,7 +30,7 @@ BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_s
 @pytest.fixture
 def study(lab, monkeypatch):
     """Write a sweep file of the lab and return its path; out/ is the lab's."""
-    monkeypatch.setattr(sweep, "OUT", lab.root / "out")
+    monkeypatch.setattr(basics, "ROOT", lab.root)
 
     def write(text, name="tiny_study"):
         path = lab.root / f"{name}.py"
@@ -33,8 +40,21 @@ def study(lab, monkeypatch):
 
 
 def plan(path):
-    name, runs, held = sweep.read_sweep(path)
-    return [p for run in runs + held for p in sweep.plan_run(name, run, path)]
+    study = sweep.read_sweep(path)
+    return sweep.make_plan(study, study.runs + study.held_out)
+
+
+@pytest.fixture
+def in_process(lab, monkeypatch):
+    """All runs but `big` train in this process: to import torch for each would take longer than to train."""
+    start = local.start
+
+    def start_here(p):
+        if p.name == "big":
+            return start(p)
+        code, _, _ = lab.main(p.command()[2:])
+        p.process = SimpleNamespace(poll=lambda: code, returncode=code)
+    monkeypatch.setattr(local, "start", start_here)
 
 
 def rows(folder):
@@ -45,10 +65,10 @@ def rows(folder):
 def test_plan_counts_what_train_will_do(study):
     """Budgets are 6 N D with N non-embedding plus head; FLOPs are the exact count; D is whole batches."""
     p, = plan(study("runs = [dict(name='a', n_embd=16, budget=3e9)]"))
-    params, flops = train.shape_counts(p.config)
-    assert p.params == params["non_embedding"] + params["head"]
-    assert abs(6 * p.params * p.tokens / 3e9 - 1) < 0.01 and p.tokens % 128 == 0
-    assert p.flops == p.tokens * flops["total"] and p.spent == 1
+    params = settings.count_params(p.config)
+    assert p.resolved.N == params["non_embedding"] + params["head"]
+    assert abs(6 * p.resolved.N * p.resolved.D / 3e9 - 1) < 0.01 and p.resolved.D % 128 == 0
+    assert p.resolved.C == p.own_flops == p.resolved.D * settings.count_flops(p.config)["total"]
 
 
 def test_budgets_make_a_trunk_and_branches(study):
@@ -56,17 +76,17 @@ def test_budgets_make_a_trunk_and_branches(study):
     trunk, *branches = plan(study("runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, "
                                   "budgets=[1e9, 2e9, 4e9])]"))
     assert trunk.name == "a_4e09" and [b.name for b in branches] == ["a_1e09", "a_2e09"]
-    for b, step in zip(branches, trunk.config.keep_steps.split(",")):
+    for b, step in zip(branches, trunk.config.keep_steps.split(","), strict=True):
         assert b.config.branch.endswith(f"a_4e09/ckpt_{step}.pt") and not b.ready()
         assert int(step) == b.config.max_iters - round(0.2 * b.config.max_iters)
-        assert b.spent == pytest.approx(0.2, abs=0.01)
+        assert b.own_flops / b.resolved.C == pytest.approx(0.2, abs=0.01)
 
 
 def test_six_branches_cost_at_most_sixty_percent(study):
     """A grid of six D from one trunk against six runs of their own."""
     runs = plan(study("runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, "
                       "budgets=[1e9 * k for k in (1, 2, 3, 4, 5, 6)])]"))
-    assert sum(p.spent * p.flops for p in runs) <= 0.6 * sum(p.flops for p in runs)
+    assert sum(p.own_flops for p in runs) <= 0.6 * sum(p.resolved.C for p in runs)
 
 
 @pytest.mark.parametrize("text, words", [
@@ -79,6 +99,10 @@ def test_six_branches_cost_at_most_sixty_percent(study):
     ("runs = [dict(name='a', n_embd=16)]", "run a: set exactly one horizon"),
     ("runs = [dict(name='a', n_embd=16, max_iters=3, budget=1e9)]", "run a: set exactly one horizon"),
     ("runs = [dict(name='a', n_embd=16, budgets=[1e9, 2e9])]", "needs schedule='wsd'"),
+    ("runs = [dict(name='a', n_embd=16, schedule='wsd', budgets=[1e9, 2e9])]", "one warmup_iters"),
+    ("runs = [dict(name='a', n_embd=8, schedule='wsd', warmup_iters=0, learning_rate=-1, "
+     "budgets=[1e9, 2e9])]", "one learning_rate"),
+    ("runs = [dict(name='a', n_embd=0, budget=1e9)]", "run a: n_embd must be positive"),
     ("runs = [dict(name='a', n_embd=16, budget=-1e9)]", "run a: target_tokens must be positive"),
     ("runs = [dict(name='a', n_embd='16', max_iters=3)]", "run a: n_embd must be int"),
     ("runs = 3", "`runs` must be a list of dicts"),
@@ -91,15 +115,15 @@ def test_bad_sweep_file_is_one_line(study, text, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_branch_equals_a_run_of_its_own(study, lab, capsys):
+def test_a_branch_equals_a_run_of_its_own(study, lab, in_process):
     """Bit for bit on CPU: parameters, optimizer and every logged number but times."""
     path = study("runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, eval_interval=0, "
                  "log_interval=5, budgets=[2e8, 4e8])]")
     trunk, branch = plan(path)
-    assert sweep.run_all([trunk, branch], 2) == []
+    assert local.run([trunk, branch], 2) == []
     alone = branch.overrides | {"out_dir": str(lab.root / "out" / "alone")}
     del alone["branch"]
-    train.train(train.Config(**alone))
+    train.train(settings.Config(**alone))
     both = (branch.out, lab.root / "out" / "alone")
     mine, other = (torch.load(d / "ckpt.pt", weights_only=True) for d in both)
     assert all(torch.equal(v, other["model"][k]) for k, v in mine["model"].items())
@@ -111,13 +135,15 @@ def test_a_branch_equals_a_run_of_its_own(study, lab, capsys):
     assert logs[0] == logs[1]
 
 
-GRID = """runs = [dict(name=f'd{d}', n_embd=d, schedule='wsd', warmup_iters=2, eval_interval=0,
-              budgets=[c for c in (2e8, 4e8, 8e8)]) for d in (8, 12, 16)]
-held_out = [dict(name='big', n_embd=20, schedule='wsd', warmup_iters=2, budget=2.4e9)]"""
+GRID = """runs = [dict(name=f'd{d}', n_embd=d, schedule='wsd', warmup_iters=2, eval_interval=0, eval_iters=50,
+              budgets=[3e7, 6e7, 1.2e8]) for d in (8, 12, 16)]
+held_out = [dict(name='big', n_embd=20, schedule='wsd', warmup_iters=2, eval_iters=50, budget=3e8)]"""
 
 
-def test_study_from_text_to_scored_forecast(study, lab, capsys):
+def test_study_from_text_to_scored_forecast(study, lab, in_process, capsys, monkeypatch):
     """The whole path on a tiny grid: runs.csv, fit.json, a seal older than its run, a score, figures."""
+    monkeypatch.setattr(fit, "fit_study", partial(fit.fit_study, bootstrap=20))
+    monkeypatch.setattr(forecast.fit_forms, "__defaults__", (20,))
     assert sweep.main([study(GRID), "--jobs=2"]) == 0
     folder = lab.root / "out" / "tiny_study"
     table = rows(folder)
@@ -125,41 +151,51 @@ def test_study_from_text_to_scored_forecast(study, lab, capsys):
     assert {r["study"] for r in table} == {"tiny_study"}
     assert "surface" in json.loads((folder / "fit.json").read_text())
     with open(folder / "forecasts.csv", encoding="utf-8") as f:
-        forecast, = csv.DictReader(f)
+        scored, = csv.DictReader(f)
     measured = json.loads((folder / "big" / "result.json").read_text())["val_loss"]
-    assert float(forecast["measured"]) == measured
-    assert float(forecast["error"]) == pytest.approx(float(forecast["predicted"]) / measured - 1)
+    assert float(scored["measured"]) == measured
+    assert float(scored["error"]) == pytest.approx(float(scored["predicted"]) / measured - 1)
+    assert json.loads((folder / "big" / "config.json").read_text())["forecast"] == scored["sha256"]
     assert list((folder / "figures").glob("*.png"))
+    assert_end_is_true(capsys.readouterr().out, lab.root, scored)
     before = (folder / "runs.csv").read_bytes()
-    assert sweep.main([study(GRID), "--jobs=2"]) == 0              # nothing left to do, nothing changes
+    law = basics.load_json(folder / "fit.json")
+    monkeypatch.setattr(fit, "fit_study", lambda folder: law)
+    monkeypatch.setattr(plots, "draw_study", lambda folder: [])
+    monkeypatch.setattr(local, "start", None)                      # nothing left to do, nothing changes
+    assert sweep.main([study(GRID), "--jobs=2"]) == 0
     assert (folder / "runs.csv").read_bytes() == before
 
 
+def assert_end_is_true(printed, root, scored):
+    """What is on screen last is short, gives the forecast and its outcome, and every file it names exists."""
+    *_, end = printed.partition("sha256")
+    text, _, commands = end.partition("next:")
+    lines = [line for line in text.splitlines()[1:] if not line.startswith(("rollout", " "))]
+    assert len(lines) < 15 and "pictures: out/tiny_study/figures" in lines
+    assert f"big: forecast {float(scored['predicted']):.4f}" in text
+    assert f"measured {float(scored['measured']):.4f}" in text
+    assert len(commands.splitlines()[1:]) == 3
+    for word in (text + commands).replace("=", " ").replace(";", " ").split():
+        if word.startswith("out/"):
+            assert (root / word).exists(), word
+
+
 def test_failed_run_is_named_and_the_rest_goes_on(study, lab, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "fit_study", lambda folder: {})
-    monkeypatch.setattr(sweep.plots, "draw_study", lambda folder: None)
+    monkeypatch.setattr(fit, "fit_study", lambda folder: {})
+    monkeypatch.setattr(plots, "draw_study", lambda folder: [])
+    monkeypatch.setattr(sweep, "print_end", lambda *args: None)
     path = study("runs = [dict(name='good', n_embd=8, max_iters=3), dict(name='bad', n_embd=8, max_iters=30, "
                  "grad_clip=0.0, learning_rate=1e30, log_interval=1)]")
-    assert sweep.main([path, "--jobs=1"]) == 1
+    assert sweep.main([path, "--jobs=2"]) == 1
     assert [r["run"] for r in rows(lab.root / "out" / "tiny_study")] == ["good"]
     assert "failed: bad: exit code 2" in capsys.readouterr().err
 
 
 def test_killed_sweep_goes_on_where_it_was(study, lab):
     """SIGINT: the running model checkpoints and the sweep exits with 3; the next call resumes it."""
-    path = study("runs = [dict(name='long', n_embd=16, max_iters=3000, eval_iters=5)]")
-    code = f"""
-import sys
-sys.path.insert(0, {str(sweep.Path(__file__).parents[1])!r})
-import train
-from pathlib import Path
-train.ROOT = Path({str(lab.root)!r})
-from scaling import sweep
-sweep.OUT = train.ROOT / 'out'
-p, = [p for r in sweep.read_sweep({path!r})[1] for p in sweep.plan_run('tiny_study', r, {path!r})]
-sweep.run_all([p], 1)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    path = study("runs = [dict(name='long', n_embd=16, max_iters=1500, eval_iters=5, eval_interval=0)]")
+    process = subprocess.Popen([sys.executable, "-c", in_the_lab(lab, path)], stderr=subprocess.PIPE)
     log = lab.root / "out" / "tiny_study" / "long" / "log.jsonl"
     for _ in range(600):
         if log.exists() and log.stat().st_size:
@@ -167,45 +203,103 @@ sweep.run_all([p], 1)
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
+    assert process.returncode == 3
     assert (log.parent / "ckpt.pt").exists() and not (log.parent / "result.json").exists()
     p, = plan(path)
-    assert sweep.run_all([p], 1) == [] and p.done()
+    assert local.run([p], 1) == [] and p.done()
     assert "goes on from step" in (log.parent / "train.txt").read_text()
 
 
+def in_the_lab(lab, *arguments):
+    """A program: the sweep on the lab's files, in a process that must not import torch for it."""
+    return f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {str(Path(sweep.__file__).parents[1])!r})
+from runtime import basics
+basics.ROOT = Path({str(lab.root)!r})
+from scaling import sweep
+try:
+    code = sweep.main({list(arguments)!r})
+except KeyboardInterrupt:
+    code = 3
+sys.exit("torch was imported" if "torch" in sys.modules else code)
+"""
+
+
 def test_two_sweeps_of_one_study_exclude_each_other(lab):
-    with sweep.locked(lab.root / "out" / "s"):
-        with pytest.raises(UserError, match=f"process {os.getpid()}"), sweep.locked(lab.root / "out" / "s"):
+    folder = lab.root / "out" / "s"
+    with sweep.alone_in(folder):
+        with pytest.raises(UserError, match="another sweep works in .*s; wait"), sweep.alone_in(folder):
             pass
-    with sweep.locked(lab.root / "out" / "s"):
+    with sweep.alone_in(folder):
         pass
 
 
-def test_dry_run_trains_nothing(study, lab, capsys):
-    assert sweep.main([study(GRID), "--dry_run"]) == 0
-    assert "held out" in capsys.readouterr().out and not (lab.root / "out").exists()
+def test_a_run_that_a_killed_sweep_left_is_not_started_again(study):
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    p.out.mkdir(parents=True)
+    with system.lock(p.out / "lock", ""):
+        with pytest.raises(UserError, match="runs that another sweep left work in .*/a; wait for them"):
+            local.run([p], 1)
+    assert not (p.out / "train.txt").exists()
 
 
-def test_prepare_says_how_a_dataset_is_made(study, lab, monkeypatch, capfd):
+def test_dry_run_trains_nothing_and_imports_no_torch(study, lab):
+    path = study(GRID)
+    before = lab.files()
+    done = subprocess.run([sys.executable, "-c", in_the_lab(lab, path, "--dry_run")], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    assert "held out" in done.stdout and "10 runs" in done.stdout
+    assert lab.files() == before
+
+
+def test_dry_run_names_what_is_missing_and_does_not_make_it(study, lab, capsys):
+    """Runs of such data are shown without numbers, which depend on its vocabulary."""
+    (lab.data / "other").mkdir()
+    (lab.data / "other" / "prepare.py").write_text("raise SystemExit('this must not run')\n")
+    path = study("runs = [dict(name='a', n_embd=8, max_iters=3), dict(name='b', dataset='other_gpt2', "
+                 "budget=1e9)]")
+    before = lab.files()
+    assert sweep.main([path, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "would prepare other_gpt2: data/other/prepare.py --tokenizer=gpt2\n" in out
+    assert "b                       to do, once other_gpt2 is prepared\n" in out and "\n1 runs" in out
+    assert lab.files() == before
+
+
+def test_minutes_come_from_finished_runs_where_there_are_any(study):
+    a, b = plan(study("runs = [dict(name='a', n_embd=8, max_iters=100), "
+                      "dict(name='b', n_embd=8, max_iters=300)]"))
+    sweep.estimate([a, b])
+    assert 0 < a.seconds < 60 and b.seconds == pytest.approx(3 * a.seconds)
+    a.out.mkdir(parents=True)
+    (a.out / "result.json").write_text(json.dumps(dict(wall_s=50.0)))
+    sweep.estimate([a, b])
+    assert (a.seconds, b.seconds) == (pytest.approx(50), pytest.approx(150))
+
+
+def test_prepare_says_how_a_dataset_is_made(study, lab, capfd):
     """NAME and options go to data/NAME/prepare.py with an --out_dir; what is there is not made again."""
-    monkeypatch.setattr(train, "ROOT", lab.root)
     (lab.data / "maker").mkdir()
     (lab.data / "maker" / "prepare.py").write_text(
         "import shutil, sys\nprint(sys.argv[1:])\n"
         "shutil.copytree(sys.argv[0].replace('maker/prepare.py', 'tiny'), sys.argv[-1].split('=')[1])\n")
-    path = study("prepare = {'tiny_half': 'maker --max_tokens=5'}\n"
-                 "runs = [dict(name='a', dataset='tiny_half')]")
+
+    def prepare(text):
+        sweep.prepare_data(sweep.missing_data(sweep.read_sweep(study(text))))
+    half = "prepare = {'tiny_half': 'maker --max_tokens=5'}\nruns = [dict(name='a', dataset='tiny_half')]"
     for expected in (1, 0):
-        sweep.prepare_data(sweep.read_sweep(path)[1], path)
+        prepare(half)
         assert capfd.readouterr().out.count("'--max_tokens=5'") == expected
     assert (lab.data / "tiny_half" / "meta.json").exists()
     for bad in ("['tiny']", "{'tiny_half': 1}", "{'tiny_half': ''}"):
-        path = study(f"prepare = {bad}\nruns = [dict(name='a')]")
         with pytest.raises(UserError, match="must be a dict such as"):
-            sweep.prepare_data(sweep.read_sweep(path)[1], path)
-    path = study("prepare = {'gone': '../tiny'}\nruns = [dict(name='a', dataset='gone')]")
+            prepare(f"prepare = {bad}\nruns = [dict(name='a')]")
     with pytest.raises(UserError, match="is not prepared"):
-        sweep.prepare_data(sweep.read_sweep(path)[1], path)
+        prepare("prepare = {'gone': '../tiny'}\nruns = [dict(name='a', dataset='gone')]")
 
 
 # ---------------------------------------------------------------- many runs
@@ -222,9 +316,8 @@ def test_a_study_of_many_runs_plans_at_once(study, capsys):
 
 def test_counts_of_a_plan_are_those_of_the_model():
     for L, d, bias, tied, V in ((1, 16, True, True, 50), (3, 24, False, False, 2000), (2, 8, True, False, 3)):
-        c = train.Config(n_layer=L, n_embd=d, n_head=2, bias=bias, tie_weights=tied, vocab_size=V)
-        model = train.GPT(train.model_config(c))
-        assert train.shape_counts(c) == (model.count_params(), model.flops_per_token())
+        c = settings.Config(n_layer=L, n_embd=d, n_head=2, bias=bias, tie_weights=tied, vocab_size=V)
+        assert settings.count_params(c) == GPT(c).count_params()
 
 
 def test_parsing_many_runs_takes_little_memory(tmp_path):
@@ -239,7 +332,7 @@ def test_parsing_many_runs_takes_little_memory(tmp_path):
         os.link(tmp_path / "log.jsonl", run / "log.jsonl")
     tracemalloc.start()
     sweep.parse(tmp_path / "study", [])
-    write_table(tmp_path / "runs.csv", logs.parse_study(tmp_path / "study")[0], logs.RUN_COLUMNS)
+    logs.write_runs(tmp_path / "runs.csv", logs.parse_study(tmp_path / "study")[0])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3e6 < 300 * len(text)

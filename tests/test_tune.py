@@ -188,11 +188,11 @@ def test_the_sweep_is_a_grid_at_equal_tokens_per_parameter(lab):
     text = (Path(tune.__file__).parents[1] / "sweeps" / "tune.py").read_text(encoding="utf-8")
     path = lab.root / "tune.py"
     path.write_text(text.replace("shakespeare", "tiny"), encoding="utf-8")
-    name, runs, held = sweep.read_sweep(str(path))
-    plan = [p for run in runs for p in sweep.plan_run(name, run, str(path))]
-    assert name == "tune" and not held and len({p.config.n_embd for p in plan}) == 2
+    study = sweep.read_sweep(str(path))
+    plan = sweep.make_plan(study, study.runs)
+    assert study.name == "tune" and not study.held_out and len({p.config.n_embd for p in plan}) == 2
     for p in plan:
-        assert p.tokens / p.params == pytest.approx(plan[0].tokens / plan[0].params, rel=0.01)
+        assert p.resolved.D / p.resolved.N == pytest.approx(plan[0].resolved.D / plan[0].resolved.N, rel=0.01)
         assert p.config.parametrization == "mup" and p.config.dataset == "tiny"
     cells = {}
     for c in (p.config for p in plan):

@@ -6,20 +6,27 @@ array is a run with the branches that leave it, one after another, since they ne
 study is one array, with no dependencies between jobs; the price is that the branches of a run, a fifth of it
 each, do not overlap.
 """
+import collections
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
-from config.configurator import convert, read_file
-from runtime.basics import UserError, nearest
+from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
+from config.configurator import convert
+from runtime import basics
+from runtime.basics import UserError, nearest
+from scaling.launch.planned import Planned, advance, progress_bar, require_free
+
+QUEUE_SECONDS = 10                     # from one look at the queue to the next
 MAX_TASKS = 1000                       # of an array, by SLURM's default MaxArraySize; then tasks share runs
 OPTIONS = dict(time=int,               # minutes a task may run before it must queue again; to be given
                partition=str,          # and so on, as sbatch has them: man sbatch
@@ -45,19 +52,15 @@ def check_options(options: dict, where: str) -> dict:
     return options
 
 
-def read_options(path: str) -> dict:
-    """`slurm` of the sweep file `path`, to submit with. Raises UserError where it or a program is missing."""
-    options = check_options(read_file(path).get("slurm", ({}, ""))[0], path)
+def require_usable(options: dict, where: str) -> None:
+    """Raise UserError where the sweep file `where` does not say how to submit, or a program is missing."""
     if "time" not in options:
-        raise UserError(f"{path}: --launcher=slurm needs slurm = dict(time=MINUTES_OF_A_TASK, ...)")
-    try:
-        import submitit  # noqa: F401
-    except ImportError:
-        raise UserError("--launcher=slurm needs submitit: pip install submitit") from None
+        raise UserError(f"{where}: --launcher=slurm needs slurm = dict(time=MINUTES_OF_A_TASK, ...)")
+    if not importlib.util.find_spec("submitit"):
+        raise UserError("--launcher=slurm needs submitit: pip install submitit")
     for program in ("sbatch", "srun", "squeue"):
         if not shutil.which(program):
             raise UserError(f"no {program} here: --launcher=slurm wants a machine that submits to SLURM")
-    return options
 
 
 # ---------------------------------------------------------------- on the node
@@ -74,7 +77,9 @@ class Chain:
 
     def __init__(self, runs: list[tuple[str, list[str]]], threads: int, requeue: bool):
         """runs: (run directory, command) of each; threads of a run; may the task queue again?"""
-        self.runs, self.threads, self.requeue = runs, threads, requeue
+        self.runs = runs
+        self.threads = threads
+        self.requeue = requeue
         self.process = None
 
     def __call__(self) -> None:
@@ -132,18 +137,66 @@ def ignore_user_signals() -> None:
 # ---------------------------------------------------------------- where the sweep runs
 
 
+def run(plan: list[Planned], options: dict, folder: Path) -> list[str]:
+    """Submit what has no result and is not queued, and wait for it. Returns a line for each that failed.
+
+    Kill it as you like: the jobs go on, and the next call finds them in the queue.
+    """
+    states = queue(folder)
+    todo = [p for p in plan if not p.done() and p.name not in states]
+    if todo:
+        require_free(todo)
+        name = submit(folder, chains(todo), options)
+        place = (folder / "slurm" / name).relative_to(basics.ROOT)
+        print(f"submitted {name}: squeue --name={name} shows it, scancel --name={name} stops it, what SLURM "
+              f"says of it is in {place}", flush=True)
+    watch(plan, folder)
+    return [f"{p.name}: {p.last_line()}" for p in plan if not p.done()]
+
+
+def watch(plan: list[Planned], folder: Path) -> None:
+    """Show progress until every run of `plan` has its result or has left the queue without."""
+    missed = dict.fromkeys((p.name for p in plan), 0)
+    with progress_bar(plan) as bar:
+        while waiting := [p for p in plan if missed[p.name] < 2 and not p.done()]:
+            time.sleep(QUEUE_SECONDS)
+            try:
+                states = queue(folder)
+            except UserError as e:                     # its controller restarts, or is busy: the jobs go on
+                tqdm.write(str(e))
+                continue
+            for p in waiting:                          # twice: a file of another machine may come late
+                missed[p.name] = 0 if p.name in states else missed[p.name] + 1
+                if missed[p.name] == 2 and not p.done():
+                    tqdm.write(f"failed: {p.name}: {p.last_line()}")
+            counts = collections.Counter(states.values()).items()
+            advance(bar, plan, ", ".join(f"{count} {state.lower()}" for state, count in counts))
+
+
+def chains(runs: list[Planned]) -> list[list[Planned]]:
+    """`runs` by task, longest first: each with those of its branches that wait for its checkpoints."""
+    tasks = {p.out: [p] for p in sorted(runs, key=lambda p: -p.seconds) if p.ready()}
+    for p in runs:
+        if not p.ready():
+            tasks.setdefault(Path(p.config.branch).parent, []).append(p)
+    tasks = list(tasks.values())
+    shared = [tasks[i::MAX_TASKS] for i in range(min(len(tasks), MAX_TASKS))]
+    return [sum(several, []) for several in shared]
+
+
 def sbatch_options(options: dict, name: str, tasks: int) -> dict:
     """submitit's parameters for the job `name` of so many tasks, from a sweep file's checked `slurm`."""
     cpus = options.get("cpus_per_task", 1)
     requeue = "requeue" if options.get("requeue", 3) else "no-requeue"
-    return (dict(array_parallelism=tasks) | {k: v for k, v in options.items() if k != "requeue"}
-            | dict(job_name=name, cpus_per_task=cpus, stderr_to_stdout=True,
-                   srun_args=[f"--cpus-per-task={cpus}"],        # since SLURM 22.05 srun does not inherit it
-                   additional_parameters={"chdir": str(ROOT), requeue: True}))
+    given = {key: value for key, value in options.items() if key != "requeue"}
+    ours = dict(job_name=name, cpus_per_task=cpus, stderr_to_stdout=True,
+                srun_args=[f"--cpus-per-task={cpus}"],           # since SLURM 22.05 srun does not inherit it
+                additional_parameters={"chdir": str(basics.ROOT), requeue: True})
+    return dict(array_parallelism=tasks) | given | ours
 
 
-def submit(folder: Path, tasks: list[list[tuple[str, str, list[str]]]], options: dict) -> str:
-    """Submit one array for the study in `folder`; a task is a list of (run, run directory, command).
+def submit(folder: Path, tasks: list[list[Planned]], options: dict) -> str:
+    """Submit one array for the study in `folder`; a task is a list of runs.
 
     Returns the job's name, STUDY-xxxxxxxx, also that of its directory in folder/slurm. tasks.json there says
     what run is in what task, and is older than the job: whatever is killed when, `queue` knows every job.
@@ -152,15 +205,15 @@ def submit(folder: Path, tasks: list[list[tuple[str, str, list[str]]]], options:
     name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
     home = folder / "slurm" / name
     home.mkdir(parents=True)
-    runs = [[run for run, _, _ in task] for task in tasks]
-    (home / "tasks.json").write_text(json.dumps(runs), encoding="utf-8")
+    names = [[p.name for p in task] for task in tasks]
+    (home / "tasks.json").write_text(json.dumps(names), encoding="utf-8")
     requeue = options.get("requeue", 3)
+    threads = options.get("cpus_per_task", 1)
     executor = submitit.SlurmExecutor(home, max_num_timeout=requeue)
     executor.update_parameters(**sbatch_options(options, name, len(tasks)))
-    threads = options.get("cpus_per_task", 1)
-    chains = [Chain([(out, command) for _, out, command in task], threads, requeue > 0) for task in tasks]
+    commands = [[(str(p.out), p.command()) for p in task] for task in tasks]
     try:
-        executor.submit_array(chains)
+        executor.submit_array([Chain(runs, threads, requeue > 0) for runs in commands])
     except RuntimeError as e:                          # submitit's; sbatch's own words
         raise UserError(f"sbatch took no job: {' '.join(str(e).split())}") from None
     return name
@@ -169,24 +222,32 @@ def submit(folder: Path, tasks: list[list[tuple[str, str, list[str]]]], options:
 def queue(folder: Path) -> dict[str, str]:
     """{run: state} of the study's runs that SLURM holds: PENDING, RUNNING, ... Raises UserError."""
     names = {home.name for home in (folder / "slurm").glob("*")}
-    if not names:
-        return {}
+    states = {}
+    for line in ask_squeue() if names else ():
+        name, index, state = line.rsplit("|", 2)
+        if name in names:
+            states |= dict.fromkeys(runs_of_task(folder / "slurm" / name, index), state)
+    return states
+
+
+def ask_squeue() -> list[str]:
+    """A line NAME|INDEX|STATE for each of the user's tasks. Raises UserError."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%K|%T"]
     try:
-        answer = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%j|%K|%T"],
-                                capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as e:
         raise UserError(f"squeue does not answer: {e}") from None
     if answer.returncode:
         raise UserError(f"squeue does not answer: {' '.join(answer.stderr.split())}")
-    states = {}
-    for name, index, state in (line.rsplit("|", 2) for line in answer.stdout.splitlines()):
-        if name not in names:
-            continue
-        path = folder / "slurm" / name / "tasks.json"
-        try:                                           # a job of one task is no array: its index is N/A
-            runs = json.loads(path.read_text(encoding="utf-8"))[int(index) if index.isdigit() else 0]
-            states |= dict.fromkeys(runs, state)
-        except (OSError, ValueError, LookupError, TypeError):
-            raise UserError(f"{path} is missing or damaged; scancel --name={name}, then run the same "
-                            "command") from None
-    return states
+    return answer.stdout.splitlines()
+
+
+def runs_of_task(home: Path, index: str) -> list[str]:
+    """The names of the runs in a task of the job that `submit` noted in `home`. Raises UserError."""
+    path = home / "tasks.json"
+    number = int(index) if index.isdigit() else 0      # a job of one task is no array: its index is N/A
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))[number])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{path} is missing or damaged; scancel --name={home.name}, then run the same "
+                        "command") from None
