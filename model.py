@@ -101,8 +101,8 @@ class Block(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x, cache=None):
-        # The norms stand before what they feed (GPT-2), not after (the first transformer): so the stream itself
-        # is never rescaled, and gradients reach the first block undiminished.
+        # The norms stand before what they feed (GPT-2), not after (the first transformer): so the stream
+        # itself is never rescaled, and gradients reach the first block undiminished.
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -119,8 +119,8 @@ class GPT(nn.Module):
             ln_f=LayerNorm(c.n_embd, c.bias)))
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         if c.tie_weights:
-            # What a token looks like and what predicts it share a matrix (Press & Wolf 2017): in small models it
-            # is most of the parameters.
+            # What a token looks like and what predicts it share a matrix (Press & Wolf 2017): in small models
+            # it is most of the parameters.
             self.lm_head.weight = self.transformer.wte.weight
         # By how much the model is wider than the one whose learning rate was tuned.
         self.width_ratio = c.n_embd / c.base_width if c.parametrization == "mup" else 1.0
@@ -169,7 +169,7 @@ class GPT(nn.Module):
             x = x / self.width_ratio                          # muP: the logits of a wider model must not grow
         if targets is None:
             return self.lm_head(x), None
-        # With a vocabulary of 50,257 the logits are the largest array of all, so on CPU they never exist whole.
+        # With GPT-2's vocabulary the logits are the largest array of all: on CPU they never exist whole.
         x = x.flatten(0, 1)
         targets = targets.flatten()
         if cpu.loss_wins(x, self.config.vocab_size):

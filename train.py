@@ -244,7 +244,7 @@ def loop(run: Run, caught: list) -> dict:
     """Train `run` to its end. Returns the last log record; raises Interrupted after a signal."""
     c = run.c
     keep = {int(step) for step in c.keep_steps.split(",") if step}
-    # Tokens per second are of the steps since the last log line, so that evaluation does not count as training.
+    # Tokens per second are of the steps since the last log line: evaluation does not count as training.
     saved_at = logged_at = time.perf_counter()
     logged_step = run.step
     while run.step < c.max_iters:

@@ -104,7 +104,8 @@ def help_text(config_class):
     field = r"^    (\w+): \w+ = (?:free\((.+?)\)|(.+?))  +# (.*)$"
     heading = r"^    # (.*)$"
     lines = []
-    for name, wrapped, plain, note, head in re.findall(f"{field}|{heading}", inspect.getsource(config_class), re.M):
+    source = inspect.getsource(config_class)
+    for name, wrapped, plain, note, head in re.findall(f"{field}|{heading}", source, re.M):
         lines.append(f"\n{head}" if head else f"  --{f'{name}={wrapped or plain}':<34} {note}")
     return "\n".join(lines)
 

@@ -222,7 +222,7 @@ def start_files(run, resumed: Path | None) -> None:
 
 def remove_stale(out: Path, resumed: Path | None) -> None:
     """Remove what does not belong to the run that goes on from `resumed`, or starts over."""
-    stale = ["result.json"]
+    stale = ["result.json", *(part.name for part in out.glob(".*.tmp"))]      # files that a kill left half
     if resumed is None:
         stale += [PREVIOUS, CHECKPOINT, "log.jsonl"]
     elif resumed.name == PREVIOUS:                     # a corrupt ckpt.pt must not become the previous one

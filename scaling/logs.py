@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,11 @@ def thin(records: list[dict], points: int = 100) -> list[dict]:
 
 def write_curves(study_dir: str | Path, path: str | Path, report: Callable = warn) -> None:
     """Write curves.csv (CURVE_COLUMNS): the thinned curves of the runs in runs.csv. Raises UserError."""
-    rows = []
+    write_table(path, curves_of(study_dir, report), CURVE_COLUMNS)
+
+
+def curves_of(study_dir: str | Path, report: Callable) -> Iterator[dict]:
+    """The rows of curves.csv. One run at a time, because those of a large study would fill the memory."""
     for run in tqdm(parse_study(study_dir)[0], "curves", unit="run", disable=None):
         try:
             records = read_log(Path(study_dir, run["run"], "log.jsonl"), report)
@@ -151,8 +155,7 @@ def write_curves(study_dir: str | Path, path: str | Path, report: Callable = war
             continue
         for record in thin(records):
             row = {"run": run["run"], "step": int(record["step"])}
-            rows.append({key: record[key] for key in CURVE_COLUMNS[1:]} | row)
-    write_table(path, rows, CURVE_COLUMNS)
+            yield {key: record[key] for key in CURVE_COLUMNS[1:]} | row
 
 
 # ---- Command line. ----

@@ -104,10 +104,8 @@ def mutated(good: dict):
 @pytest.fixture(scope="module")
 def place(module_lab):
     """The lab, with sweeps planned into it and a finished run `done`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "ROOT", module_lab.root)
-        module_lab.train("done", **GOOD)
-        yield module_lab
+    module_lab.train("done", **GOOD)
+    return module_lab
 
 
 @fuzz(300)
@@ -193,7 +191,7 @@ def test_names_cannot_leave_their_directory(place, tmp_path, name):
         path.write_text(f"runs = {runs!r}\n", encoding="utf-8")
         with pytest.raises(UserError, match="plain file name|name of a directory under data/"):
             sweep.missing_data(sweep.read_sweep(str(path)))
-    for read in (train.load_meta, plan.text_of, plan.vocabulary) if name else (train.load_meta,):
+    for read in (load_meta, plan.text_of, plan.vocabulary) if name else (train.load_meta,):
         with pytest.raises(UserError, match="name of a directory under data/"):
             read(name)
 
@@ -377,7 +375,7 @@ def test_damaged_bytes_of_a_checkpoint(resumed, data):
     path.write_bytes(dict(noise=noise, cut=good[:at], flip=bad, splice=good[:at] + noise + good[at:])[kind])
     before = path.read_bytes()
     with one_line():
-        run.resume()
+        rundir.resume(run)
     assert path.read_bytes() == before
 
 
@@ -401,7 +399,7 @@ def test_wrong_contents_of_a_checkpoint(resumed, data):
         del here[key]
     torch.save(state, path)
     with one_line():
-        run.resume()
+        rundir.resume(run)
         assert 0 <= run.step <= run.c.max_iters and all(v.dim() == 0 for v in run.losses)
         run.step, before = 0, run.raw.transformer.wte.weight.clone()
         run.train_step()                               # what was let through is good for a step
@@ -422,7 +420,7 @@ def test_a_checkpoint_cannot_run_code(resumed, tmp_path, kind):
     else:
         torch.save(good | {"record": Evil()}, path)
     with pytest.raises(rundir.Corrupt):
-        run.resume()
+        rundir.resume(run)
     with pytest.raises(UserError):
         sample.load_run(path.parent)
     assert not Evil.target.exists()
@@ -526,4 +524,4 @@ def test_a_zip_bomb_is_no_checkpoint(resumed):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("archive/data.pkl", bytes(10 ** 6))
     with pytest.raises(rundir.Corrupt):
-        run.resume()
+        rundir.resume(run)

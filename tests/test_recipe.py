@@ -8,6 +8,7 @@ import torch
 import train
 from config import settings
 from config.settings import Config
+from runtime import rundir
 from runtime.basics import UserError
 from scaling import plots, sweep
 from scaling.recipe import batch
@@ -51,7 +52,7 @@ def test_noise_scale_survives_a_checkpoint(lab, monkeypatch):
 
     def stop_at_10(run):
         if run.step == 10:
-            run.save()
+            rundir.save(run)
             raise KeyboardInterrupt
         step(run)
     monkeypatch.setattr(train.Run, "train_step", stop_at_10)
