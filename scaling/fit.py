@@ -17,7 +17,7 @@ from runtime.basics import UserError, exit_cleanly, nearest, whole_file
 from scaling import report
 from scaling.laws import counts, frontiers
 from scaling.laws import forms as laws
-from scaling.laws.solver import add_lines
+from scaling.laws.health import judge as add_lines
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
