@@ -126,7 +126,7 @@ def test_porian(setting):
 # ---- Repeated data. ----
 
 def test_muennighoff_predictions():
-    loss = forms.repeated_loss(forms.C4, np.array([6.34e9, 8.67e9]), np.array([242e9, 178e9]), np.full(2, 25e9))
+    loss = forms.repeated_loss(forms.C4, np.array([6.34e9, 8.67e9]), np.array([242e9, 178e9]), 25e9)
     assert loss == pytest.approx([2.2256440889984477, 2.2269634075087867], rel=1e-12)
     N, D, epochs, _ = forms.repeated_optimum(forms.C4, 1e22, 25e9)
     assert (N, D, epochs) == pytest.approx((7.0224e9, 237.34e9, 9.493), rel=1e-3)
@@ -184,7 +184,7 @@ def test_width_sweeps_published_slope_is_a_line_through_two_points():
 # ---- Through the front door. ----
 
 def test_fit_all_on_published_tables():
-    for name, surface, agree in (("gemstones_hot", 0.70882, None), ("chinchilla_svg", 0.56464, None)):
+    for name, surface in (("gemstones_hot", 0.70882), ("chinchilla_svg", 0.56464)):
         result = fit.fit_all(read_table(ORACLES / f"{name}.csv"), bootstrap=100)
         assert result["surface"]["a"] == pytest.approx(surface, abs=1e-4)
         assert result["verdict"]["approaches"]["surface"]["at"][0]["ci"]["loss"]

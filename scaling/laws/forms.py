@@ -1,13 +1,13 @@
-"""Scaling laws: the parametric forms of the field, their fits, and what a fit predicts. Knows nothing of torch.
+"""Scaling laws: the parametric forms of the field, their fits, and what a fit predicts. No torch, no files.
 
-Each law is a model (log-loss and its gradient) and one row of the table FORMS; `loss_of` evaluates any of them.
-Every fit goes through `scaling.laws.solver`: the summed Huber loss (delta 1e-3) of log-residuals, many starts, a
-Newton method on centred logarithms, 95 % bootstrap intervals, findings about its health.
+Each law is a model (log-loss and its gradient) and one row of the table FORMS, so `loss_of` evaluates any of
+them. Every fit goes through `scaling.laws.solver`: the summed Huber loss (delta 1e-3) of log-residuals,
+many starts, a Newton method on centred logarithms, 95 % bootstrap intervals, findings about its health.
 
-A fit is a plain dict: `form`, the parameters by name, `n`, `objective`, `ci` (intervals), `boot` (the parameters
-of each bootstrap resample, from which every derived interval comes), `range`, `noise` (standard deviation of the
-log-residuals), `method` (how the intervals were made) and `health`, whose `lines` say in English what is wrong
-(scaling/laws/health.py).
+A fit is a plain dict: `form`, the parameters by name, `n`, `objective`, `ci` (intervals), `boot` (the
+parameters of each bootstrap resample, from which every derived interval comes), `range`, `noise` (standard
+deviation of the log-residuals), `method` (how the intervals were made) and `health`, whose `lines` say in
+English what is wrong (scaling/laws/health.py).
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -93,13 +93,13 @@ def broken(theta: Array, X: Array) -> tuple[Array, Array]:
                         pz * (c1 * f * (u * slope - soft))], 1)
 
 
-def log_G(a: Array, alpha: Array, b: Array, beta: Array) -> Array:
-    """log G of the surface's optimum N_opt = G (C/6)^(beta/(alpha+beta)) (Hoffmann et al. 2022, eq. 4), a = log A
-    and b = log B."""
+def log_G(a, alpha, b, beta) -> Array:
+    """log G of the surface's optimum N_opt = G (C/6)^(beta/(alpha+beta)), where a = log A and b = log B
+    (Hoffmann et al. 2022, eq. 4)."""
     return (np.log(alpha / beta) + a - b) / (alpha + beta)
 
 
-def decay(x: Array, log_R: Array) -> tuple[Array, Array, Array]:
+def decay(x, log_R) -> tuple[Array, Array, Array]:
     """What x repeats are worth (Muennighoff et al. 2023, eq. 5): log(1 + R (1 - e^(-x/R))), its derivative in
     log R, and that of log(unique times it) in log unique."""
     R = np.exp(log_R)
@@ -109,8 +109,8 @@ def decay(x: Array, log_R: Array) -> tuple[Array, Array, Array]:
 
 
 def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
-    """The surface of N parameters trained on D tokens of which U are unique (Muennighoff et al. 2023, eqs. 5, 6
-    and 8): theta = (log E, log A, log B, alpha, beta, log R_D, log R_N), X = log (N, D, U).
+    """The surface of N parameters trained on D tokens of which U are unique: theta = (log E, log A, log B,
+    alpha, beta, log R_D, log R_N) and X = log (N, D, U), not centred (Muennighoff et al. 2023, eqs. 5, 6, 8).
 
     Repeats beyond the first epoch, and parameters beyond what is optimal for U, decay in value with constants
     R_D and R_N.
@@ -139,127 +139,149 @@ def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
                         -pD * log_d + chain * by_beta, -be * pD * dRD, -al * pN * dRN], 1)
 
 
-# ---- From theta, whose inputs are centred on `center` (k,), to parameters as papers print them, and back. ----
+# ---- From theta to parameters as papers print them, and back, where the inputs were centred on n, d, ... ----
 
 def scale(x: Array) -> Array:
     """e^x within what a float holds: an N_c can lie anywhere where its exponent is almost 0."""
     return np.exp(np.clip(x, -600, 600))
 
 
-def surface_from(theta: Array, center: Array) -> dict:
+def surface_of(theta, n, d):
     e, a, alpha, b, beta = theta.T
-    return {"E": np.exp(e), "A": np.exp(a + alpha * center[0]), "B": np.exp(b + beta * center[1]), "alpha": alpha,
-            "beta": beta, "a": beta / (alpha + beta), "b": alpha / (alpha + beta)}
+    return {"E": np.exp(e),
+            "A": np.exp(a + alpha * n),
+            "B": np.exp(b + beta * d),
+            "alpha": alpha,
+            "beta": beta,
+            "a": beta / (alpha + beta),                 # exponents of N_opt and D_opt in C
+            "b": alpha / (alpha + beta)}
 
 
-def surface_theta(p: dict, center: Array) -> list:
-    return [np.log(p["E"]), np.log(p["A"]) - p["alpha"] * center[0], p["alpha"],
-            np.log(p["B"]) - p["beta"] * center[1], p["beta"]]
+def surface_theta(n, d, /, E, A, B, alpha, beta, **_):
+    return np.log(E), np.log(A) - alpha * n, alpha, np.log(B) - beta * d, beta
 
 
-def power_from(theta: Array, center: Array) -> dict:
+def power_of(theta, x):
     e, a, alpha = theta.T
-    return {"alpha": alpha, "x_c": scale(a / alpha + center[0]), "L_inf": np.exp(e)}
+    return {"alpha": alpha,
+            "x_c": scale(a / alpha + x),
+            "L_inf": np.exp(e)}
 
 
-def power_theta(p: dict, center: Array) -> list:
-    return [np.log(p["L_inf"]), p["alpha"] * (np.log(p["x_c"]) - center[0]), p["alpha"]]
+def power_theta(x, /, alpha, x_c, L_inf, **_):
+    return np.log(L_inf), alpha * (np.log(x_c) - x), alpha
 
 
-def frontier_from(theta: Array, center: Array) -> dict:
+def frontier_of(theta, c):
     e, a, gamma = theta.T
-    return {"gamma": gamma, "log_C_c": a / gamma + center[0], "L_inf": np.exp(e)}
+    return {"gamma": gamma,
+            "log_C_c": a / gamma + c,
+            "L_inf": np.exp(e)}
 
 
-def frontier_theta(p: dict, center: Array) -> list:
-    return [np.log(p["L_inf"]), p["gamma"] * (p["log_C_c"] - center[0]), p["gamma"]]
+def frontier_theta(c, /, gamma, log_C_c, L_inf, **_):
+    return np.log(L_inf), gamma * (log_C_c - c), gamma
 
 
-def kaplan_nd_from(theta: Array, center: Array) -> dict:
+def kaplan_nd_of(theta, n, d):
     n_c, r, d_c, alpha_D = theta.T
-    return {"alpha_N": r * alpha_D, "alpha_D": alpha_D, "N_c": scale(n_c / r + center[0]),
-            "D_c": scale(d_c + center[1])}
+    return {"alpha_N": r * alpha_D,
+            "alpha_D": alpha_D,
+            "N_c": scale(n_c / r + n),
+            "D_c": scale(d_c + d)}
 
 
-def kaplan_nd_theta(p: dict, center: Array) -> list:
-    r = p["alpha_N"] / p["alpha_D"]
-    return [r * (np.log(p["N_c"]) - center[0]), r, np.log(p["D_c"]) - center[1], p["alpha_D"]]
+def kaplan_nd_theta(n, d, /, alpha_N, alpha_D, N_c, D_c, **_):
+    r = alpha_N / alpha_D
+    return r * (np.log(N_c) - n), r, np.log(D_c) - d, alpha_D
 
 
-def kaplan_ns_from(theta: Array, center: Array) -> dict:
+def kaplan_ns_of(theta, n, s):
     _, n_c, alpha_N, s_c, alpha_S = theta.T
-    return {"alpha_N": alpha_N, "alpha_S": alpha_S, "N_c": scale(n_c / alpha_N + center[0]),
-            "S_c": scale(s_c / alpha_S + center[1])}
+    return {"alpha_N": alpha_N,
+            "alpha_S": alpha_S,
+            "N_c": scale(n_c / alpha_N + n),
+            "S_c": scale(s_c / alpha_S + s)}
 
 
-def kaplan_ns_theta(p: dict, center: Array) -> list:
-    return [-np.inf, p["alpha_N"] * (np.log(p["N_c"]) - center[0]), p["alpha_N"],
-            p["alpha_S"] * (np.log(p["S_c"]) - center[1]), p["alpha_S"]]
+def kaplan_ns_theta(n, s, /, alpha_N, alpha_S, N_c, S_c, **_):
+    return -np.inf, alpha_N * (np.log(N_c) - n), alpha_N, alpha_S * (np.log(S_c) - s), alpha_S
 
 
-def broken_from(theta: Array, center: Array) -> dict:
+def broken_of(theta, x):
     e, a, c0, c1, d, log_f = theta.T
-    return {"L_inf": np.exp(e), "A": np.exp(a + c0 * center[0]), "c0": c0, "c1": c1,
-            "x_break": np.exp(d + center[0]), "f": np.exp(log_f)}
+    return {"L_inf": np.exp(e),
+            "A": np.exp(a + c0 * x),
+            "c0": c0,
+            "c1": c1,
+            "x_break": np.exp(d + x),
+            "f": np.exp(log_f)}
 
 
-def broken_theta(p: dict, center: Array) -> list:
-    return [np.log(p["L_inf"]), np.log(p["A"]) - p["c0"] * center[0], p["c0"], p["c1"],
-            np.log(p["x_break"]) - center[0], np.log(p["f"])]
+def broken_theta(x, /, L_inf, A, c0, c1, x_break, f, **_):
+    return np.log(L_inf), np.log(A) - c0 * x, c0, c1, np.log(x_break) - x, np.log(f)
 
 
-def repeated_from(theta: Array, center: Array) -> dict:
+def repeated_of(theta, *_):
+    _, _, _, alpha, beta, _, _ = theta.T
     E, A, B, _, _, R_D, R_N = np.exp(theta.T)
-    return {"E": E, "A": A, "B": B, "alpha": theta[:, 3], "beta": theta[:, 4], "R_D": R_D, "R_N": R_N}
+    return {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta, "R_D": R_D, "R_N": R_N}
 
 
-def repeated_theta(p: dict, center: Array) -> list:
-    return [np.log(p["E"]), np.log(p["A"]), np.log(p["B"]), p["alpha"], p["beta"], np.log(p["R_D"]),
-            np.log(p["R_N"])]
+def repeated_theta(n, d, u, /, E, A, B, alpha, beta, R_D, R_N, **_):
+    return np.log(E), np.log(A), np.log(B), alpha, beta, np.log(R_D), np.log(R_N)
 
 
 class Form(NamedTuple):
-    """One law. `parameters` and `theta` are inverse to each other; a parameter x_... of a law in one input x is
+    """One law. `natural` and `theta` are inverse to each other; a parameter x_... of a law in one input x is
     called after that input: N_c, D_break."""
 
     model: Model
     inputs: tuple[str, ...]                             # in the order of X's rows
     names: tuple[str, ...]                              # of theta's entries, for people
-    parameters: Callable[[Array, Array], dict]          # (theta (B, p), center (k,)) -> {name: (B,)}
-    theta: Callable[[dict, Array], list]                # ({name: (B,)}, center (k,)) -> p columns (B,)
+    natural: Callable[..., dict]                        # (theta (B, p), the means) -> {parameter: (B,)}
+    theta: Callable[..., tuple]                         # (the means, **parameters) -> p values of any shape
 
 
 FORMS = {
-    "surface": Form(additive, ("N", "D"), ("E", "A", "alpha", "B", "beta"), surface_from, surface_theta),
-    "power": Form(additive, ("x",), ("L_inf", "x_c", "alpha"), power_from, power_theta),
-    "frontier": Form(additive, ("C",), ("L_inf", "log_C_c", "gamma"), frontier_from, frontier_theta),
-    "kaplan_nd": Form(kaplan_nd, ("N", "D"), ("N_c", "alpha_N/alpha_D", "D_c", "alpha_D"), kaplan_nd_from,
-                      kaplan_nd_theta),
-    "kaplan_ns": Form(additive, ("N", "S"), ("E", "N_c", "alpha_N", "S_c", "alpha_S"), kaplan_ns_from,
-                      kaplan_ns_theta),
-    "broken": Form(broken, ("x",), ("L_inf", "A", "c0", "c1", "x_break", "f"), broken_from, broken_theta),
-    "repeated": Form(repeated, ("N", "D", "U"), ("E", "A", "B", "alpha", "beta", "R_D", "R_N"), repeated_from,
-                     repeated_theta),
+    "surface": Form(additive, ("N", "D"), ("E", "A", "alpha", "B", "beta"), surface_of, surface_theta),
+    "power": Form(additive, ("x",), ("L_inf", "x_c", "alpha"), power_of, power_theta),
+    "frontier": Form(additive, ("C",), ("L_inf", "log_C_c", "gamma"), frontier_of, frontier_theta),
+    "kaplan_nd": Form(kaplan_nd, ("N", "D"), ("N_c", "alpha_N/alpha_D", "D_c", "alpha_D"),
+                      kaplan_nd_of, kaplan_nd_theta),
+    "kaplan_ns": Form(additive, ("N", "S"), ("E", "N_c", "alpha_N", "S_c", "alpha_S"),
+                      kaplan_ns_of, kaplan_ns_theta),
+    "broken": Form(broken, ("x",), ("L_inf", "A", "c0", "c1", "x_break", "f"), broken_of, broken_theta),
+    "repeated": Form(repeated, ("N", "D", "U"), ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
+                     repeated_of, repeated_theta),
 }
+
+
+def renamed(keys: dict, old: str, new: str) -> dict:
+    """`keys` with x_c called N_c, and the like."""
+    return {k.replace(f"{old}_", f"{new}_"): v for k, v in keys.items()}
 
 
 @np.errstate(over="ignore", divide="ignore")            # log 0 = -inf is a law without a floor
 def loss_of(fit: dict, inputs: dict) -> Array:
-    """The loss of a fit of any form, or of its draws, at `inputs` {N, D, C, S or U: values}; everything
-    broadcasts. Raises UserError for an unknown form."""
-    if fit["form"] not in FORMS:
-        raise UserError(f"unknown form {fit['form']!r}{nearest(fit['form'], FORMS)}; there are {', '.join(FORMS)}")
-    form = FORMS[fit["form"]]
+    """The loss of a fit of any form, or of its draws, at `inputs` {N, D, C, S or U: values}.
+
+    Everything broadcasts. A law in one input takes the first. Raises UserError for an unknown form.
+    """
+    name = fit["form"]
+    if name not in FORMS:
+        raise UserError(f"unknown form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
+    form = FORMS[name]
     names = form.inputs
     if names == ("x",):
-        names = [next(iter(inputs))]
-        fit = {k.replace(f"{names[0]}_", "x_"): v for k, v in fit.items()}
-    center = np.zeros(len(names))
-    columns = np.broadcast_arrays(*form.theta(fit, center), *(np.log(inputs[k]) for k in names))
+        names = list(inputs)[:1]
+        fit = renamed(fit, names[0], "x")
+    k = len(names)
+    x = [np.log(inputs[name]) for name in names]
+    columns = np.broadcast_arrays(*x, *form.theta(*[0.0] * k, **fit))
     # Each point is a problem of its own, with one row.
-    flat = np.array([v.ravel() for v in columns])
-    theta, X = np.split(flat, [-len(names)])
-    log_loss, _ = form.model(theta.T, X[:, :, None])
+    points = np.array([v.ravel() for v in columns])
+    log_loss, _ = form.model(points[k:].T, points[:k, :, None])
     return np.exp(log_loss).reshape(columns[0].shape)[()]
 
 
@@ -288,7 +310,8 @@ def distinct(name: str, x: Array, need: int, what: str) -> None:
 
 
 def centred(*inputs: Array) -> tuple[Array, Array]:
-    """(X (k, n), center (k,)): logarithms about their means, where a scale and its exponent hardly trade off."""
+    """(X (k, n), center (k,)): logarithms less their means, so that a scale and its exponent hardly trade
+    off."""
     X = np.log(inputs)
     center = X.mean(1)
     return X - center[:, None], center
@@ -300,9 +323,9 @@ def problem_of(form: str, X: Array, center: Array, L: Array, starts: Array, lo: 
     law = FORMS[form]
 
     def natural(theta):
-        return {k.replace("x_", f"{name}_"): v for k, v in law.parameters(theta, center).items()}
+        return renamed(law.natural(theta, *center), "x", name)
 
-    names = tuple(k.replace("x_", f"{name}_") for k in law.names)
+    names = tuple(renamed(dict.fromkeys(law.names), "x", name))
     return Problem(law.model, X, np.log(L), starts, lo, hi, names, natural)
 
 
@@ -312,13 +335,14 @@ def grid_of(*axes) -> list[Array]:
 
 
 def additive_bounds(L: Array, K: int, E: float | None) -> tuple[Array, Array, Array]:
-    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free where None, else fixed."""
+    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is fixed unless it is None."""
     low = np.log(L.min())
     lo = np.array([low - 14, *[low - 14, 1e-3] * K])
     hi = np.array([low + 0.1, *[np.log(L.max()) + 3, 5.0] * K])
     shares = E_STARTS
     if E is not None:
-        lo[0] = hi[0] = np.log(E) if E > 0 else -np.inf
+        with np.errstate(divide="ignore"):             # log 0 = -inf is no floor
+            lo[0] = hi[0] = np.log(E)
         shares = [min(E / L.min(), 0.9)]
     share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
     part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
@@ -370,7 +394,8 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
 
 
 def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
-    """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}; lo None: 0 fits."""
+    """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}; 0 fits where lo
+    is None."""
     N, D, L = checked(params=N, tokens=D, loss=L)
     shares = np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51))
     found = profile(surface_problem(N, D, L), 0, np.log(L.min() * shares), run, bootstrap, seed)
@@ -392,16 +417,19 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     N, D, L = checked(params=N, tokens=D, loss=L)
     problem = surface_problem(N, D, L)
     _, center = centred(N, D)
-    here = np.array(surface_theta(params, center))
+    here = np.array(surface_theta(*center, **params))
     y = problem.y
-    best, F = minimise(problem, np.vstack([problem.starts, here]), y, np.ones((1, len(y))))
+    theta, F = minimise(problem, np.vstack([problem.starts, here]), y, np.ones((1, len(y))))
+    best = problem.natural(theta[[F.argmin()]])
     objective = float(huber(y - additive(here[None], problem.X)[0]).sum())
     moved = float("nan")
     if start:
-        moved = float(np.abs(here - surface_theta(start, center)).max())
-    health = evidence(problem, here) | {
-        "objective": objective, "excess": float(objective / F.min() - 1), "moved": moved,
-        "best": {k: float(v[0]) for k, v in problem.natural(best[[F.argmin()]]).items()}}
+        moved = float(np.abs(here - surface_theta(*center, **start)).max())
+    health = evidence(problem, here)
+    health |= {"objective": objective,
+               "excess": float(objective / F.min() - 1),
+               "best": {k: float(v[0]) for k, v in best.items()},
+               "moved": moved}
     return judge({"form": "published", "health": health})["health"]
 
 
@@ -480,7 +508,10 @@ def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
         N, D, loss = surface_optimum(p, C) if fit["form"] == "surface" else power_optimum(p, C)
         return {"N_opt": N, "D_opt": D, "loss": loss, "tokens_per_param": D / N}
 
-    result = {"C": float(C), **{k: float(v) for k, v in at(fit).items()}, "ci": {}, "outside": outside(fit, C=C)}
+    result = {"C": float(C),
+              **{k: float(v) for k, v in at(fit).items()},
+              "ci": {},
+              "outside": outside(fit, C=C)}
     if has_draws(fit):
         with np.errstate(over="ignore"):               # of a resample that determines nothing
             draws = at(draws_of(fit))
@@ -573,30 +604,32 @@ def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, 
 
 # ---- Which form do the data prefer? ----
 
-def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict:
+def compare(fits: dict[str, tuple], inputs: dict, L: Array, run=None) -> dict:
     """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, preferred}.
 
-    `fits` maps a form's name to a function (inputs, L) -> fit; `inputs` {name: (n,)}. AICc is of a Laplace
-    likelihood, relative to the best, and takes a learning curve (the rows of one `run`) for one observation.
-    `held_out` is the mean |log error| on the largest fifth of the first input's values (models), predicted
-    from the others: what extrapolation costs. A form that cannot be fitted is reported with the reason.
+    `fits` maps a form's name to a function (*inputs, L) -> fit and its options; `inputs` {name: (n,)}. AICc
+    is of a Laplace likelihood, relative to the best, and takes a learning curve (the rows of one `run`) for
+    one observation. `held_out` is the mean |log error| on the largest fifth of the first input's values
+    (models), predicted from the others: what extrapolation costs. A form that cannot be fitted is reported
+    with the reason.
     """
-    first = next(iter(inputs.values()))
-    sizes = np.unique(first)
-    big = first >= sizes[-max(1, int(round(0.2 * len(sizes))))]
-    small_inputs = {k: v[~big] for k, v in inputs.items()}
-    big_inputs = {k: v[big] for k, v in inputs.items()}
+    x = np.array(list(inputs.values()))
+    sizes = np.unique(x[0])
+    big = x[0] >= sizes[-max(1, round(0.2 * len(sizes)))]
     n = int(clusters(run, len(L)).max()) + 1
     table = {}
-    for name, fit in fits.items():
+    for name, (fit, options) in fits.items():
         try:
-            full = fit(inputs, L)
-            error = np.log(loss_of(fit(small_inputs, L[~big]), big_inputs) / L[big])
+            full = fit(*x, L, bootstrap=0, **options)
+            part = fit(*x[:, ~big], L[~big], bootstrap=0, **options)
         except UserError as e:
             table[name] = {"refused": str(e)}
             continue
-        table[name] = {"parameters": full["free"], "held_out": float(np.abs(error).mean()),
-                       "objective": full["objective"], "aicc": aicc(full, n)}
+        error = np.log(loss_of(part, dict(zip(inputs, x[:, big]))) / L[big])
+        table[name] = {"parameters": full["free"],
+                       "held_out": float(np.abs(error).mean()),
+                       "objective": full["objective"],
+                       "aicc": aicc(full, n)}
     fitted = {name: row for name, row in table.items() if "aicc" in row}
     preferred = {}
     if fitted:
@@ -619,16 +652,16 @@ def aicc(fit: dict, n: int) -> float:
 def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> dict:
     """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
     N, D, L = checked(params=N, tokens=D, loss=L)
-    forms = {"E + A/N^alpha + B/D^beta": lambda x, y: fit_surface(x["N"], x["D"], y, bootstrap=0),
-             "A/N^alpha + B/D^beta": lambda x, y: fit_surface(x["N"], x["D"], y, E=0.0, bootstrap=0),
-             "Kaplan L(N, D)": lambda x, y: fit_kaplan_nd(x["N"], x["D"], y, bootstrap=0)}
-    return compare(forms, {"N": N, "D": D}, L, run)
+    fits = {"E + A/N^alpha + B/D^beta": (fit_surface, {}),
+            "A/N^alpha + B/D^beta": (fit_surface, {"E": 0.0}),
+            "Kaplan L(N, D)": (fit_kaplan_nd, {})}
+    return compare(fits, {"N": N, "D": D}, L, run)
 
 
 def compare_powers(x: Array, L: Array, name: str = "N") -> dict:
     """`compare` of a power law with and without a floor and of a smoothly broken one, all in one input."""
     x, L = checked(**{name: x, "loss": L})
-    forms = {"power law with a floor": lambda v, y: fit_power(v[name], y, name=name, bootstrap=0),
-             "power law": lambda v, y: fit_power(v[name], y, irreducible=False, name=name, bootstrap=0),
-             "broken power law": lambda v, y: fit_broken(v[name], y, name=name, bootstrap=0)}
-    return compare(forms, {name: x}, L)
+    fits = {"power law with a floor": (fit_power, {"name": name}),
+            "power law": (fit_power, {"name": name, "irreducible": False}),
+            "broken power law": (fit_broken, {"name": name})}
+    return compare(fits, {name: x}, L)

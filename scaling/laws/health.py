@@ -1,8 +1,8 @@
 """Health: what the fits found out about themselves, worded in one place.
 
-A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong, a
-sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. A new
-finding is a number in health and a sentence here.
+A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong,
+a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. A
+new finding is a number in health and a sentence here.
 """
 import numpy as np
 

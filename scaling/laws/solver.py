@@ -1,11 +1,11 @@
 """Robust fits in batches: the solver, the bootstrap, the findings of a fit, profiles.
 
 Every fit minimises the summed Huber loss (delta 1e-3) of log-residuals, as Hoffmann et al. 2022 do (section
-3.3), so objectives compare with published ones. `minimise` is a damped Newton method of our own, because it is
-fast in batches: the many starts of one fit, its bootstrap resamples, the runs left out one by one, or the grid
-of a profile are one call. scipy's least_squares(loss="huber") reaches the same optimum from every start (it is
-the oracle in tests/test_laws.py), but takes 8 to 120 ms a start, and L-BFGS-B 6 to 14 ms a resample, where this
-takes 0.2 to 0.5 ms. So 1,000 resamples are a matter of a second.
+3.3), so objectives compare with published ones. `minimise` is a damped Newton method of our own, because it
+is fast in batches: the many starts of one fit, its bootstrap resamples, the runs left out one by one, or the
+grid of a profile are one call. scipy's least_squares(loss="huber") reaches the same optimum from every start
+(it is the oracle in tests/test_laws.py), but takes 8 to 120 ms a start, and L-BFGS-B 6 to 14 ms a resample,
+where this takes 0.2 to 0.5 ms. So 1,000 resamples are a matter of a second.
 """
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,7 +32,8 @@ class Problem(NamedTuple):
     """What a fit minimises over: `model` at inputs `X` (k, n) against log-losses `y` (n,).
 
     theta starts at each row of `starts` (S, p) and stays within `lo` and `hi` (p,); lo = hi freezes an entry.
-    `natural` turns theta (B, p) into {parameter: (B,)} as papers print them; `names` are those of theta's entries.
+    `names` are those of theta's entries; `natural` turns theta (B, p) into {parameter: (B,)} as papers print
+    them.
     """
 
     model: Model
@@ -54,9 +55,11 @@ def huber(r: Array) -> Array:
     return inner * (a - inner / 2)
 
 
-def newton_step(J: Array, r: Array, w: Array, damping: Array, frozen: Array) -> tuple[Array, Array, Callable]:
+def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     """The step (B, p), the decrease (B,) it promises, and `solve`, which maps residuals (B, n) to a step.
 
+    J (B, p, n) is the model's gradient, r (B, n) the residuals, w (B, n) their weights; frozen (B, p) marks
+    what stays where it is.
     The Hessian is that of the rows within DELTA, plus `damping` times the quadratic majoriser of the others.
     With damping 1 this is iteratively reweighted least squares, which never climbs but creeps; with 0 it is
     Newton.
@@ -77,7 +80,7 @@ def newton_step(J: Array, r: Array, w: Array, damping: Array, frozen: Array) -> 
     return step, (g[:, :, 0] * step).sum(1), solve
 
 
-def bend(model: Model, theta: Array, X: Array, f: Array, J: Array, step: Array, solve: Callable) -> Array:
+def bend(model: Model, theta, X, f, J, step, solve) -> Array:
     """The second-order correction of a step (geodesic acceleration, Transtrum & Sethna 2012).
 
     Where E and A trade off, the minimum lies in a long curved canyon; this follows its bend, which takes ten
@@ -109,27 +112,26 @@ class Batch(NamedTuple):
 
 def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 300,
              tolerance: float = 1e-9) -> tuple[Array, Array]:
-    """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta` -> theta (B, p), objective (B,).
+    """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta`.
 
-    `y` and `w` broadcast to (B, n), and problem.lo and .hi to (B, p). A problem is finished when a Newton step
-    promises less than `tolerance` of its objective, or when no damping finds a descent.
+    `y` and `w` broadcast to (B, n), and problem.lo and .hi to (B, p). Returns theta (B, p) and objective
+    (B,). A problem is finished when a Newton step promises less than `tolerance` of its objective, or when no
+    damping finds a descent.
     """
     B, p = theta.shape
     n = problem.X.shape[1]
-    lo = np.broadcast_to(problem.lo, (B, p))
-    hi = np.broadcast_to(problem.hi, (B, p))
-    y = np.broadcast_to(y, (B, n))
-    w = np.broadcast_to(w, (B, n))
+    y, w = (np.broadcast_to(v, (B, n)) for v in (y, w))
+    lo, hi = (np.broadcast_to(v, (B, p)) for v in (problem.lo, problem.hi))
     parts = int(np.clip(np.ceil(B * n * p / CHUNK), 1, max(B, 1)))      # each then fits the cache
     found = [descend(problem.model, problem.X, theta[i], y[i], w[i], lo[i], hi[i], steps, tolerance)
              for i in np.array_split(np.arange(B), parts)]
-    return np.concatenate([best for best, _ in found]), np.concatenate([F for _, F in found])
+    best, least = zip(*found)
+    return np.concatenate(best), np.concatenate(least)
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
-def descend(model: Model, X: Array, theta: Array, y: Array, w: Array, lo: Array, hi: Array, steps: int,
-            tolerance: float) -> tuple[Array, Array]:
-    """`minimise` for one part of a batch, all arrays with a row per problem."""
+def descend(model: Model, X, theta, y, w, lo, hi, steps: int, tolerance: float) -> tuple[Array, Array]:
+    """`minimise` for one part of a batch, all arrays but X with a row per problem."""
     B = len(theta)
     theta = np.clip(theta, lo, hi)
     f, J = model(theta, X)
@@ -171,7 +173,7 @@ def t_ratio(df: int) -> float:
     return student.ppf(q, df) / student.ppf(q, np.inf)
 
 
-def resample(p: int, group: Array, count: int, rng, fitted: Array, y: Array) -> tuple[Array, Array, str]:
+def resample(p: int, group, count: int, rng, fitted, y) -> tuple[Array, Array, str]:
     """(y, w, method): `count` bootstrap worlds as data (count, n) and weights (count, n), and how they arose.
 
     With SMALL or more independent runs: random weights of mean 1, one per run. This is the bootstrap over
@@ -183,18 +185,21 @@ def resample(p: int, group: Array, count: int, rng, fitted: Array, y: Array) -> 
     n = len(y)
     G = group.max() + 1
     if G == n and n < max(SMALL, 4 * p):
-        scale = np.sqrt(((y - fitted) ** 2).sum() / (n - p)) * t_ratio(n - p)
-        worlds = fitted + scale * rng.standard_normal((count, n))
-        return worlds, np.ones((1, n)), (f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, "
-                                         f"Student's t({n - p})")
-    variance = n / (n - p) if G == n else min(G / (G - 1) * t_ratio(G - 1) ** 2, 4)
-    weights = rng.gamma(1 / variance, variance, (count, G))
-    return y[None], weights[:, group], (f"bootstrap over {G} runs ({n} rows), {count} resamples with random "
-                                        f"weights of variance {variance:.3g}")
+        df = n - p
+        scale = np.sqrt(((y - fitted) ** 2).sum() / df) * t_ratio(df)
+        how = f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, Student's t({df})"
+        return fitted + scale * rng.standard_normal((count, n)), np.ones((1, n)), how
+    if G == n:
+        variance = n / (n - p)
+    else:
+        variance = min(G / (G - 1) * t_ratio(G - 1) ** 2, 4)
+    weights = rng.gamma(1 / variance, variance, (count, G))[:, group]
+    return y[None], weights, (f"bootstrap over {G} runs ({n} rows), {count} resamples with random weights of "
+                              f"variance {variance:.3g}")
 
 
 def interval(draws: Array, level: float = LEVEL) -> list[float]:
-    """[lo, hi]: percentiles of the finite `draws` along axis 0."""
+    """[lo, hi]: the percentiles along axis 0 that hold the share `level` of the finite `draws`."""
     return np.nanpercentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0).tolist()
 
 
@@ -225,17 +230,20 @@ def seed_noise(key: Array, y: Array) -> tuple[float, int]:
 
 # ---- One fit: many starts, the bootstrap, leave-one-out, findings. ----
 
-def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
+def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int = 1000,
+            seed: int = 0) -> dict:
     """Fit `problem`, which is of the law `form`, and make `bootstrap` resamples of it.
 
-    `inputs` {name: (n,)} are those whose extremes become the fit's range; `run` (n,) names the cluster of each
-    row. Returns the fit as scaling/laws/forms.py describes it. Raises UserError when there are too few rows.
+    `inputs` {name: (n,)} are those whose extremes become the fit's range; `run` (n,) names the cluster of
+    each row. Returns the fit as scaling/laws/forms.py describes it. Raises UserError when there are too few
+    rows.
     """
     y = problem.y
     n = len(y)
-    free = int((problem.lo < problem.hi).sum())
-    if n <= free:
-        raise UserError(f"{form}: {n} runs cannot determine {free} parameters; {free + 1} or more are needed")
+    free = problem.lo < problem.hi
+    p = int(free.sum())
+    if n <= p:
+        raise UserError(f"{form}: {n} runs cannot determine {p} parameters; {p + 1} or more are needed")
     theta, F = minimise(problem, problem.starts, y, np.ones((1, n)))
     first = F.argmin()
     best = theta[[first]]
@@ -243,31 +251,32 @@ def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int 
     group = clusters(run, n)
     draws, method = best[:0], "none: the bootstrap was turned off"
     if bootstrap:
-        Y, W, method = resample(free, group, bootstrap, np.random.default_rng(seed), fitted, y)
+        Y, W, method = resample(p, group, bootstrap, np.random.default_rng(seed), fitted, y)
         draws, _ = minimise(problem, np.repeat(best, bootstrap, 0), Y, W, *DRAW)
     boot = problem.natural(draws)
-    parameters = {k: float(v[0]) for k, v in problem.natural(best).items()}
-    fit = {"form": form, **parameters, "n": n, "runs": int(group.max() + 1), "free": free,
-           "objective": float(F.min()), "noise": float(np.sqrt(((y - fitted) ** 2).sum() / (n - free))),
-           "range": span(**inputs), "method": method, **intervals(boot)}
+    fit = {"form": form,
+           **{k: float(v[0]) for k, v in problem.natural(best).items()},
+           "n": n,
+           "runs": int(group.max() + 1),
+           "free": p,
+           "objective": float(F[first]),
+           "noise": float(np.sqrt(((y - fitted) ** 2).sum() / (n - p))),
+           "range": span(**inputs),
+           "method": method,
+           **intervals(boot),
+           "health": evidence(problem, best[0])}
     # A frozen parameter has draws, all alike, but no interval.
     fit["ci"] = {k: ends for k, ends in fit["ci"].items() if np.ptp(boot[k]) > 0}
-    fit["health"] = evidence(problem, best[0]) | {
-        "starts": len(theta), "agree": float((F <= F.min() * (1 + 1e-4)).mean()),
-        "moved": distance(problem, best[0], problem.starts[first])}
+    start = np.clip(problem.starts[first], problem.lo, problem.hi)
+    fit["health"] |= {"starts": len(theta),
+                      "agree": float((F <= F[first] * (1 + 1e-4)).mean()),
+                      "moved": float(np.abs(best[0, free] - start[free]).max())}
     if bootstrap:
         fit["health"] |= influence(problem, best, group, boot)
     return judge(fit)
 
 
-def distance(problem: Problem, theta: Array, start: Array) -> float:
-    """The largest change of an entry that is not frozen from `start` to `theta`, both (p,)."""
-    free = problem.lo < problem.hi
-    start = np.clip(start, problem.lo, problem.hi)
-    return float(np.abs(theta[free] - start[free]).max())
-
-
-def evidence(problem: Problem, theta: Array) -> dict:
+def evidence(problem: Problem, theta) -> dict:
     """Findings at `theta` (p,): is it a minimum, and is it determined?
 
     `gradient` is the norm of the objective's gradient over the objective, `improvable` the share of the
@@ -281,7 +290,7 @@ def evidence(problem: Problem, theta: Array) -> dict:
     F = max(float(huber(r).sum()), 1e-300)
     step, _, _ = newton_step(J, r, np.ones_like(r), np.full(1, 1e-6), ~free[None])
     step /= max(np.abs(step).max(), 1)
-    shorter = 0.5 ** np.arange(12)[:, None]                             # the whole step, half of it, a quarter ...
+    shorter = 0.5 ** np.arange(12)[:, None]                             # the whole step, half of it ...
     along, _ = model(np.clip(theta + shorter * step, lo, hi), X)
     J = J[0, free]
     g = J @ np.clip(r[0], -DELTA, DELTA)
@@ -294,22 +303,24 @@ def evidence(problem: Problem, theta: Array) -> dict:
             "condition": float(np.linalg.cond(H / scale / scale[:, None]))}
 
 
-def influence(problem: Problem, best: Array, group: Array, boot: dict) -> dict:
+def influence(problem: Problem, best, group, boot: dict) -> dict:
     """Refit without each run in turn -> the run that moves an exponent most, in that exponent's standard
     errors."""
     G = group.max() + 1
     names = [k for k in boot if k.startswith(("alpha", "beta", "c0", "R_")) and np.ptp(boot[k]) > 0]
     if G > 500 or not names:                            # one of more than 500 runs cannot carry a fit
         return {}
-    W = (group[None] != np.arange(G)[:, None]).astype(float)
+    W = 1.0 * (group != np.arange(G)[:, None])
     theta, _ = minimise(problem, np.repeat(best, G, 0), problem.y, W, *DRAW)
     point = problem.natural(best)
     moved = problem.natural(theta)
     shift = {k: np.abs(moved[k] - point[k]) / np.std(boot[k]) for k in names}
     worst = max(names, key=lambda k: shift[k].max())
     run = int(shift[worst].argmax())
-    return {"influence": {"row": int(np.flatnonzero(group == run)[0]), "parameter": worst,
-                          "shift": float(shift[worst].max()), "without": float(moved[worst][run])}}
+    return {"influence": {"row": int((group == run).argmax()),
+                          "parameter": worst,
+                          "shift": float(shift[worst][run]),
+                          "without": float(moved[worst][run])}}
 
 
 # ---- Profiles: how far can one parameter move before the data object? ----
@@ -331,8 +342,8 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     near = np.vstack([best, some])
 
     def refit(value, starts, y, w):
-        lo = np.repeat(problem.lo[None], len(starts), 0)
-        hi = np.repeat(problem.hi[None], len(starts), 0)
+        lo = np.tile(problem.lo, (len(starts), 1))
+        hi = np.tile(problem.hi, (len(starts), 1))
         lo[:, k] = hi[:, k] = value
         return minimise(problem._replace(lo=lo, hi=hi), starts, y, w, *DRAW)[1]
 
@@ -348,12 +359,14 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     _, least = minimise(problem, many, Y, W, *DRAW)
     cutoff = float(np.quantile(excess(refit(best[0, k], many, Y, W), least), LEVEL))
     middle = int(deviance.argmin())
-    return {"grid": grid.tolist(), "deviance": deviance.tolist(), "cutoff": cutoff,
+    return {"grid": grid.tolist(),
+            "deviance": deviance.tolist(),
+            "cutoff": cutoff,
             "lo": crossing(grid[middle::-1], deviance[middle::-1], cutoff),
             "hi": crossing(grid[middle:], deviance[middle:], cutoff)}
 
 
-def crossing(x: Array, deviance: Array, cutoff: float) -> float | None:
+def crossing(x, deviance, cutoff: float) -> float | None:
     """The first x at which `deviance` rises above `cutoff`, between grid points; None where it does not."""
     above = deviance > cutoff
     rises = np.flatnonzero(above[1:] & ~above[:-1])
