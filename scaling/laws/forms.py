@@ -139,7 +139,7 @@ def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
                         -pD * log_d + chain * by_beta, -be * pD * dRD, -al * pN * dRN], 1)
 
 
-# ---- From theta to parameters as papers print them, and back, where the inputs were centred on n, d, ... ----
+# ---- From theta to parameters as papers print them, and back; n, d, s, x, c: the means of the inputs. ----
 
 def scale(x: Array) -> Array:
     """e^x within what a float holds: an N_c can lie anywhere where its exponent is almost 0."""
@@ -317,16 +317,16 @@ def centred(*inputs: Array) -> tuple[Array, Array]:
     return X - center[:, None], center
 
 
-def problem_of(form: str, X: Array, center: Array, L: Array, starts: Array, lo: Array, hi: Array,
-               name: str = "x") -> Problem:
-    """What the solver needs to fit `form` to losses L (n,); `name` is that of the input of a law in one."""
+def problem_of(form: str, X, center, L, starts: list, lo: list, hi: list, name: str = "x") -> Problem:
+    """What the solver needs to fit `form` to losses L (n,), with a column (S,) of `starts` and bounds for each
+    entry of theta; `name` is that of the input of a law in one."""
     law = FORMS[form]
 
     def natural(theta):
         return renamed(law.natural(theta, *center), "x", name)
 
     names = tuple(renamed(dict.fromkeys(law.names), "x", name))
-    return Problem(law.model, X, np.log(L), starts, lo, hi, names, natural)
+    return Problem(law.model, X, np.log(L), np.stack(starts, 1), np.array(lo), np.array(hi), names, natural)
 
 
 def grid_of(*axes) -> list[Array]:
@@ -334,11 +334,11 @@ def grid_of(*axes) -> list[Array]:
     return [v.ravel() for v in np.meshgrid(*axes, indexing="ij")]
 
 
-def additive_bounds(L: Array, K: int, E: float | None) -> tuple[Array, Array, Array]:
+def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list]:
     """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is fixed unless it is None."""
     low = np.log(L.min())
-    lo = np.array([low - 14, *[low - 14, 1e-3] * K])
-    hi = np.array([low + 0.1, *[np.log(L.max()) + 3, 5.0] * K])
+    lo = [low - 14] + [low - 14, 1e-3] * K
+    hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
     shares = E_STARTS
     if E is not None:
         with np.errstate(divide="ignore"):             # log 0 = -inf is no floor
@@ -346,10 +346,10 @@ def additive_bounds(L: Array, K: int, E: float | None) -> tuple[Array, Array, Ar
         shares = [min(E / L.min(), 0.9)]
     share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
     part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
-    columns = [np.log(np.maximum(share, 1e-12) * L.min())]
+    starts = [np.log(np.maximum(share, 1e-12) * L.min())]
     for alpha in alphas:
-        columns += [part, alpha]
-    return np.stack(columns, 1), lo, hi
+        starts += [part, alpha]
+    return starts, lo, hi
 
 
 # ---- Power laws and the surface. ----
@@ -528,10 +528,8 @@ def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000,
     distinct("tokens", D, 2, "L(N, D)")
     ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
     half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
-    starts = np.stack([half, ratio, half, power], 1)
-    lo = np.array([-500, 1e-3, -500, 1e-3])
-    hi = np.array([2000, 20.0, 2000, 5.0])
-    problem = problem_of("kaplan_nd", *centred(N, D), L, starts, lo, hi)
+    bounds = [half, ratio, half, power], [-500, 1e-3, -500, 1e-3], [2000, 20.0, 2000, 5.0]
+    problem = problem_of("kaplan_nd", *centred(N, D), L, *bounds)
     inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
     return fit_law("kaplan_nd", problem, inputs, run, bootstrap, seed)
 
@@ -552,12 +550,12 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
     distinct(name, x, 7, "a broken power law")
     X, center = centred(x)
     low = np.log(L.min())
-    lo = np.array([low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)])
-    hi = np.array([low + 0.1, np.log(L.max()) + 5, 3.0, 2.0, X.max(), np.log(3.0)])
+    lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
+    hi = [low + 0.1, np.log(L.max()) + 5, 3.0, 2.0, X.max(), np.log(3.0)]
     at = np.quantile(X, (0.25, 0.5, 0.75))
     c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1), at, (-2.0, -0.5))
     rest = np.log(np.median(L) - share * L.min())
-    starts = np.stack([np.log(share) + low, rest, c0, c1, at, log_f], 1)
+    starts = [np.log(share) + low, rest, c0, c1, at, log_f]
     problem = problem_of("broken", X, center, L, starts, lo, hi, name)
     return fit_law("broken", problem, {name: x, "loss": L}, run, bootstrap, seed)
 
@@ -568,13 +566,13 @@ def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) 
     theta = [*(np.log(max(first[k], 1e-9)) for k in "EAB"), first["alpha"], first["beta"]]
     R = np.log([1, 5, 20, 200, 1e5])
     R_N, R_D = grid_of(R, R)
-    starts = np.stack([*(np.full(len(R_D), v) for v in theta), R_D, R_N], 1)
-    lo = np.array([*theta, np.log(0.05), np.log(0.05)])
-    hi = np.array([*theta, np.log(1e12), np.log(1e12)])
+    starts = [*(np.full(len(R_D), v) for v in theta), R_D, R_N]
+    low = np.log(L.min())
+    lo, hi = theta, theta
     if base is None:
-        low = np.log(L.min())
-        lo[:5] = [low - 14, -10, -10, 0.02, 0.02]
-        hi[:5] = [low + 0.1, 60, 60, 3, 3]
+        lo = [low - 14, -10, -10, 0.02, 0.02]
+        hi = [low + 0.1, 60, 60, 3, 3]
+    lo, hi = [*lo, *np.log([0.05, 0.05])], [*hi, *np.log([1e12, 1e12])]
     return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, lo, hi)
 
 

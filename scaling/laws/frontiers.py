@@ -1,7 +1,7 @@
 """Compute-optimal frontiers: IsoFLOP profiles, envelopes of learning curves, and loss against compute.
 
-Where `forms` fits a formula to all runs, these find the best run at each compute C and then a straight line in
-log-log: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al. 2020).
+Where `forms` fits a formula to all runs, these find the best run at each compute C and then a straight line
+in log-log: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al. 2020).
 """
 from typing import NamedTuple
 
@@ -47,21 +47,21 @@ class Profile(NamedTuple):
         return Profile(self.x[rows], self.y[rows], self.count[rows])
 
 
-def profile_of(N: Array, L: Array) -> Profile:
+def profile_of(N, L):
     """Runs (n,) of one budget as a profile."""
     x, where, count = np.unique(np.log(N), return_inverse=True, return_counts=True)
     return Profile(x, np.bincount(where, np.log(L)) / count, count)
 
 
-def window(y: Array, method: str) -> slice:
-    """The points that take part: all, or for parabola5 the five around the smallest loss."""
+def window(y, method):
+    """The slice of points that take part: all, or for parabola5 the five around the smallest loss."""
     if method != "parabola5":
         return slice(0, len(y))
     start = max(0, min(int(y.argmin()) - 2, len(y) - 5))
     return slice(start, start + 5)
 
 
-def parabola(x: Array, y: Array) -> tuple[Array, Array, Array]:
+def parabola(x, y):
     """Least-squares parabola through x (n,) and each row of y (..., n): (curvature, vertex, value there),
     each (...)."""
     c, b, a = np.moveaxis(y @ np.linalg.pinv(np.vander(x - x.mean(), 3, increasing=True)).T, -1, 0)
@@ -69,7 +69,7 @@ def parabola(x: Array, y: Array) -> tuple[Array, Array, Array]:
         return a, x.mean() - b / (2 * a), c - b * b / (4 * a)
 
 
-def vertices(x: Array, y: Array, method: str) -> tuple[Array, Array]:
+def vertices(x, y, method):
     """(log N*, log-loss there) for each row of y (B, n) at x (n,), nan where there is no minimum inside the
     points."""
     if method == "akima":
@@ -85,7 +85,7 @@ def vertices(x: Array, y: Array, method: str) -> tuple[Array, Array]:
     return np.where(inside, vertex, np.nan), np.where(inside, value, np.nan)
 
 
-def refusal(x: Array, y: Array, method: str) -> str:
+def refusal(x, y, method):
     """Why the points (x, y) of one budget give no optimum; empty when they do."""
     if len(x) < 3:
         return f"only {len(x)} sizes; three or more are needed"
@@ -101,7 +101,7 @@ def refusal(x: Array, y: Array, method: str) -> str:
     return f"the vertex, N = {np.exp(min(vertex, 600)):.3g}, is {side} size; train runs on that side"
 
 
-def profile_noise(profiles: list[Profile], method: str) -> tuple[float, int]:
+def profile_noise(profiles, method):
     """Standard deviation of log-loss about the parabolas of all budgets, pooled, and its degrees of
     freedom."""
     if method == "akima":                              # a spline passes through all of its points
@@ -119,7 +119,7 @@ def profile_noise(profiles: list[Profile], method: str) -> tuple[float, int]:
     return float(np.sqrt(total / df)), df
 
 
-def line(u: Array, v: Array, w: Array) -> tuple[Array, Array]:
+def line(u, v, w):
     """Weighted least-squares line v = p + q u for each row of v (B, K), skipping nan: (p, q), each (B,)."""
     w = np.where(np.isfinite(v), w, 0)
     v = np.where(w > 0, v, 0)
@@ -152,13 +152,11 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
                         f"{len(levels)}")
     profiles = [profile_of(N[level == c], L[level == c]) for c in levels]
     if noise:
-        sd, t, how = noise, t_ratio(1000), "noise between seeds"
+        sd, df, how = noise, 1000, "noise between seeds"
     else:
         sd, df = profile_noise(profiles, method)
-        t, how = 1.0, "no noise"
-        if df:
-            t, how = t_ratio(df), f"scatter about the parabolas, Student's t({df})"
-    wide = np.nan_to_num(sd * t)
+        how = f"scatter about the parabolas, Student's t({df})" if df else "no noise"
+    wide = sd * t_ratio(df) if df else 0.0
     rng = np.random.default_rng(seed)
     found = [one_budget(c, profile, method, wide, bootstrap, rng) for c, profile in zip(levels, profiles)]
     points = [point for point, _ in found]
@@ -167,15 +165,18 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         why = "; ".join(f"C = {p['C']:.3g}: {p['refused']}" for p in points if p["refused"])
         raise UserError("IsoFLOP needs two or more budgets with a minimum inside; "
                         f"{len(kept)} of {len(found)} have one ({why})")
-    fit = frontier([point for point, _ in kept], [draw for _, draw in kept], bootstrap)
-    fit |= {"form": "isoflop", "points_method": method, "points": points, "noise": sd, "n": len(N),
+    fit = frontier(*zip(*kept), bootstrap)
+    fit |= {"form": "isoflop",
+            "points_method": method,
+            "points": points,
+            "noise": sd,
+            "n": len(N),
             "method": f"Gaussian bootstrap of the losses, {bootstrap} resamples, {how}; "
                       f"widened {fit['health']['widened']:.2f} for scatter about the line"}
-    fit["health"]["points_per_side"] = [min(p["left"], p["right"]) for p, _ in kept]
     return judge(fit)
 
 
-def one_budget(C: float, profile: Profile, method: str, sd: float, bootstrap: int, rng) -> tuple[dict, tuple]:
+def one_budget(C, profile, method, sd, bootstrap, rng):
     """The optimum of one IsoFLOP profile as a point, and `bootstrap` draws of (log N*, log-loss there)."""
     x, y, count = profile.part(window(profile.y, method))
     why = refusal(x, y, method)
@@ -188,18 +189,22 @@ def one_budget(C: float, profile: Profile, method: str, sd: float, bootstrap: in
     worlds = truth + sd / np.sqrt(count) * rng.standard_normal((bootstrap, len(x)))
     draw = vertices(x, worlds, method)
     N = np.exp(vertex)
-    point |= {"N_opt": float(N), "D_opt": float(C / 6 / N), "loss": float(np.exp(value)),
-              "curvature": float(curvature), "left": int((x < vertex).sum()), "right": int((x > vertex).sum())}
+    point |= {"N_opt": float(N),
+              "D_opt": float(C / 6 / N),
+              "loss": float(np.exp(value)),
+              "curvature": float(curvature),
+              "left": int((x < vertex).sum()),
+              "right": int((x > vertex).sum())}
     if np.isfinite(draw[0]).sum() > bootstrap / 2:
         point["ci"] = {"N_opt": interval(np.exp(draw[0])), "loss": interval(np.exp(draw[1]))}
         point["edge"] = float(np.isnan(draw[0]).mean())
     return point, draw
 
 
-def frontier(points: list[dict], draws: list[tuple], bootstrap: int) -> dict:
+def frontier(points, draws, bootstrap):
     """N_opt = k C^a and L_inf + (C_c/C)^gamma through the budgets' optima, with their draws carried along."""
     C, N, L = (np.array([p[k] for p in points]) for k in ("C", "N_opt", "loss"))
-    X, Y = (np.stack([d[k] for d in draws], 1) for k in (0, 1))                    # (bootstrap, K)
+    X, Y = np.stack(draws, -1)                          # log N* and log-loss there, each (bootstrap, K)
     u = np.log(C)
     x = np.log(N)
     K = len(C)
@@ -218,13 +223,20 @@ def frontier(points: list[dict], draws: list[tuple], bootstrap: int) -> dict:
     a_draw = a + widen * (a_draw - a)
     loss, loss_draws = frontier_loss(u, np.log(L), Y[np.isfinite(Y).sum(1) >= 2])
     boot = {"log_k": height - a_draw * middle, "a": a_draw, "b": 1 - a_draw, **loss_draws}
-    health = {"widened": widen, "edge": float(1 - len(X) / bootstrap) if bootstrap else 0.0,
-              "influence": leave_one_out(u, x, weight, a_draw)}
-    return {"a": float(a), "b": float(1 - a), "log_k": float(p), **loss, "budgets": K, "range": span(C=C, N=N),
-            **intervals(boot), "health": health}
+    return {"a": float(a),
+            "b": float(1 - a),
+            "log_k": float(p),
+            **loss,
+            "budgets": K,
+            "range": span(C=C, N=N),
+            **intervals(boot),
+            "health": {"widened": widen,
+                       "edge": 1 - len(X) / bootstrap if bootstrap else 0.0,
+                       "influence": leave_one_out(u, x, weight, a_draw),
+                       "points_per_side": [min(p["left"], p["right"]) for p in points]}}
 
 
-def weights_of(X: Array) -> tuple[Array, Array]:
+def weights_of(X):
     """(weight, spread) of each budget, (K,), from the draws of its log N* (B, K).
 
     Optima count equally, as in the literature, but for those more than twice as uncertain as the median one.
@@ -236,7 +248,7 @@ def weights_of(X: Array) -> tuple[Array, Array]:
     return np.minimum(1, (2 * np.median(spread) / np.maximum(spread, 1e-12)) ** 2), spread
 
 
-def leave_one_out(u: Array, x: Array, weight: Array, a_draw: Array) -> dict:
+def leave_one_out(u, x, weight, a_draw):
     """The budget (its log C) without which the exponent moves most: {log_C, without, shift in standard
     errors}."""
     K = len(u)
@@ -250,7 +262,7 @@ def leave_one_out(u: Array, x: Array, weight: Array, a_draw: Array) -> dict:
     return {"log_C": float(u[i]), "without": float(without[i]), "shift": float(shift)}
 
 
-def frontier_loss(u: Array, y: Array, Y: Array) -> tuple[dict, dict]:
+def frontier_loss(u, y, Y):
     """L_inf + (C_c/C)^gamma through the optima's log-losses `y` (K,) at u = log C, and for each row of Y (B,
     K).
 
@@ -276,7 +288,7 @@ def frontier_loss(u: Array, y: Array, Y: Array) -> tuple[dict, dict]:
 
 # ---- Approach 1: the envelope of learning curves. ----
 
-def best_of_curves(run: Array, C: Array, L: Array, cells: int = 600) -> tuple[Array, Array, Array, Array]:
+def best_of_curves(run, C, L, cells = 600):
     """On a grid of log C: (log C, index of the best run, its log-loss), and the names of the runs.
 
     Each run's curve is interpolated linearly in log-log between its first and its last row, and is absent
@@ -322,14 +334,20 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
     loss, loss_draws = frontier_loss(middle, height, height - np.gradient(height, middle) * noise)
     boot = {"log_k": -p_draw / q_draw, "a": 1 / q_draw, "b": 1 - 1 / q_draw, **loss_draws}
     at = {"C": np.exp(middle), "N_opt": np.exp(winners), "loss": np.exp(height)}
-    points = [{k: float(v[i]) for k, v in at.items()} for i in range(K)]
-    return judge({"form": "envelope", "a": float(1 / q), "b": float(1 - 1 / q), "log_k": float(-p / q), **loss,
-                  "n": len(C), "scatter": float(scatter),
-                  "method": f"Gaussian bootstrap of {K} optima about their line, {bootstrap} resamples, "
-                            f"Student's t({df})",
-                  "points": points,
-                  "range": {"C": at["C"][[0, -1]].tolist(), "N": at["N_opt"][[0, -1]].tolist()},
-                  **intervals(boot), "health": {"winners": K + 2}})
+    fit = {"form": "envelope",
+           "a": float(1 / q),
+           "b": float(1 - 1 / q),
+           "log_k": float(-p / q),
+           **loss,
+           "n": len(C),
+           "scatter": float(scatter),
+           "method": f"Gaussian bootstrap of {K} optima about their line, {bootstrap} resamples, "
+                     f"Student's t({df})",
+           "points": [{k: float(v[i]) for k, v in at.items()} for i in range(K)],
+           "range": {"C": at["C"][[0, -1]].tolist(), "N": at["N_opt"][[0, -1]].tolist()},
+           **intervals(boot),
+           "health": {"winners": K + 2}}
+    return judge(fit)
 
 
 # ---- Loss against compute. ----
@@ -345,7 +363,7 @@ class Curves(NamedTuple):
         return Curves(self.u[rows], self.v[rows], self.group[rows])
 
 
-def own_hulls(curves: Curves) -> Curves:
+def own_hulls(curves):
     """The vertices of each run's own hull alone: the hull of these is that of all rows."""
     parts = [np.flatnonzero(curves.group == g) for g in range(curves.group.max() + 1)]
     return curves.take(np.concatenate([rows[lower_hull(curves.u[rows], curves.v[rows])] for rows in parts]))
@@ -377,19 +395,19 @@ def pareto(u: Array, v: Array) -> Array:
     return order[v[order] < before]
 
 
-def efficient_hull(u: Array, v: Array, group: Array) -> Array:
+def efficient_hull(u, v, group):
     """`lower_hull` without the runs to the right of its lowest point: they spend more and do worse."""
     hull = lower_hull(u, v)
     low = v[hull].argmin()
     return hull[(np.arange(len(hull)) <= low) | (group[hull] == group[hull[low]])]
 
 
-def slope_of(u: Array, v: Array) -> float:
+def slope_of(u, v):
     """Least-squares slope of v on u; nan for fewer than two points."""
     return float(np.polyfit(u - u.mean(), v, 1)[0]) if len(u) > 1 else float("nan")
 
 
-def off_line(u: Array, v: Array) -> Array:
+def off_line(u, v):
     """Residuals of the least-squares line of v on u."""
     return v - np.polyval(np.polyfit(u, v, 1), u)
 
@@ -418,7 +436,7 @@ def find_kink(u: Array, v: Array, last: int) -> dict | None:
             "slopes": [slope_of(u[:cut], v[:cut]), slope_of(u[cut:], v[cut:])]}
 
 
-def between_runs(hull: Array, group: Array) -> Array:
+def between_runs(hull, group):
     """The part of a hull that is supported on both sides: from the first run's last vertex to the last run's
     first.
 
@@ -454,21 +472,17 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
         curves = own_hulls(curves)
     hull = efficient_hull(*curves)
     u, v, of = curves.take(hull)
-    alone = int(np.flatnonzero(of == of[-1]).min())                     # from here on the hull is the last run's
+    alone = int((of == of[-1]).argmax())                # from here on the hull is the last run's own curve
     kink = find_kink(u, v, alone)
     start = -np.inf
-    note = {}
     if kink:
         start = np.log(kink["between"][1]) - 1e-9
-        note = {"note": f"a kink between C = {kink['between'][0]:.3g} and {kink['between'][1]:.3g}: slope "
-                        f"{kink['slopes'][0]:.4f} before, {kink['slopes'][1]:.4f} after; only what follows it is "
-                        "fitted"}
     late = hull[u >= start]
     if len(late) < 3:
         raise UserError(f"the hull of loss against compute has {len(late)} points; three or more are needed")
     slopes = late_slopes(curves, late)
-    widen = np.sqrt((G - G // 3) / max(G // 3, 1)) * t_ratio(max(G - 2, 1))
     draws = hull_draws(curves, start, bootstrap, np.random.default_rng(seed))
+    widen = np.sqrt((G - G // 3) / max(G // 3, 1)) * t_ratio(max(G - 2, 1))
     late_u, late_v, _ = curves.take(late)
     log_C_c = late_u.mean() + late_v.mean() / -slopes[0]
     boot = {}
@@ -477,25 +491,39 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
         alpha, between = (-(s + widen * (d - d.mean())) for s, d in zip(slopes, draws))
         log_draws = late_u.mean() + late_v.mean() / alpha
         boot = {"alpha": alpha, "between": between, "log_C_c": log_draws, "C_c": scale(log_draws)}
-    return judge({
-        "form": "loss_vs_compute", "alpha": float(-slopes[0]), "between": float(-slopes[1]),
-        "log_C_c": float(log_C_c), "C_c": float(np.exp(min(log_C_c, 600))), "L_inf": 0.0, "n": n, "runs": G,
-        "noise": float(np.std(off_line(late_u, late_v))),
-        "method": f"jackknife: {bootstrap} times without a random third of {G} runs, widened {widen:.2f} "
-                  "(Student's t)",
-        "hull": {"C": np.exp(u).tolist(), "loss": np.exp(v).tolist(), "fitted": len(late),
-                 "between": len(between_runs(late, curves.group))},
-        "kink": kink, **note, "range": span(C=C, loss=L), **intervals(boot),
-        "health": {"hull_points": len(late)}})
+    fit = {"form": "loss_vs_compute",
+           "alpha": float(-slopes[0]),
+           "between": float(-slopes[1]),
+           "log_C_c": float(log_C_c),
+           "C_c": float(scale(log_C_c)),
+           "L_inf": 0.0,
+           "n": n,
+           "runs": G,
+           "noise": float(np.std(off_line(late_u, late_v))),
+           "method": f"jackknife: {bootstrap} times without a random third of {G} runs, widened {widen:.2f} "
+                     "(Student's t)",
+           "hull": {"C": np.exp(u).tolist(),
+                    "loss": np.exp(v).tolist(),
+                    "fitted": len(late),
+                    "between": len(between_runs(late, curves.group))},
+           "kink": kink,
+           "range": span(C=C, loss=L),
+           **intervals(boot),
+           "health": {"hull_points": len(late)}}
+    if kink:
+        between, slopes = kink["between"], kink["slopes"]
+        fit["note"] = (f"a kink between C = {between[0]:.3g} and {between[1]:.3g}: slope {slopes[0]:.4f} before, "
+                       f"{slopes[1]:.4f} after; only what follows it is fitted")
+    return judge(fit)
 
 
-def late_slopes(curves: Curves, late: Array) -> Array:
+def late_slopes(curves, late):
     """The slopes (2,) of a hull's vertices `late`: of all of them, and of those between the runs."""
     inner = between_runs(late, curves.group)
     return np.array([slope_of(*curves.take(part)[:2]) for part in (late, inner)])
 
 
-def hull_draws(curves: Curves, start: float, bootstrap: int, rng) -> Array:
+def hull_draws(curves, start, bootstrap, rng):
     """`late_slopes` after `start` of the hull without a random third of the runs, (2, `bootstrap`), as far as
     they exist.
 
