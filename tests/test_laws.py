@@ -83,7 +83,7 @@ IN_PRINT = [                                            # each law as its paper 
 @pytest.mark.parametrize("law, in_print", IN_PRINT, ids=lambda v: v["form"] if isinstance(v, dict) else "")
 def test_loss_of_says_what_the_papers_print(law, in_print):
     form = forms.FORMS[law["form"]]
-    inputs = {k: INPUTS[k] for k in form.inputs}
+    inputs = {k: INPUTS[k] for k in form.inputs.split()}
     loss = in_print(law, *inputs.values())
     assert forms.loss_of(law, inputs) == pytest.approx(loss, rel=1e-12)
     draws = {k: v if k == "form" else np.array([[v], [v]]) for k, v in law.items()}
@@ -91,7 +91,7 @@ def test_loss_of_says_what_the_papers_print(law, in_print):
     at_one = forms.loss_of(law, {k: float(v[0]) for k, v in inputs.items()})
     assert isinstance(at_one, float) and at_one == pytest.approx(loss[0], rel=1e-12)
     # There and back again, with inputs centred somewhere, as the fits have them.
-    center = np.full(len(form.inputs), 0.0 if law["form"] == "repeated" else 17.0)
+    center = np.full(len(inputs), 0.0 if law["form"] == "repeated" else 17.0)
     with np.errstate(divide="ignore"):                  # log 0 is the floor of a law without one
         theta = np.array([form.theta(*center, **law)])
     back = form.natural(theta, *center)

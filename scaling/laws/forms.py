@@ -74,7 +74,11 @@ def kaplan_nd(theta: Array, X: Array) -> tuple[Array, Array]:
     bracket = np.logaddexp(u, v)
     pu = np.exp(u - bracket)
     pv = np.exp(v - bracket)
-    return power * bracket, np.stack([power * pu, -power * pu * n, power * pv, bracket], 1)
+    grad = [power * pu,
+            -power * pu * n,
+            power * pv,
+            bracket]
+    return power * bracket, np.stack(grad, 1)
 
 
 def broken(theta: Array, X: Array) -> tuple[Array, Array]:
@@ -89,8 +93,13 @@ def broken(theta: Array, X: Array) -> tuple[Array, Array]:
     z = a - c0 * x - c1 * f * soft
     y = np.logaddexp(e, z)
     pz = np.exp(z - y)
-    return y, np.stack([np.exp(e - y), pz, -pz * x, pz * -(f * soft), pz * (c1 * slope),
-                        pz * (c1 * f * (u * slope - soft))], 1)
+    grad = [np.exp(e - y),
+            pz,
+            pz * -x,
+            pz * -(f * soft),
+            pz * (c1 * slope),
+            pz * (c1 * f * (u * slope - soft))]
+    return y, np.stack(grad, 1)
 
 
 def log_G(a, alpha, b, beta) -> Array:
@@ -105,7 +114,8 @@ def decay(x, log_R) -> tuple[Array, Array, Array]:
     R = np.exp(log_R)
     gone = np.exp(-x / R)
     w = 1 - R * np.expm1(-x / R)
-    return np.log(w), -(R * np.expm1(-x / R) + x * gone) / w, 1 - gone * (1 + x) / w
+    by_log_R = -(R * np.expm1(-x / R) + x * gone) / w
+    return np.log(w), by_log_R, 1 - gone * (1 + x) / w
 
 
 def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
@@ -127,16 +137,23 @@ def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
     more_n, dRN, dn = decay(np.expm1(n - n_unique), log_RN)
     log_n = n_unique + more_n
     log_d = u + more_d
-    zs = np.stack([e + 0 * log_n, a - al * log_n, b - be * log_d])
-    y = np.logaddexp(np.logaddexp(zs[0], zs[1]), zs[2])
-    pE, pN, pD = np.exp(zs - y)
+    by_n = a - al * log_n
+    by_d = b - be * log_d
+    y = np.logaddexp(np.logaddexp(e, by_n), by_d)
+    pE = np.exp(e - y)
+    pN = np.exp(by_n - y)
+    pD = np.exp(by_d - y)
     # The law itself says which parameters are in excess, so A, B, alpha and beta also act through N_opt.
     chain = np.where(excess, -al * pN * dn, 0)
     grow = 1 + be / al
-    by_alpha = grow * (1 / al - G) / s - be / al ** 2 * (u + G)
-    by_beta = -grow * (1 / be + G) / s + (u + G) / al
-    return y, np.stack([pE, pN + chain * grow / s, pD - chain * grow / s, -pN * log_n + chain * by_alpha,
-                        -pD * log_d + chain * by_beta, -be * pD * dRD, -al * pN * dRN], 1)
+    grad = [pE,
+            pN + chain * grow / s,
+            pD - chain * grow / s,
+            -pN * log_n + chain * (grow * (1 / al - G) / s - be / al ** 2 * (u + G)),
+            -pD * log_d + chain * (-grow * (1 / be + G) / s + (u + G) / al),
+            -be * pD * dRD,
+            -al * pN * dRN]
+    return y, np.stack(grad, 1)
 
 
 # ---- From theta to parameters as papers print them, and back; n, d, s, x, c: the means of the inputs. ----
@@ -158,7 +175,9 @@ def surface_of(theta, n, d):
 
 
 def surface_theta(n, d, /, E, A, B, alpha, beta, **_):
-    return np.log(E), np.log(A) - alpha * n, alpha, np.log(B) - beta * d, beta
+    return (np.log(E),
+            np.log(A) - alpha * n, alpha,
+            np.log(B) - beta * d, beta)
 
 
 def power_of(theta, x):
@@ -205,7 +224,9 @@ def kaplan_ns_of(theta, n, s):
 
 
 def kaplan_ns_theta(n, s, /, alpha_N, alpha_S, N_c, S_c, **_):
-    return -np.inf, alpha_N * (np.log(N_c) - n), alpha_N, alpha_S * (np.log(S_c) - s), alpha_S
+    return (-np.inf,
+            alpha_N * (np.log(N_c) - n), alpha_N,
+            alpha_S * (np.log(S_c) - s), alpha_S)
 
 
 def broken_of(theta, x):
@@ -219,7 +240,9 @@ def broken_of(theta, x):
 
 
 def broken_theta(x, /, L_inf, A, c0, c1, x_break, f, **_):
-    return np.log(L_inf), np.log(A) - c0 * x, c0, c1, np.log(x_break) - x, np.log(f)
+    return (np.log(L_inf),
+            np.log(A) - c0 * x, c0,
+            c1, np.log(x_break) - x, np.log(f))
 
 
 def repeated_of(theta, *_):
@@ -229,7 +252,9 @@ def repeated_of(theta, *_):
 
 
 def repeated_theta(n, d, u, /, E, A, B, alpha, beta, R_D, R_N, **_):
-    return np.log(E), np.log(A), np.log(B), alpha, beta, np.log(R_D), np.log(R_N)
+    return (np.log(E), np.log(A), np.log(B),
+            alpha, beta,
+            np.log(R_D), np.log(R_N))
 
 
 class Form(NamedTuple):
@@ -237,29 +262,26 @@ class Form(NamedTuple):
     called after that input: N_c, D_break."""
 
     model: Model
-    inputs: tuple[str, ...]                             # in the order of X's rows
-    names: tuple[str, ...]                              # of theta's entries, for people
+    inputs: str                                         # their names, in the order of X's rows
+    names: str                                          # of theta's entries, for people
     natural: Callable[..., dict]                        # (theta (B, p), the means) -> {parameter: (B,)}
     theta: Callable[..., tuple]                         # (the means, **parameters) -> p values of any shape
 
 
 FORMS = {
-    "surface": Form(additive, ("N", "D"), ("E", "A", "alpha", "B", "beta"), surface_of, surface_theta),
-    "power": Form(additive, ("x",), ("L_inf", "x_c", "alpha"), power_of, power_theta),
-    "frontier": Form(additive, ("C",), ("L_inf", "log_C_c", "gamma"), frontier_of, frontier_theta),
-    "kaplan_nd": Form(kaplan_nd, ("N", "D"), ("N_c", "alpha_N/alpha_D", "D_c", "alpha_D"),
-                      kaplan_nd_of, kaplan_nd_theta),
-    "kaplan_ns": Form(additive, ("N", "S"), ("E", "N_c", "alpha_N", "S_c", "alpha_S"),
-                      kaplan_ns_of, kaplan_ns_theta),
-    "broken": Form(broken, ("x",), ("L_inf", "A", "c0", "c1", "x_break", "f"), broken_of, broken_theta),
-    "repeated": Form(repeated, ("N", "D", "U"), ("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
-                     repeated_of, repeated_theta),
+    "surface": Form(additive, "N D", "E A alpha B beta", surface_of, surface_theta),
+    "power": Form(additive, "x", "L_inf x_c alpha", power_of, power_theta),
+    "frontier": Form(additive, "C", "L_inf log_C_c gamma", frontier_of, frontier_theta),
+    "kaplan_nd": Form(kaplan_nd, "N D", "N_c alpha_N/alpha_D D_c alpha_D", kaplan_nd_of, kaplan_nd_theta),
+    "kaplan_ns": Form(additive, "N S", "E N_c alpha_N S_c alpha_S", kaplan_ns_of, kaplan_ns_theta),
+    "broken": Form(broken, "x", "L_inf A c0 c1 x_break f", broken_of, broken_theta),
+    "repeated": Form(repeated, "N D U", "E A B alpha beta R_D R_N", repeated_of, repeated_theta),
 }
 
 
-def renamed(keys: dict, old: str, new: str) -> dict:
-    """`keys` with x_c called N_c, and the like."""
-    return {k.replace(f"{old}_", f"{new}_"): v for k, v in keys.items()}
+def renamed(parameters: dict, old: str, new: str) -> dict:
+    """`parameters` with x_c called N_c, and the like."""
+    return {k.replace(f"{old}_", f"{new}_"): v for k, v in parameters.items()}
 
 
 @np.errstate(over="ignore", divide="ignore")            # log 0 = -inf is a law without a floor
@@ -272,8 +294,8 @@ def loss_of(fit: dict, inputs: dict) -> Array:
     if name not in FORMS:
         raise UserError(f"unknown form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
     form = FORMS[name]
-    names = form.inputs
-    if names == ("x",):
+    names = form.inputs.split()
+    if names == ["x"]:
         names = list(inputs)[:1]
         fit = renamed(fit, names[0], "x")
     k = len(names)
@@ -301,12 +323,13 @@ def checked(**columns) -> tuple[Array, ...]:
     return tuple(arrays)
 
 
-def distinct(name: str, x: Array, need: int, what: str) -> None:
-    """Raise UserError when the input `x` takes fewer than `need` values."""
-    have = len(np.unique(x))
-    if have < need:
-        values = "the same value" if have == 1 else f"only {have} different values"
-        raise UserError(f"all runs have {values} of {name}; {what} needs at least {need}")
+def distinct(what: str, need: int, **inputs) -> None:
+    """Raise UserError when an input (n,) takes fewer than `need` values; `what` needs them."""
+    for name, x in inputs.items():
+        have = len(np.unique(x))
+        if have < need:
+            values = "the same value" if have == 1 else f"only {have} different values"
+            raise UserError(f"all runs have {values} of {name}; {what} needs at least {need}")
 
 
 def centred(*inputs: Array) -> tuple[Array, Array]:
@@ -317,7 +340,7 @@ def centred(*inputs: Array) -> tuple[Array, Array]:
     return X - center[:, None], center
 
 
-def problem_of(form: str, X, center, L, starts: list, lo: list, hi: list, name: str = "x") -> Problem:
+def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
     """What the solver needs to fit `form` to losses L (n,), with a column (S,) of `starts` and bounds for each
     entry of theta; `name` is that of the input of a law in one."""
     law = FORMS[form]
@@ -325,8 +348,9 @@ def problem_of(form: str, X, center, L, starts: list, lo: list, hi: list, name: 
     def natural(theta):
         return renamed(law.natural(theta, *center), "x", name)
 
-    names = tuple(renamed(dict.fromkeys(law.names), "x", name))
-    return Problem(law.model, X, np.log(L), np.stack(starts, 1), np.array(lo), np.array(hi), names, natural)
+    names = law.names.replace("x_", f"{name}_").split()
+    starts = np.stack(starts, 1)
+    return Problem(law.model, X, np.log(L), starts, np.array(lo), np.array(hi), names, natural)
 
 
 def grid_of(*axes) -> list[Array]:
@@ -335,7 +359,7 @@ def grid_of(*axes) -> list[Array]:
 
 
 def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list]:
-    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is fixed unless it is None."""
+    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free if None, else fixed."""
     low = np.log(L.min())
     lo = [low - 14] + [low - 14, 1e-3] * K
     hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
@@ -362,11 +386,11 @@ def fit_power(x: Array, L: Array, run=None, irreducible: bool = True, name: str 
     """
     x, L = checked(**{name: x, "loss": L})
     if irreducible:
-        distinct(name, x, 3, "a power law with a floor")
+        E, need, what = None, 3, "a power law with a floor"
     else:
-        distinct(name, x, 2, "a power law")
-    bounds = additive_bounds(L, 1, None if irreducible else 0.0)
-    problem = problem_of("power", *centred(x), L, *bounds, name)
+        E, need, what = 0.0, 2, "a power law"
+    distinct(what, need, **{name: x})
+    problem = problem_of("power", *centred(x), L, *additive_bounds(L, 1, E), name)
     return fit_law("power", problem, {name: x, "loss": L}, run, bootstrap, seed)
 
 
@@ -383,9 +407,7 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     standard deviation of log-loss between seeds, where known. Raises UserError.
     """
     N, D, L = checked(params=N, tokens=D, loss=L)
-    need = 3 if E is None else 2
-    distinct("params", N, need, "the surface")
-    distinct("tokens", D, need, "the surface")
+    distinct("the surface", 3 if E is None else 2, params=N, tokens=D)
     inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
     fit = fit_law("surface", surface_problem(N, D, L, E), inputs, run, bootstrap, seed)
     if noise > 0:
@@ -524,8 +546,7 @@ def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
 def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D. Raises UserError."""
     N, D, L = checked(params=N, tokens=D, loss=L)
-    distinct("params", N, 2, "L(N, D)")
-    distinct("tokens", D, 2, "L(N, D)")
+    distinct("L(N, D)", 2, params=N, tokens=D)
     ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
     half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
     bounds = [half, ratio, half, power], [-500, 1e-3, -500, 1e-3], [2000, 20.0, 2000, 5.0]
@@ -537,8 +558,7 @@ def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000,
 def fit_kaplan_ns(N: Array, S: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Kaplan et al. 2020, eq. 1.6: L = (N_c/N)^alpha_N + (S_c/S)^alpha_S, S in steps. Raises UserError."""
     N, S, L = checked(params=N, steps=S, loss=L)
-    distinct("params", N, 2, "L(N, S)")
-    distinct("steps", S, 2, "L(N, S)")
+    distinct("L(N, S)", 2, params=N, steps=S)
     problem = problem_of("kaplan_ns", *centred(N, S), L, *additive_bounds(L, 2, 0.0))
     return fit_law("kaplan_ns", problem, {"N": N, "S": S, "loss": L}, run, bootstrap, seed)
 
@@ -547,7 +567,7 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
     """L_inf + A x^-c0 (1 + (x/x_break)^(1/f))^(-c1 f): the exponent turns from c0 to c0 + c1 at `x_break`,
     over a range that grows with f (Caballero et al. 2023). Raises UserError."""
     x, L = checked(**{name: x, "loss": L})
-    distinct(name, x, 7, "a broken power law")
+    distinct("a broken power law", 7, **{name: x})
     X, center = centred(x)
     low = np.log(L.min())
     lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
@@ -567,13 +587,13 @@ def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) 
     R = np.log([1, 5, 20, 200, 1e5])
     R_N, R_D = grid_of(R, R)
     starts = [*(np.full(len(R_D), v) for v in theta), R_D, R_N]
-    low = np.log(L.min())
-    lo, hi = theta, theta
+    lo = hi = theta
     if base is None:
+        low = np.log(L.min())
         lo = [low - 14, -10, -10, 0.02, 0.02]
         hi = [low + 0.1, 60, 60, 3, 3]
-    lo, hi = [*lo, *np.log([0.05, 0.05])], [*hi, *np.log([1e12, 1e12])]
-    return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, lo, hi)
+    bounds = [*lo, *np.log([0.05, 0.05])], [*hi, *np.log([1e12, 1e12])]
+    return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, *bounds)
 
 
 def fit_repeated(N: Array, D: Array, U: Array, L: Array, run=None, base: dict | None = C4,

@@ -1,7 +1,8 @@
 """Compute-optimal frontiers: IsoFLOP profiles, envelopes of learning curves, and loss against compute.
 
 Where `forms` fits a formula to all runs, these find the best run at each compute C and then a straight line
-in log-log: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al. 2020).
+in log-log: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al.
+2020).
 """
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ def window(y, method):
 def parabola(x, y):
     """Least-squares parabola through x (n,) and each row of y (..., n): (curvature, vertex, value there),
     each (...)."""
-    c, b, a = np.moveaxis(y @ np.linalg.pinv(np.vander(x - x.mean(), 3, increasing=True)).T, -1, 0)
+    design = np.vander(x - x.mean(), 3, increasing=True)
+    c, b, a = np.moveaxis(y @ np.linalg.pinv(design).T, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return a, x.mean() - b / (2 * a), c - b * b / (4 * a)
 
@@ -295,12 +297,14 @@ def best_of_curves(run, C, L, cells = 600):
     outside.
     """
     names, group = np.unique(run, return_inverse=True)
-    grid = np.linspace(np.log(C.min()), np.log(C.max()), cells)
+    u = np.log(C)
+    v = np.log(L)
+    grid = np.linspace(u.min(), u.max(), cells)
     curves = np.full((len(names), cells), np.inf)
     for i in range(len(names)):
         rows = np.flatnonzero(group == i)
-        rows = rows[np.argsort(C[rows])]
-        curves[i] = np.interp(grid, np.log(C[rows]), np.log(L[rows]), left=np.inf, right=np.inf)
+        rows = rows[np.argsort(u[rows])]
+        curves[i] = np.interp(grid, u[rows], v[rows], left=np.inf, right=np.inf)
     seen = np.isfinite(curves).any(0)
     return grid[seen], curves.argmin(0)[seen], curves.min(0)[seen], names
 
@@ -331,20 +335,23 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
     scatter = np.sqrt(((middle - p - q * winners) ** 2).sum() / df)
     noise = scatter * t_ratio(df) * np.random.default_rng(seed).standard_normal((bootstrap, K))
     p_draw, q_draw = line(winners, middle + noise, unit)
-    loss, loss_draws = frontier_loss(middle, height, height - np.gradient(height, middle) * noise)
-    boot = {"log_k": -p_draw / q_draw, "a": 1 / q_draw, "b": 1 - 1 / q_draw, **loss_draws}
-    at = {"C": np.exp(middle), "N_opt": np.exp(winners), "loss": np.exp(height)}
+    law, law_draws = frontier_loss(middle, height, height - np.gradient(height, middle) * noise)
+    boot = {"log_k": -p_draw / q_draw, "a": 1 / q_draw, "b": 1 - 1 / q_draw, **law_draws}
+    best_C = np.exp(middle)
+    best_N = np.exp(winners)
+    points = [{"C": float(c), "N_opt": float(n), "loss": float(loss)}
+              for c, n, loss in zip(best_C, best_N, np.exp(height))]
     fit = {"form": "envelope",
            "a": float(1 / q),
            "b": float(1 - 1 / q),
            "log_k": float(-p / q),
-           **loss,
+           **law,
            "n": len(C),
            "scatter": float(scatter),
            "method": f"Gaussian bootstrap of {K} optima about their line, {bootstrap} resamples, "
                      f"Student's t({df})",
-           "points": [{k: float(v[i]) for k, v in at.items()} for i in range(K)],
-           "range": {"C": at["C"][[0, -1]].tolist(), "N": at["N_opt"][[0, -1]].tolist()},
+           "points": points,
+           "range": {"C": best_C[[0, -1]].tolist(), "N": best_N[[0, -1]].tolist()},
            **intervals(boot),
            "health": {"winners": K + 2}}
     return judge(fit)
@@ -366,7 +373,8 @@ class Curves(NamedTuple):
 def own_hulls(curves):
     """The vertices of each run's own hull alone: the hull of these is that of all rows."""
     parts = [np.flatnonzero(curves.group == g) for g in range(curves.group.max() + 1)]
-    return curves.take(np.concatenate([rows[lower_hull(curves.u[rows], curves.v[rows])] for rows in parts]))
+    hulls = [rows[lower_hull(curves.u[rows], curves.v[rows])] for rows in parts]
+    return curves.take(np.concatenate(hulls))
 
 
 def lower_hull(u: Array, v: Array) -> Array:
@@ -404,7 +412,9 @@ def efficient_hull(u, v, group):
 
 def slope_of(u, v):
     """Least-squares slope of v on u; nan for fewer than two points."""
-    return float(np.polyfit(u - u.mean(), v, 1)[0]) if len(u) > 1 else float("nan")
+    if len(u) < 2:
+        return float("nan")
+    return float(np.polyfit(u - u.mean(), v, 1)[0])
 
 
 def off_line(u, v):
@@ -426,13 +436,17 @@ def find_kink(u: Array, v: Array, last: int) -> dict | None:
     def squares(u, v):
         return float((off_line(u, v) ** 2).sum())
 
-    two, cut = min((squares(u[:c], v[:c]) + squares(u[c:], v[c:]), c) for c in range(3, min(n - 2, last)))
+    cuts = range(3, min(n - 2, last))
+    rest = [squares(u[:c], v[:c]) + squares(u[c:], v[c:]) for c in cuts]
+    two = min(rest)
+    cut = cuts[rest.index(two)]
     # The two lines and the break have three parameters more than the one line.
     F = (squares(u, v) - two) / 3 / (max(two, 1e-300) / (n - 5))
     p = float(f_test.sf(F, 3, n - 5))
     if not p < 0.01:
         return None
-    return {"between": [float(np.exp(u[cut - 1])), float(np.exp(u[cut]))], "p": p,
+    return {"between": np.exp(u[cut - 1:cut + 1]).tolist(),
+            "p": p,
             "slopes": [slope_of(u[:cut], v[:cut]), slope_of(u[cut:], v[cut:])]}
 
 
@@ -511,9 +525,10 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
            **intervals(boot),
            "health": {"hull_points": len(late)}}
     if kink:
-        between, slopes = kink["between"], kink["slopes"]
-        fit["note"] = (f"a kink between C = {between[0]:.3g} and {between[1]:.3g}: slope {slopes[0]:.4f} before, "
-                       f"{slopes[1]:.4f} after; only what follows it is fitted")
+        low, high = kink["between"]
+        before, after = kink["slopes"]
+        fit["note"] = (f"a kink between C = {low:.3g} and {high:.3g}: slope {before:.4f} before, {after:.4f} "
+                       "after; only what follows it is fitted")
     return judge(fit)
 
 
