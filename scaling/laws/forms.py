@@ -341,8 +341,8 @@ def centred(*inputs: Array) -> tuple[Array, Array]:
 
 
 def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
-    """What the solver needs to fit `form` to losses L (n,), with a column (S,) of `starts` and bounds for each
-    entry of theta; `name` is that of the input of a law in one."""
+    """What the solver needs to fit `form` to losses L (n,): for each entry of theta a column (S,) of `starts`
+    and its bounds; `name` is that of the input of a law in one."""
     law = FORMS[form]
 
     def natural(theta):
@@ -386,11 +386,12 @@ def fit_power(x: Array, L: Array, run=None, irreducible: bool = True, name: str 
     """
     x, L = checked(**{name: x, "loss": L})
     if irreducible:
-        E, need, what = None, 3, "a power law with a floor"
+        distinct("a power law with a floor", 3, **{name: x})
+        bounds = additive_bounds(L, 1, None)
     else:
-        E, need, what = 0.0, 2, "a power law"
-    distinct(what, need, **{name: x})
-    problem = problem_of("power", *centred(x), L, *additive_bounds(L, 1, E), name)
+        distinct("a power law", 2, **{name: x})
+        bounds = additive_bounds(L, 1, 0.0)
+    problem = problem_of("power", *centred(x), L, *bounds, name)
     return fit_law("power", problem, {name: x, "loss": L}, run, bootstrap, seed)
 
 
@@ -549,8 +550,10 @@ def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000,
     distinct("L(N, D)", 2, params=N, tokens=D)
     ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
     half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
-    bounds = [half, ratio, half, power], [-500, 1e-3, -500, 1e-3], [2000, 20.0, 2000, 5.0]
-    problem = problem_of("kaplan_nd", *centred(N, D), L, *bounds)
+    starts = [half, ratio, half, power]
+    lo = [-500, 1e-3, -500, 1e-3]
+    hi = [2000, 20.0, 2000, 5.0]
+    problem = problem_of("kaplan_nd", *centred(N, D), L, starts, lo, hi)
     inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
     return fit_law("kaplan_nd", problem, inputs, run, bootstrap, seed)
 
@@ -592,8 +595,9 @@ def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) 
         low = np.log(L.min())
         lo = [low - 14, -10, -10, 0.02, 0.02]
         hi = [low + 0.1, 60, 60, 3, 3]
-    bounds = [*lo, *np.log([0.05, 0.05])], [*hi, *np.log([1e12, 1e12])]
-    return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, *bounds)
+    lo = [*lo, *np.log([0.05, 0.05])]
+    hi = [*hi, *np.log([1e12, 1e12])]
+    return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, lo, hi)
 
 
 def fit_repeated(N: Array, D: Array, U: Array, L: Array, run=None, base: dict | None = C4,

@@ -153,11 +153,12 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         raise UserError("IsoFLOP needs two or more budgets of three or more sizes each; these runs have "
                         f"{len(levels)}")
     profiles = [profile_of(N[level == c], L[level == c]) for c in levels]
+    sd, df = profile_noise(profiles, method)
+    how = f"scatter about the parabolas, Student's t({df})" if df else "no noise"
     if noise:
-        sd, df, how = noise, 1000, "noise between seeds"
-    else:
-        sd, df = profile_noise(profiles, method)
-        how = f"scatter about the parabolas, Student's t({df})" if df else "no noise"
+        sd = noise
+        df = 1000                                      # known well enough
+        how = "noise between seeds"
     wide = sd * t_ratio(df) if df else 0.0
     rng = np.random.default_rng(seed)
     found = [one_budget(c, profile, method, wide, bootstrap, rng) for c, profile in zip(levels, profiles)]
@@ -273,9 +274,12 @@ def frontier_loss(u, y, Y):
     tests).
     """
     K = len(u)
-    E, widen = 0.0, 1.0
     if K > 3:
-        E, widen = None, np.sqrt(K / (K - 3))
+        E = None
+        widen = np.sqrt(K / (K - 3))
+    else:
+        E = 0.0
+        widen = 1.0
     L = np.exp(y)
     center = u.mean(keepdims=True)
     problem = problem_of("frontier", (u - center)[None], center, L, *additive_bounds(L, 1, E))

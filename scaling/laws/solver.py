@@ -65,7 +65,8 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     Newton.
     """
     a = np.abs(r)
-    curvature = w * np.where(a <= DELTA, 1, damping[:, None] * DELTA / np.maximum(a, DELTA))
+    majoriser = DELTA / np.maximum(a, DELTA)
+    curvature = w * np.where(a <= DELTA, 1, damping[:, None] * majoriser)
     J = np.where(frozen[:, :, None], 0, J)
     H = (J * curvature[:, None]) @ J.transpose(0, 2, 1)
     diagonal = np.einsum("bii->bi", H)                                  # a view: what follows edits H
@@ -123,20 +124,30 @@ def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 30
     y, w = (np.broadcast_to(v, (B, n)) for v in (y, w))
     lo, hi = (np.broadcast_to(v, (B, p)) for v in (problem.lo, problem.hi))
     parts = int(np.clip(np.ceil(B * n * p / CHUNK), 1, max(B, 1)))      # each then fits the cache
-    found = [descend(problem.model, problem.X, theta[i], y[i], w[i], lo[i], hi[i], steps, tolerance)
-             for i in np.array_split(np.arange(B), parts)]
+    found = []
+    for i in np.array_split(np.arange(B), parts):
+        found.append(descend(problem, theta[i], y[i], w[i], lo[i], hi[i], steps, tolerance))
     best, least = zip(*found)
     return np.concatenate(best), np.concatenate(least)
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
-def descend(model: Model, X, theta, y, w, lo, hi, steps: int, tolerance: float) -> tuple[Array, Array]:
-    """`minimise` for one part of a batch, all arrays but X with a row per problem."""
+def descend(problem: Problem, theta, y, w, lo, hi, steps, tolerance) -> tuple[Array, Array]:
+    """`minimise` for one part of a batch, all arrays with a row per problem."""
+    model = problem.model
+    X = problem.X
     B = len(theta)
     theta = np.clip(theta, lo, hi)
     f, J = model(theta, X)
-    b = Batch(np.arange(B), theta, (w * huber(y - f)).sum(1), f, J, np.ones(B), y, w, lo, hi)
-    best, least = theta.copy(), np.empty(B)
+    b = Batch(index=np.arange(B),
+              theta=theta,
+              F=(w * huber(y - f)).sum(1),
+              f=f,
+              J=J,
+              damping=np.ones(B),
+              y=y, w=w, lo=lo, hi=hi)
+    best = theta.copy()
+    least = np.empty(B)
     for _ in range(steps):
         step, promise, solve = newton_step(b.J, b.y - b.f, b.w, b.damping, b.lo == b.hi)
         step /= np.maximum(np.abs(step).max(1, keepdims=True), 1)       # at most a factor e at a time
@@ -144,10 +155,13 @@ def descend(model: Model, X, theta, y, w, lo, hi, steps: int, tolerance: float) 
         trial = np.clip(b.theta + step + turn, b.lo, b.hi)
         f, J = model(trial, X)
         F = (b.w * huber(b.y - f)).sum(1)
-        done = ((promise <= tolerance * b.F) & (b.damping <= 1)) | (b.damping > 1e8) | (b.F == 0)
+        reached = (promise <= tolerance * b.F) & (b.damping <= 1)
+        done = reached | (b.damping > 1e8) | (b.F == 0)
         down = F < b.F
-        for old, new in ((b.theta, trial), (b.F, F), (b.f, f), (b.J, J)):
-            old[down] = new[down]
+        b.theta[down] = trial[down]
+        b.F[down] = F[down]
+        b.f[down] = f[down]
+        b.J[down] = J[down]
         b.damping[:] = np.where(down, np.maximum(b.damping / 5, 1e-8), b.damping * 6)
         best[b.index] = b.theta
         least[b.index] = b.F
@@ -205,7 +219,8 @@ def interval(draws: Array, level: float = LEVEL) -> list[float]:
 
 def intervals(draws: dict) -> dict:
     """{level, ci, boot} of a fit from the draws {parameter: (B,)}; none where B is 0."""
-    return {"level": LEVEL, "ci": {k: interval(v) for k, v in draws.items() if len(v)},
+    return {"level": LEVEL,
+            "ci": {k: interval(v) for k, v in draws.items() if len(v)},
             "boot": {k: [float(f"{x:.7g}") for x in v] for k, v in draws.items()}}
 
 
@@ -249,7 +264,8 @@ def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int 
     best = theta[[first]]
     fitted = problem.model(best, problem.X)[0][0]
     group = clusters(run, n)
-    draws, method = best[:0], "none: the bootstrap was turned off"
+    draws = best[:0]
+    method = "none: the bootstrap was turned off"
     if bootstrap:
         Y, W, method = resample(p, group, bootstrap, np.random.default_rng(seed), fitted, y)
         draws, _ = minimise(problem, np.repeat(best, bootstrap, 0), Y, W, *DRAW)
@@ -307,7 +323,8 @@ def influence(problem: Problem, best, group, boot: dict) -> dict:
     """Refit without each run in turn -> the run that moves an exponent most, in that exponent's standard
     errors."""
     G = group.max() + 1
-    names = [k for k in boot if k.startswith(("alpha", "beta", "c0", "R_")) and np.ptp(boot[k]) > 0]
+    exponents = [k for k in boot if k.startswith(("alpha", "beta", "c0", "R_"))]
+    names = [k for k in exponents if np.ptp(boot[k]) > 0]
     if G > 500 or not names:                            # one of more than 500 runs cannot carry a fit
         return {}
     W = 1.0 * (group != np.arange(G)[:, None])
