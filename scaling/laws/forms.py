@@ -27,7 +27,6 @@ from scaling.laws.solver import (
     fit_law,
     huber,
     interval,
-    minimise,
     profile,
 )
 
@@ -441,17 +440,16 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     problem = surface_problem(N, D, L)
     _, center = centred(N, D)
     here = np.array(surface_theta(*center, **params))
-    y = problem.y
-    theta, F = minimise(problem, np.vstack([problem.starts, here]), y, np.ones((1, len(y))))
-    best = problem.natural(theta[[F.argmin()]])
-    objective = float(huber(y - additive(here[None], problem.X)[0]).sum())
+    best, _, F = problem._replace(starts=np.vstack([problem.starts, here])).best()
+    best = {k: float(v[0]) for k, v in problem.natural(best).items()}
+    objective = float(huber(problem.y - problem.fitted(here[None])).sum())
     moved = float("nan")
     if start:
         moved = float(np.abs(here - surface_theta(*center, **start)).max())
     health = evidence(problem, here)
     health |= {"objective": objective,
                "excess": float(objective / F.min() - 1),
-               "best": {k: float(v[0]) for k, v in best.items()},
+               "best": best,
                "moved": moved}
     return judge({"form": "published", "health": health})["health"]
 

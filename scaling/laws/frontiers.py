@@ -282,12 +282,10 @@ def frontier_loss(u, y, Y):
         widen = 1.0
     L = np.exp(y)
     center = u.mean(keepdims=True)
-    problem = problem_of("frontier", (u - center)[None], center, L, *additive_bounds(L, 1, E))
-    theta, F = minimise(problem, problem.starts, y, np.ones((1, K)))
-    best = theta[[F.argmin()]]
+    problem = problem_of("frontier", (u - center)[None], center, L, *additive_bounds(L, 1, E))._replace(y=y)
+    best, _, _ = problem.best()
     seen = np.isfinite(Y)
-    fitted, _ = problem.model(best, problem.X)
-    worlds = np.where(seen, fitted + widen * (Y - y), 0)
+    worlds = np.where(seen, problem.fitted(best) + widen * (Y - y), 0)
     draws, _ = minimise(problem, np.repeat(best, len(Y), 0), worlds, seen * 1.0, *DRAW)
     return {k: float(v[0]) for k, v in problem.natural(best).items()}, problem.natural(draws)
 

@@ -42,8 +42,17 @@ class Problem(NamedTuple):
     starts: Array
     lo: Array
     hi: Array
-    names: tuple[str, ...]
+    names: list[str]
     natural: Callable[[Array], dict]
+
+    def best(self) -> tuple[Array, Array, Array]:
+        """Minimise from all starts: the best theta (1, p), and theta (S, p) and objective (S,) of each."""
+        theta, F = minimise(self, self.starts, self.y)
+        return theta[[F.argmin()]], theta, F
+
+    def fitted(self, theta: Array) -> Array:
+        """Log-loss (n,) that the model has at theta (1, p)."""
+        return self.model(theta, self.X)[0][0]
 
 
 # ---- The solver. ----
@@ -111,7 +120,7 @@ class Batch(NamedTuple):
     hi: Array
 
 
-def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 300,
+def minimise(problem: Problem, theta: Array, y: Array, w: Array | float = 1.0, steps: int = 300,
              tolerance: float = 1e-9) -> tuple[Array, Array]:
     """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta`.
 
@@ -259,10 +268,9 @@ def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int 
     p = int(free.sum())
     if n <= p:
         raise UserError(f"{form}: {n} runs cannot determine {p} parameters; {p + 1} or more are needed")
-    theta, F = minimise(problem, problem.starts, y, np.ones((1, n)))
+    best, _, F = problem.best()
     first = F.argmin()
-    best = theta[[first]]
-    fitted = problem.model(best, problem.X)[0][0]
+    fitted = problem.fitted(best)
     group = clusters(run, n)
     draws = best[:0]
     method = "none: the bootstrap was turned off"
@@ -284,7 +292,7 @@ def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int 
     # A frozen parameter has draws, all alike, but no interval.
     fit["ci"] = {k: ends for k, ends in fit["ci"].items() if np.ptp(boot[k]) > 0}
     start = np.clip(problem.starts[first], problem.lo, problem.hi)
-    fit["health"] |= {"starts": len(theta),
+    fit["health"] |= {"starts": len(F),
                       "agree": float((F <= F[first] * (1 + 1e-4)).mean()),
                       "moved": float(np.abs(best[0, free] - start[free]).max())}
     if bootstrap:
@@ -352,9 +360,7 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     """
     y = problem.y
     n = len(y)
-    unit = np.ones((1, n))
-    theta, F = minimise(problem, problem.starts, y, unit)
-    best = theta[[F.argmin()]]
+    best, theta, F = problem.best()
     some = theta[np.argsort(F)[:: max(1, len(F) // 12)]]                # a dozen starts or so
     near = np.vstack([best, some])
 
@@ -367,11 +373,11 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     def excess(F, least):
         return 2 * n * np.log(np.maximum(F / np.maximum(least, 1e-300), 1))
 
-    held = refit(np.repeat(grid, len(near)), np.tile(near, (len(grid), 1)), y, unit)
+    held = refit(np.repeat(grid, len(near)), np.tile(near, (len(grid), 1)), y, 1.0)
     deviance = excess(held.reshape(len(grid), -1).min(1), F.min())
     free = int((problem.lo < problem.hi).sum())
-    fitted = problem.model(best, problem.X)[0][0]
-    Y, W, _ = resample(free, clusters(run, n), bootstrap, np.random.default_rng(seed), fitted, y)
+    rng = np.random.default_rng(seed)
+    Y, W, _ = resample(free, clusters(run, n), bootstrap, rng, problem.fitted(best), y)
     many = np.repeat(best, bootstrap, 0)
     _, least = minimise(problem, many, Y, W, *DRAW)
     cutoff = float(np.quantile(excess(refit(best[0, k], many, Y, W), least), LEVEL))
