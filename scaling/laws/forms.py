@@ -440,8 +440,8 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     problem = surface_problem(N, D, L)
     _, center = centred(N, D)
     here = np.array(surface_theta(*center, **params))
-    best, _, F = problem._replace(starts=np.vstack([problem.starts, here])).best()
-    best = {k: float(v[0]) for k, v in problem.natural(best).items()}
+    starts = np.vstack([problem.starts, here])
+    best, _, F = problem._replace(starts=starts).best()
     objective = float(huber(problem.y - problem.fitted(here[None])).sum())
     moved = float("nan")
     if start:
@@ -449,7 +449,7 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     health = evidence(problem, here)
     health |= {"objective": objective,
                "excess": float(objective / F.min() - 1),
-               "best": best,
+               "best": problem.printed(best),
                "moved": moved}
     return judge({"form": "published", "health": health})["health"]
 
@@ -466,7 +466,7 @@ def repeated_loss(p: dict, N: Array, D: Array, U: Array) -> Array:
     return loss_of(p | {"form": "repeated"}, {"N": N, "D": D, "U": U})
 
 
-predict_surface = surface_loss
+predict_surface = surface_loss                          # for a fit
 
 
 def outside(fit: dict, **inputs) -> dict:

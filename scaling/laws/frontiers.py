@@ -183,7 +183,10 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     """The optimum of one IsoFLOP profile as a point, and `bootstrap` draws of (log N*, log-loss there)."""
     x, y, count = profile.part(window(profile.y, method))
     why = refusal(x, y, method)
-    point = {"C": float(C), "sizes": len(profile.x), "runs": int(profile.count.sum()), "refused": why}
+    point = {"C": float(C),
+             "sizes": len(profile.x),
+             "runs": int(profile.count.sum()),
+             "refused": why}
     if why:
         return point, ()
     (vertex,), (value,) = vertices(x, y[None], method)
@@ -215,9 +218,10 @@ def frontier(points, draws, bootstrap):
     (p,), (a,) = line(u, x[None], weight)
     # Scatter beyond the optima's own: the noise was underestimated, or no power law holds exactly.
     expected = (weight * spread ** 2).sum() * (K - 2) / K
+    scatter = (weight * (x - p - a * u) ** 2).sum()
     widen = 1.0
     if expected > 0:
-        widen = max(1.0, float(np.sqrt((weight * (x - p - a * u) ** 2).sum() / expected)))
+        widen = max(1.0, float(np.sqrt(scatter / expected)))
     X = X[np.isfinite(X).sum(1) >= 2]
     p_draw, a_draw = line(u, X, weight)
     # Widened about the middle, where the line's height and its slope are independent.
@@ -287,12 +291,12 @@ def frontier_loss(u, y, Y):
     seen = np.isfinite(Y)
     worlds = np.where(seen, problem.fitted(best) + widen * (Y - y), 0)
     draws, _ = minimise(problem, np.repeat(best, len(Y), 0), worlds, seen * 1.0, *DRAW)
-    return {k: float(v[0]) for k, v in problem.natural(best).items()}, problem.natural(draws)
+    return problem.printed(best), problem.natural(draws)
 
 
 # ---- Approach 1: the envelope of learning curves. ----
 
-def best_of_curves(run, C, L, cells = 600):
+def best_of_curves(run, C, L, cells=600):
     """On a grid of log C: (log C, index of the best run, its log-loss), and the names of the runs.
 
     Each run's curve is interpolated linearly in log-log between its first and its last row, and is absent

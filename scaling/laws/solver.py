@@ -47,8 +47,12 @@ class Problem(NamedTuple):
 
     def best(self) -> tuple[Array, Array, Array]:
         """Minimise from all starts: the best theta (1, p), and theta (S, p) and objective (S,) of each."""
-        theta, F = minimise(self, self.starts, self.y)
+        theta, F = minimise(self, self.starts, self.y, np.ones((1, len(self.y))))
         return theta[[F.argmin()]], theta, F
+
+    def printed(self, theta: Array) -> dict:
+        """theta (1, p) as {parameter: value}."""
+        return {k: float(v[0]) for k, v in self.natural(theta).items()}
 
     def fitted(self, theta: Array) -> Array:
         """Log-loss (n,) that the model has at theta (1, p)."""
@@ -120,7 +124,7 @@ class Batch(NamedTuple):
     hi: Array
 
 
-def minimise(problem: Problem, theta: Array, y: Array, w: Array | float = 1.0, steps: int = 300,
+def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 300,
              tolerance: float = 1e-9) -> tuple[Array, Array]:
     """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta`.
 
@@ -279,7 +283,7 @@ def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int 
         draws, _ = minimise(problem, np.repeat(best, bootstrap, 0), Y, W, *DRAW)
     boot = problem.natural(draws)
     fit = {"form": form,
-           **{k: float(v[0]) for k, v in problem.natural(best).items()},
+           **problem.printed(best),
            "n": n,
            "runs": int(group.max() + 1),
            "free": p,
@@ -373,7 +377,7 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     def excess(F, least):
         return 2 * n * np.log(np.maximum(F / np.maximum(least, 1e-300), 1))
 
-    held = refit(np.repeat(grid, len(near)), np.tile(near, (len(grid), 1)), y, 1.0)
+    held = refit(np.repeat(grid, len(near)), np.tile(near, (len(grid), 1)), y, np.ones((1, n)))
     deviance = excess(held.reshape(len(grid), -1).min(1), F.min())
     free = int((problem.lo < problem.hi).sum())
     rng = np.random.default_rng(seed)
