@@ -78,8 +78,8 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     Newton.
     """
     a = np.abs(r)
-    majoriser = DELTA / np.maximum(a, DELTA)
-    curvature = w * np.where(a <= DELTA, 1, damping[:, None] * majoriser)
+    majoriser = damping[:, None] * DELTA / np.maximum(a, DELTA)
+    curvature = w * np.where(a <= DELTA, 1, majoriser)
     J = np.where(frozen[:, :, None], 0, J)
     H = (J * curvature[:, None]) @ J.transpose(0, 2, 1)
     diagonal = np.einsum("bii->bi", H)                                  # a view: what follows edits H
