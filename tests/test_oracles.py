@@ -1,5 +1,4 @@
-"""Published data, and the numbers that a correct fit gives on them (read from ../shared/oracles, else
-skipped).
+"""Published data, and the numbers that a correct fit gives on them (in ../shared/oracles, else skipped).
 
 Sources: Besiroglu et al. 2024 (points of Hoffmann et al. 2022, figure 4), McLeish et al. 2025 (Gemstones),
 Porian et al. 2024 (RefinedWeb IsoFLOPs), Muennighoff et al. 2023 (repeated data), and a published sweep of
@@ -113,8 +112,7 @@ SETTINGS = {"rw/base/long/kaplan/kaplan/train": (0.835, 0.865),
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_porian(setting):
-    """From Kaplan's exponent to Hoffmann's in five steps: Akima splines, and parabolas through five
-    points."""
+    """From Kaplan's exponent to Hoffmann's in five steps, by Akima splines and by parabolas."""
     t = read_table(ORACLES / "porian_refinedweb.csv")
     N, C, L = (t[k][t["config"] == setting] for k in ("params", "flops", "loss"))
     for method, published in zip(("akima", "parabola5"), SETTINGS[setting]):

@@ -309,8 +309,7 @@ def loss_of(fit: dict, inputs: dict) -> Array:
 # ---- Fits: what they share. ----
 
 def checked(**columns) -> tuple[Array, ...]:
-    """The columns as float arrays of one length, finite and positive. Raises UserError for the first bad
-    row."""
+    """The columns as float arrays of one length, finite and positive. Raises UserError for a bad row."""
     arrays = [np.atleast_1d(np.asarray(v, float)) for v in columns.values()]
     for name, v in zip(columns, arrays):
         if len(v) != len(arrays[0]):
@@ -332,8 +331,7 @@ def distinct(what: str, need: int, **inputs) -> None:
 
 
 def centred(*inputs: Array) -> tuple[Array, Array]:
-    """(X (k, n), center (k,)): logarithms less their means, so that a scale and its exponent hardly trade
-    off."""
+    """(X (k, n), center (k,)): logarithms less their means, so that scale and exponent hardly trade off."""
     X = np.log(inputs)
     center = X.mean(1)
     return X - center[:, None], center
@@ -416,8 +414,10 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
 
 
 def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
-    """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}; 0 fits where lo
-    is None."""
+    """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}.
+
+    Where `lo` is None, E = 0 fits.
+    """
     N, D, L = checked(params=N, tokens=D, loss=L)
     shares = np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51))
     found = profile(surface_problem(N, D, L), 0, np.log(L.min() * shares), run, bootstrap, seed)
@@ -433,8 +433,7 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     """Judge somebody's published surface {E, A, B, alpha, beta} on the data it was fitted to.
 
     Returns the health of the point itself beside `excess`, its objective over the best one minus 1, `best`,
-    the parameters there, and `moved`, its largest distance from `start` in log-parameters (nan without a
-    start).
+    the parameters there, and `moved`, its largest distance from `start` in log-parameters (nan without one).
     """
     N, D, L = checked(params=N, tokens=D, loss=L)
     problem = surface_problem(N, D, L)

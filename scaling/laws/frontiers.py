@@ -1,8 +1,7 @@
 """Compute-optimal frontiers: IsoFLOP profiles, envelopes of learning curves, and loss against compute.
 
-Where `forms` fits a formula to all runs, these find the best run at each compute C and then a straight line
-in log-log: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al.
-2020).
+Where `forms` fits a formula to all runs, these find the best run at each compute C and then, in log-log, a
+line: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al. 2020).
 """
 from typing import NamedTuple
 
@@ -63,8 +62,7 @@ def window(y, method):
 
 
 def parabola(x, y):
-    """Least-squares parabola through x (n,) and each row of y (..., n): (curvature, vertex, value there),
-    each (...)."""
+    """(curvature, vertex, value there), each (...), of the parabola through x (n,) and y (..., n)."""
     design = np.vander(x - x.mean(), 3, increasing=True)
     c, b, a = np.moveaxis(y @ np.linalg.pinv(design).T, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -72,8 +70,7 @@ def parabola(x, y):
 
 
 def vertices(x, y, method):
-    """(log N*, log-loss there) for each row of y (B, n) at x (n,), nan where there is no minimum inside the
-    points."""
+    """(log N*, log-loss there) for each row of y (B, n) at x (n,); nan where no minimum lies inside."""
     if method == "akima":
         grid = np.linspace(x[0], x[-1], GRID)
         curve = Akima1DInterpolator(x, y.T)(grid)                                       # (GRID, B)
@@ -104,8 +101,7 @@ def refusal(x, y, method):
 
 
 def profile_noise(profiles, method):
-    """Standard deviation of log-loss about the parabolas of all budgets, pooled, and its degrees of
-    freedom."""
+    """(standard deviation of log-loss about the parabolas of all budgets, pooled, degrees of freedom)."""
     if method == "akima":                              # a spline passes through all of its points
         method = "parabola5"
     total = 0.0
@@ -168,7 +164,8 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         why = "; ".join(f"C = {p['C']:.3g}: {p['refused']}" for p in points if p["refused"])
         raise UserError("IsoFLOP needs two or more budgets with a minimum inside; "
                         f"{len(kept)} of {len(found)} have one ({why})")
-    fit = frontier(*zip(*kept), bootstrap)
+    used, draws = zip(*kept)
+    fit = frontier(used, draws, bootstrap)
     fit |= {"form": "isoflop",
             "points_method": method,
             "points": points,
@@ -256,8 +253,7 @@ def weights_of(X):
 
 
 def leave_one_out(u, x, weight, a_draw):
-    """The budget (its log C) without which the exponent moves most: {log_C, without, shift in standard
-    errors}."""
+    """{log_C, without, shift}: the budget without which the exponent moves most, in standard errors."""
     K = len(u)
     if K < 3:
         return {}
@@ -270,12 +266,11 @@ def leave_one_out(u, x, weight, a_draw):
 
 
 def frontier_loss(u, y, Y):
-    """L_inf + (C_c/C)^gamma through the optima's log-losses `y` (K,) at u = log C, and for each row of Y (B,
-    K).
+    """L_inf + (C_c/C)^gamma through optima at u = log C, of log-losses `y` (K,), and of each row of Y (B, K).
 
     With fewer than four budgets L_inf is 0: three parameters would pass through three points. The draws'
-    noise is widened by sqrt(K/(K-3)), as few points extrapolate worse than their own noise says (simulated in
-    tests).
+    noise is widened by sqrt(K/(K-3)): few points extrapolate worse than their own noise says, as the tests
+    simulate.
     """
     K = len(u)
     if K > 3:
@@ -299,8 +294,7 @@ def frontier_loss(u, y, Y):
 def best_of_curves(run, C, L, cells=600):
     """On a grid of log C: (log C, index of the best run, its log-loss), and the names of the runs.
 
-    Each run's curve is interpolated linearly in log-log between its first and its last row, and is absent
-    outside.
+    Each run's curve is interpolated linearly in log-log, between its first and its last row.
     """
     names, group = np.unique(run, return_inverse=True)
     u = np.log(C)
@@ -384,8 +378,7 @@ def own_hulls(curves):
 
 
 def lower_hull(u: Array, v: Array) -> Array:
-    """Indices of the lower convex hull of the points (u, v), from the leftmost to the rightmost (Andrew
-    1979)."""
+    """Indices of the lower convex hull of the points (u, v), from left to right (Andrew 1979)."""
     order = np.lexsort((v, u))
     low = v[order]
     # Only prefix and suffix minima can be vertices: a quick sieve for long curves.
@@ -457,8 +450,7 @@ def find_kink(u: Array, v: Array, last: int) -> dict | None:
 
 
 def between_runs(hull, group):
-    """The part of a hull that is supported on both sides: from the first run's last vertex to the last run's
-    first.
+    """The part of a hull with runs on both sides: from the first run's last vertex to the last run's first.
 
     Before it the smallest model is alone, after it the largest, each past its own optimum: there the hull is
     one run's learning curve, not a frontier.
@@ -473,13 +465,12 @@ def between_runs(hull, group):
 
 def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap: int = 1000,
                         seed: int = 0) -> dict:
-    """L = (C_c/C)^alpha along the lower-left convex hull in log-log of finished runs or of whole learning
-    curves.
+    """L = (C_c/C)^alpha along the lower-left hull, in log-log, of finished runs or of whole learning curves.
 
     C FLOPs, L losses, `run` the curve of each row, each (n,). After a kink (`find_kink`) only the later
     regime is fitted. `alpha` is the slope of all hull vertices there, as published frontiers take it;
-    `between` that of the vertices between the first and the last run's own stretches, which is unbiased.
-    Raises UserError.
+    `between`, which is unbiased, that of the vertices between the first and the last run's own stretches.
+    Raises UserError for fewer than three runs or vertices.
     """
     C, L = checked(flops=C, loss=L)
     n = len(C)
@@ -545,8 +536,7 @@ def late_slopes(curves, late):
 
 
 def hull_draws(curves, start, bootstrap, rng):
-    """`late_slopes` after `start` of the hull without a random third of the runs, (2, `bootstrap`), as far as
-    they exist.
+    """`late_slopes` (2, up to `bootstrap`) after `start` of the hull without a random third of the runs.
 
     A hull does not notice that a run is drawn twice, so an ordinary bootstrap would be too narrow: this is
     the delete-d jackknife (Shao & Wu 1989), whose spread times sqrt((G - d)/d) is the standard error.

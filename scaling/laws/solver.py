@@ -32,8 +32,7 @@ class Problem(NamedTuple):
     """What a fit minimises over: `model` at inputs `X` (k, n) against log-losses `y` (n,).
 
     theta starts at each row of `starts` (S, p) and stays within `lo` and `hi` (p,); lo = hi freezes an entry.
-    `names` are those of theta's entries; `natural` turns theta (B, p) into {parameter: (B,)} as papers print
-    them.
+    `names` are those of theta's entries; `natural` turns theta (B, p) into {parameter: (B,)} as in print.
     """
 
     model: Model
@@ -74,8 +73,7 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     J (B, p, n) is the model's gradient, r (B, n) the residuals, w (B, n) their weights; frozen (B, p) marks
     what stays where it is.
     The Hessian is that of the rows within DELTA, plus `damping` times the quadratic majoriser of the others.
-    With damping 1 this is iteratively reweighted least squares, which never climbs but creeps; with 0 it is
-    Newton.
+    With damping 0 this is Newton, with 1 iteratively reweighted least squares, which never climbs but creeps.
     """
     a = np.abs(r)
     majoriser = damping[:, None] * DELTA / np.maximum(a, DELTA)
@@ -263,8 +261,7 @@ def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int 
     """Fit `problem`, which is of the law `form`, and make `bootstrap` resamples of it.
 
     `inputs` {name: (n,)} are those whose extremes become the fit's range; `run` (n,) names the cluster of
-    each row. Returns the fit as scaling/laws/forms.py describes it. Raises UserError when there are too few
-    rows.
+    each row. Returns the fit as scaling/laws/forms.py describes it. Raises UserError for too few rows.
     """
     y = problem.y
     n = len(y)
@@ -332,8 +329,7 @@ def evidence(problem: Problem, theta) -> dict:
 
 
 def influence(problem: Problem, best, group, boot: dict) -> dict:
-    """Refit without each run in turn -> the run that moves an exponent most, in that exponent's standard
-    errors."""
+    """The run without which an exponent moves most, in standard errors of that exponent: {influence: ...}."""
     G = group.max() + 1
     exponents = [k for k in boot if k.startswith(("alpha", "beta", "c0", "R_"))]
     names = [k for k in exponents if np.ptp(boot[k]) > 0]
