@@ -300,7 +300,7 @@ def loss_of(fit: dict, inputs: dict) -> Array:
     k = len(names)
     x = [np.log(inputs[name]) for name in names]
     columns = np.broadcast_arrays(*x, *form.theta(*[0.0] * k, **fit))
-    # Each point is a problem of its own, with one row.
+    # Each point is a problem of its own, with one row: then draws broadcast against inputs of any shape.
     points = np.array([v.ravel() for v in columns])
     log_loss, _ = form.model(points[k:].T, points[:k, :, None])
     return np.exp(log_loss).reshape(columns[0].shape)[()]
@@ -480,6 +480,7 @@ def outside(fit: dict, **inputs) -> dict:
 
 
 def has_draws(fit: dict) -> bool:
+    """Was the fit bootstrapped?"""
     return any(len(v) for v in fit["boot"].values())
 
 
@@ -570,6 +571,7 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
     distinct("a broken power law", 7, **{name: x})
     X, center = centred(x)
     low = np.log(L.min())
+    # The break lies within the data: beyond them nothing tells it from no break at all.
     lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
     hi = [low + 0.1, np.log(L.max()) + 5, 3.0, 2.0, X.max(), np.log(3.0)]
     at = np.quantile(X, (0.25, 0.5, 0.75))
@@ -582,7 +584,7 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
 
 def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) -> Problem:
     """`fit_repeated` as the solver needs it: R_D and R_N are free, and with base = None all of it is."""
-    first = base or fit_surface(N, D, L, bootstrap=0)
+    first = base or fit_surface(N, D, L, bootstrap=0)      # the surface that knows no repeats is near enough
     theta = [*(np.log(max(first[k], 1e-9)) for k in "EAB"), first["alpha"], first["beta"]]
     R = np.log([1, 5, 20, 200, 1e5])
     R_N, R_D = grid_of(R, R)

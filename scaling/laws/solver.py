@@ -72,6 +72,7 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
 
     J (B, p, n) is the model's gradient, r (B, n) the residuals, w (B, n) their weights; frozen (B, p) marks
     what stays where it is.
+
     The Hessian is that of the rows within DELTA, plus `damping` times the quadratic majoriser of the others.
     With damping 0 this is Newton, with 1 iteratively reweighted least squares, which never climbs but creeps.
     """
@@ -134,8 +135,9 @@ def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 30
     n = problem.X.shape[1]
     y, w = (np.broadcast_to(v, (B, n)) for v in (y, w))
     lo, hi = (np.broadcast_to(v, (B, p)) for v in (problem.lo, problem.hi))
-    parts = int(np.clip(np.ceil(B * n * p / CHUNK), 1, max(B, 1)))      # each then fits the cache
+    parts = int(np.clip(np.ceil(B * n * p / CHUNK), 1, max(B, 1)))
     found = []
+    # A part's arrays fit the cache, which is faster than all problems at once.
     for i in np.array_split(np.arange(B), parts):
         found.append(descend(problem, theta[i], y[i], w[i], lo[i], hi[i], steps, tolerance))
     best, least = zip(*found)
