@@ -105,6 +105,8 @@ def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
         old = dict(state["config"])
+        if not all(isinstance(value, (int, float, str)) for value in old.values()):
+            raise TypeError
         sha256 = state["data_sha256"]
         step = int(state["step"])
     except FileNotFoundError:

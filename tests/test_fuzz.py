@@ -191,7 +191,7 @@ def test_names_cannot_leave_their_directory(place, tmp_path, name):
         path.write_text(f"runs = {runs!r}\n", encoding="utf-8")
         with pytest.raises(UserError, match="plain file name|name of a directory under data/"):
             sweep.missing_data(sweep.read_sweep(str(path)))
-    for read in (load_meta, plan.text_of, plan.vocabulary) if name else (train.load_meta,):
+    for read in (load_meta, plan.text_of, plan.vocabulary) if name else (load_meta,):
         with pytest.raises(UserError, match="name of a directory under data/"):
             read(name)
 

@@ -59,11 +59,12 @@ def test_links_lead_somewhere(path):
                                         | set(re.findall(r"scaling/results/\w+", README))))
 def test_named_files_exist(path):
     """Files that README names, but for what the reader's own runs write."""
-    if path in ("fit.json", "config.json", "result.json", "meta.json", "fit_card.json", "runs.csv",
-                "curves.csv", "forecasts.csv", "RUNS.csv", "CURVES.csv", "RUN.csv", "STUDY.py", "trainer_state.json",
-                "config/next.py"):
+    if path in ("fit.json", "config.json", "result.json", "meta.json", "runs.csv",
+                "curves.csv", "forecasts.csv", "RUNS.csv", "CURVES.csv", "RUN.csv", "STUDY.py",
+                "trainer_state.json", "config/next.py"):
         return
-    found = [ROOT / path, *(ROOT / folder / path for folder in ("scaling", "scaling/sweeps", "scaling/laws", "scaling/recipe"))]
+    folders = ("config", "runtime", "scaling", "scaling/sweeps", "scaling/laws", "scaling/recipe")
+    found = [ROOT / path, *(ROOT / folder / path for folder in folders)]
     assert "NAME" in path or any(place.exists() for place in found), f"README names {path}"
 
 

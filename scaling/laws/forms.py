@@ -465,8 +465,6 @@ def repeated_loss(p: dict, N: Array, D: Array, U: Array) -> Array:
     return loss_of(p | {"form": "repeated"}, {"N": N, "D": D, "U": U})
 
 
-predict_surface = surface_loss                          # for a fit
-
 
 def outside(fit: dict, **inputs) -> dict:
     """{input: factor} by which each input lies outside the fit's range; inputs inside are left out."""
