@@ -1,11 +1,12 @@
 """muP: the coordinate check, and the tables of scaling/recipe/transfer.py."""
 import csv
+import json
 
 import pytest
 
 from runtime.basics import UserError
 from scaling import plots
-from scaling.recipe import transfer as mup
+from scaling.recipe import transfer
 from scaling.tables.csv import write_table
 
 NAMES = ("attention", "mlp", "residual stream", "logits")
@@ -13,24 +14,24 @@ NAMES = ("attention", "mlp", "residual stream", "logits")
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return [row for kind in mup.KINDS for width in (32, 64, 128) for seed in range(2)
-            for row in mup.coordinate_check(kind, width, 0.008, seed)]
+    return [row for kind in transfer.KINDS for width in (32, 64, 128) for seed in range(2)
+            for row in transfer.coordinate_check(kind, width, 0.008, seed)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_move_alike_at_every_width_under_mup_and_more_the_wider_under_gpt2(rows, name):
-    assert abs(mup.growth(rows, "mup", name)) < (0.4 if name == "logits" else 0.15)
-    assert mup.growth(rows, "gpt2", name) > 0.5
+    assert abs(transfer.growth(rows, "mup", name)) < (0.4 if name == "logits" else 0.15)
+    assert transfer.growth(rows, "gpt2", name) > 0.5
 
 
 def test_every_activation_is_measured_at_every_step(rows):
-    assert len(rows) == 2 * 3 * 2 * mup.STEPS * len(NAMES) and all(r["moved"] > 0 for r in rows)
+    assert len(rows) == 2 * 3 * 2 * transfer.STEPS * len(NAMES) and all(r["moved"] > 0 for r in rows)
 
 
 @pytest.mark.parametrize("spoilt", ["lr_scale", "width_ratio"])
 def test_the_check_notices_each_rule_that_is_left_out(monkeypatch, spoilt):
     """Hidden rates not divided, logits not divided: each makes something grow."""
-    build = mup.GPT
+    build = transfer.GPT
 
     def broken(c):
         model = build(c)
@@ -43,42 +44,52 @@ def test_the_check_notices_each_rule_that_is_left_out(monkeypatch, spoilt):
 
     def growths():
         rows = [row for width in (32, 128) for seed in range(2)
-                for row in mup.coordinate_check("mup", width, 0.008, seed)]
-        return {name: mup.growth(rows, "mup", name) for name in NAMES}
+                for row in transfer.coordinate_check("mup", width, 0.008, seed)]
+        return {name: transfer.growth(rows, "mup", name) for name in NAMES}
     sound = growths()
-    monkeypatch.setattr(mup, "GPT", broken)
+    monkeypatch.setattr(transfer, "GPT", broken)
     assert max(growth - sound[name] for name, growth in growths().items()) > 0.25
 
 
 def test_transfer_table_of_a_study(lab, capsys):
     """Two widths at two rates of each parametrization, from the runs to the tables."""
-    for kind in mup.KINDS:
+    for kind in transfer.KINDS:
         for width in (16, 32):
             for rate in (1e-3, 1e-2):
                 lab.train(f"{kind}_d{width}_lr{rate:g}", parametrization=kind, n_embd=width,
                           learning_rate=rate, eval_iters=20)
     folder = lab.root / "out"
-    table = mup.transfer_table(folder)
+    table = transfer.transfer_table(folder)
     assert [(r["parametrization"], r["n_embd"], r["learning_rate"]) for r in table] == [
-        (kind, width, rate) for kind in mup.KINDS for width in (16, 32) for rate in (1e-3, 1e-2)]
-    assert mup.best_rates(table, "mup") == {16: 1e-2, 32: 1e-2}         # twenty steps: the larger rate
-    assert mup.main([str(folder)]) == 0
+        (kind, width, rate) for kind in transfer.KINDS for width in (16, 32) for rate in (1e-3, 1e-2)]
+    assert transfer.best_rates(table, "mup") == {16: 1e-2, 32: 1e-2}         # twenty steps: the larger rate
+    assert transfer.main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "the best learning rate moves by a factor 1 over widths 16 to 32" in out
     with open(folder / "coordinates.csv", encoding="utf-8") as f:
-        assert len(list(csv.DictReader(f))) == 2 * 4 * 3 * mup.STEPS * len(NAMES)
+        assert len(list(csv.DictReader(f))) == 2 * 4 * 3 * transfer.STEPS * len(NAMES)
+
+
+def test_results_that_do_not_tell_their_parametrization_are_one_line(lab):
+    lab.train("old")
+    path = lab.out("old") / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    del result["parametrization"]
+    path.write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(UserError, match="old: its result.json does not tell its parametrization"):
+        transfer.main([str(lab.root / "out")])
 
 
 def test_a_study_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
-        mup.main([str(tmp_path)])
+        transfer.main([str(tmp_path)])
 
 
 def test_the_figures_show_what_the_tables_say(rows, tmp_path):
     """The best rate of each width is marked, and every activation has its line."""
     table = [dict(parametrization=kind, n_embd=width, learning_rate=rate, seed=1,
                   val_loss=2 + abs(rate - 0.002))
-             for kind in mup.KINDS for width in (32, 64) for rate in (0.001, 0.002, 0.004)]
+             for kind in transfer.KINDS for width in (32, 64) for rate in (0.001, 0.002, 0.004)]
     write_table(tmp_path / "transfer.csv", table, list(table[0]))
     write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))
     figures = plots.recipe_figures(tmp_path)
