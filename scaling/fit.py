@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
-from scaling.laws import counts, forms, frontiers
-from scaling.laws.solver import add_lines
+from scaling.laws import counts, forms, frontiers, health
 from scaling.report import card, summary, text
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
@@ -56,24 +55,11 @@ def noise_of(data: dict) -> float:
     return data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else 0.0
 
 
-def word(fit: dict) -> None:
-    """Set the lines of `fit["health"]` from its findings."""
-    add_lines(fit)
-    h = fit["health"]
-    if h.get("profile_open") and not any(line.startswith("E is not") for line in h["lines"]):
-        h["lines"].append("E is not identified: its profile does not rise on both sides; a wider range would "
-                          "pin it")
-    if h.get("repeated_rows"):
-        h["lines"].append(f"{h['repeated_rows']} rows repeat their data, which this form ignores; see "
-                          "'repeated'")
-    h["ok"] = not h["lines"]
-
-
 def judge(fit: dict, noise: float) -> None:
     """Judge the health of `fit`, also against the `noise` of the losses where that is known (not 0)."""
     if noise:
         fit["health"]["lack_of_fit"] = fit["noise"] / noise
-    word(fit)
+    health.judge(fit)
 
 
 def exponent(fit: Callable, *args) -> dict:

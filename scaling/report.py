@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 
+from config.settings import RUN_COLUMNS
 from scaling.laws import counts
 from scaling.laws.solver import DELTA
-from scaling.logs import RUN_COLUMNS
 from scaling.tables.runs import SETTINGS
 
 KNOWN = {*RUN_COLUMNS, "params", "loss", "flops", "budget", "d_ff"}

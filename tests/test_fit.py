@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config.settings import RUN_COLUMNS
 from runtime.basics import UserError
 from scaling import fit
 from scaling.laws import forms
-from scaling.logs import RUN_COLUMNS
 from scaling.tables.csv import read_table, write_table
 from scaling.tables.runs import MAX_ROWS, along, select
 

@@ -1,1 +1,1 @@
-"""The mathematics: what is counted, the forms of the laws, their fits and their health. No files, no torch."""
+"""The mathematics: what is counted, the forms of the laws, their fits, their health. No files, no torch."""

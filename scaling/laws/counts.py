@@ -25,8 +25,7 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> None:
 
 
 def column(table: Mapping[str, np.ndarray], name: str, why: str) -> np.ndarray:
-    """The column `name` as floats. Raises UserError, saying what it is needed for, when it is absent or
-    text."""
+    """The column `name` as floats. Raises UserError, saying what needs it, when it is absent or text."""
     if name not in table:
         raise UserError(f"no column {name!r}{nearest(name, table)}, which {why} needs")
     if table[name].dtype == object:
@@ -44,9 +43,12 @@ def is_number(cell: str) -> bool:
 
 
 def params(table: Mapping[str, np.ndarray], convention: str = DEFAULT_PARAMS) -> np.ndarray:
-    """N per run: `non_embedding` is attention + MLP + norms (Kaplan et al., section 2.1), `total` is every
-    parameter once (Hoffmann et al.), `non_embedding_plus_head` is what works on each token. Raises
-    UserError."""
+    """N per run. Raises UserError.
+
+    non_embedding            attention, MLP and norms (Kaplan et al., section 2.1)
+    total                    every parameter once (Hoffmann et al.)
+    non_embedding_plus_head  what works on each token
+    """
     check_name(convention, PARAMS, "parameter")
     if convention == "total":
         return column(table, "params_total", "params=total")

@@ -1,56 +1,63 @@
-"""Scaling laws: the parametric forms of the field, their fits, and what a fit predicts. Knows nothing of
-torch.
+"""Scaling laws: the parametric forms of the field, their fits, and what a fit predicts. No torch, no files.
 
-Every form here gives log-loss, and every fit goes through `scaling.laws.solver`: the summed Huber loss (delta
-1e-3) of log-residuals, many starts, a Newton method on centred logarithms, 95 % bootstrap intervals, a health
-report.
+Each law is a model (log-loss and its gradient) and one row of the table FORMS, so `loss_of` evaluates any of
+them. Every fit goes through `scaling.laws.solver`: the summed Huber loss (delta 1e-3) of log-residuals,
+many starts, a Newton method on centred logarithms, 95 % bootstrap intervals, findings about its health.
 
-A fit is a plain dict: the parameters by name, `n`, `objective`, `ci` (intervals), `boot` (the parameters of
-each bootstrap resample, from which every derived interval comes), `range`, `noise` (standard deviation of the
-log-residuals), `method` (how the intervals were made) and `health`, whose `lines` say in English what is
-wrong.
+A fit is a plain dict: `form`, the parameters by name, `n`, `objective`, `ci` (intervals), `boot` (the
+parameters of each bootstrap resample, from which every derived interval comes), `range`, `noise` (standard
+deviation of the log-residuals), `method` (how the intervals were made) and `health`, whose `lines` say in
+English what is wrong (scaling/laws/health.py).
 """
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
-from runtime.basics import UserError
+from runtime.basics import UserError, nearest
+from scaling.laws.health import judge
 from scaling.laws.solver import (
     LEVEL,
     Array,
-    add_lines,
+    Model,
+    Problem,
     clusters,
+    evidence,
     fit_law,
-    health,
     huber,
     interval,
-    minimise,
     profile,
 )
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
-ALPHA_STARTS, E_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0), (0.1, 0.5, 0.9)
+ALPHA_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0)
+E_STARTS = (0.1, 0.5, 0.9)
 # Muennighoff et al. 2023, fitted to C4: E, A, B, alpha = beta, and the two constants of repeated data.
 C4 = {"E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974), "alpha": 0.3526596,
       "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743}
 
 
-# ---- The forms: theta (B, p) is a batch of parameters, X (k, n) the logarithms of k inputs of n runs. ----
+# ---- Models: theta (B, p) is a batch of parameters, X (k, n) or (k, B, n) the logarithms of k inputs. ----
 
 @np.errstate(over="ignore", invalid="ignore")          # a step too far; the solver refuses it
 def additive(theta: Array, X: Array) -> tuple[Array, Array]:
     """log(e^e + sum_k e^(a_k - alpha_k x_k)), theta = (e, a_1, alpha_1, a_2, alpha_2, ...).
 
     With one input this is L(N) = E + A/N^alpha, with two the surface of Hoffmann et al. 2022 (eq. 2); without
-    E and with (N, S) it is Kaplan et al. 2020, eq. 1.6. Returns log-loss (B, n) and gradient (B, p, n).
+    E (e = -inf) and with (N, S) it is Kaplan et al. 2020, eq. 1.6. Returns log-loss (B, n) and gradient
+    (B, p, n).
     """
-    grad = np.empty((*theta.shape, X.shape[1]))
+    grad = np.empty((*theta.shape, X.shape[-1]))
     grad[:, 0] = np.exp(theta[:, :1])
     for k, x in enumerate(X):
-        grad[:, 1 + 2 * k] = np.exp(theta[:, 1 + 2 * k, None] - theta[:, 2 + 2 * k, None] * x)
+        a = theta[:, 1 + 2 * k, None]
+        alpha = theta[:, 2 + 2 * k, None]
+        grad[:, 1 + 2 * k] = np.exp(a - alpha * x)
     L = grad[:, 0] + grad[:, 1::2].sum(1)
     grad /= L[:, None]
-    grad[:, 2::2] = -grad[:, 1::2] * X
+    for k, x in enumerate(X):
+        grad[:, 2 + 2 * k] = -grad[:, 1 + 2 * k] * x
     return np.log(L), grad
 
 
@@ -59,86 +66,250 @@ def kaplan_nd(theta: Array, X: Array) -> tuple[Array, Array]:
 
     theta = (n_c, r, d_c, alpha_D), where r = alpha_N/alpha_D and the bracket is e^(n_c - r n) + e^(d_c - d).
     """
-    n_c, r, d_c, power = (theta[:, k, None] for k in range(4))
+    n_c, r, d_c, power = theta.T[:, :, None]
     n, d = X
-    u, v = n_c - r * n, d_c - d
+    u = n_c - r * n
+    v = d_c - d
     bracket = np.logaddexp(u, v)
-    pu, pv = np.exp(u - bracket), np.exp(v - bracket)
-    return power * bracket, np.stack([power * pu, -power * pu * n, power * pv, bracket], 1)
+    pu = np.exp(u - bracket)
+    pv = np.exp(v - bracket)
+    grad = [power * pu,
+            -power * pu * n,
+            power * pv,
+            bracket]
+    return power * bracket, np.stack(grad, 1)
 
 
 def broken(theta: Array, X: Array) -> tuple[Array, Array]:
     """Smoothly broken power law with one break (Caballero et al. 2023, eq. 1 with n = 1):
     L = E + A x^-c0 (1 + (x/d)^(1/f))^(-c1 f); theta = (e, a, c0, c1, log d, log f)."""
-    e, a, c0, c1, d, log_f = (theta[:, k, None] for k in range(6))
-    x, f = X[0], np.exp(log_f)
+    e, a, c0, c1, d, log_f = theta.T[:, :, None]
+    x = X[0]
+    f = np.exp(log_f)
     u = (x - d) / f
-    soft, slope = np.logaddexp(0, u), 0.5 * (1 + np.tanh(u / 2))        # log(1 + e^u) and its derivative
+    soft = np.logaddexp(0, u)                           # log(1 + e^u)
+    slope = 0.5 * (1 + np.tanh(u / 2))                  # and its derivative
     z = a - c0 * x - c1 * f * soft
     y = np.logaddexp(e, z)
     pz = np.exp(z - y)
-    dz = (np.ones_like(z), -x + 0 * z, -f * soft, c1 * slope, c1 * f * (u * slope - soft))
-    return y, np.stack([np.exp(e - y), *(pz * g for g in dz)], 1)
+    grad = [np.exp(e - y),
+            pz,
+            pz * -x,
+            pz * -(f * soft),
+            pz * (c1 * slope),
+            pz * (c1 * f * (u * slope - soft))]
+    return y, np.stack(grad, 1)
 
 
-def worth(unique: Array, total: Array, R: Array) -> Array:
-    """How many fresh units `total` units are worth when only `unique` differ: value decays with repetition,
-    constant R (Muennighoff et al. 2023, eq. 5)."""
-    return unique * (1 - R * np.expm1(-(total / unique - 1) / R))
+def log_G(a, alpha, b, beta) -> Array:
+    """log G of the surface's optimum N_opt = G (C/6)^(beta/(alpha+beta)), where a = log A and b = log B
+    (Hoffmann et al. 2022, eq. 4)."""
+    return (np.log(alpha / beta) + a - b) / (alpha + beta)
 
 
-def repeated_loss(p: dict, N: Array, D: Array, U: Array) -> Array:
-    """Loss of N parameters trained on D tokens of which U are unique (Muennighoff et al. 2023, eqs. 5, 6 and
-    8).
-
-    Repeats beyond the first epoch, and parameters beyond what is optimal for U, decay in value with constants
-    R_D and R_N. `p` has E, A, B, alpha, beta, R_D, R_N; all broadcast.
-    """
-    U = np.minimum(D, U)
-    log_G = np.log(p["alpha"] * p["A"] / (p["beta"] * p["B"])) / (p["alpha"] + p["beta"])
-    N_opt = np.exp(log_G + p["beta"] / p["alpha"] * (np.log(U) + log_G))    # optimal for U tokens seen once
-    return (p["E"] + p["A"] * worth(np.minimum(N, N_opt), N, p["R_N"]) ** -p["alpha"]
-            + p["B"] * worth(U, D, p["R_D"]) ** -p["beta"])
-
-
-def decay(x: Array, log_R: Array) -> tuple[Array, Array, Array]:
-    """log(1 + R (1 - e^(-x/R))), its derivative in log R, and that of log(unique times it) in log unique."""
+def decay(x, log_R) -> tuple[Array, Array, Array]:
+    """What x repeats are worth (Muennighoff et al. 2023, eq. 5): log(1 + R (1 - e^(-x/R))), its derivative in
+    log R, and that of log(unique times it) in log unique."""
     R = np.exp(log_R)
     gone = np.exp(-x / R)
     w = 1 - R * np.expm1(-x / R)
-    return np.log(w), -(R * np.expm1(-x / R) + x * gone) / w, 1 - gone * (1 + x) / w
+    by_log_R = -(R * np.expm1(-x / R) + x * gone) / w
+    return np.log(w), by_log_R, 1 - gone * (1 + x) / w
 
 
 def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
-    """`repeated_loss` with theta = (log E, log A, log B, alpha, beta, log R_D, log R_N) and X = log (N, D,
-    U)."""
-    e, a, b, al, be, log_RD, log_RN = (theta[:, k, None] for k in range(7))
-    n, d, u = X[0], X[1], np.minimum(X[1], X[2])
+    """The surface of N parameters trained on D tokens of which U are unique: theta = (log E, log A, log B,
+    alpha, beta, log R_D, log R_N) and X = log (N, D, U), not centred (Muennighoff et al. 2023, eqs. 5, 6, 8).
+
+    Repeats beyond the first epoch, and parameters beyond what is optimal for U, decay in value with constants
+    R_D and R_N.
+    """
+    e, a, b, al, be, log_RD, log_RN = theta.T[:, :, None]
+    n, d, u = X
+    u = np.minimum(d, u)
     s = al + be
-    log_G = (np.log(al / be) + a - b) / s
-    n_opt = log_G + be / al * (u + log_G)
+    G = log_G(a, al, b, be)
+    n_opt = G + be / al * (u + G)                       # optimal for U tokens seen once
     excess = n > n_opt
     n_unique = np.where(excess, n_opt, n)
     more_d, dRD, _ = decay(np.expm1(d - u), log_RD)
     more_n, dRN, dn = decay(np.expm1(n - n_unique), log_RN)
-    log_n, log_d = n_unique + more_n, u + more_d
-    zs = np.stack([e + 0 * log_n, a - al * log_n, b - be * log_d])
-    y = np.logaddexp(np.logaddexp(zs[0], zs[1]), zs[2])
-    pE, pN, pD = np.exp(zs - y)
-    # Below, only the chain N_opt -> N' is left: how the fitted law itself says which parameters are in
-    # excess.
-    chain, grow = np.where(excess, -al * pN * dn, 0), 1 + be / al
-    return y, np.stack([pE, pN + chain * grow / s, pD - chain * grow / s,
-                        -pN * log_n + chain * (grow * (1 / al - log_G) / s - be / al ** 2 * (u + log_G)),
-                        -pD * log_d + chain * (-grow * (1 / be + log_G) / s + (u + log_G) / al),
-                        -be * pD * dRD, -al * pN * dRN], 1)
+    log_n = n_unique + more_n
+    log_d = u + more_d
+    by_n = a - al * log_n
+    by_d = b - be * log_d
+    y = np.logaddexp(np.logaddexp(e, by_n), by_d)
+    pE = np.exp(e - y)
+    pN = np.exp(by_n - y)
+    pD = np.exp(by_d - y)
+    # The law itself says which parameters are in excess, so A, B, alpha and beta also act through N_opt.
+    chain = np.where(excess, -al * pN * dn, 0)
+    grow = 1 + be / al
+    grad = [pE,
+            pN + chain * grow / s,
+            pD - chain * grow / s,
+            -pN * log_n + chain * (grow * (1 / al - G) / s - be / al ** 2 * (u + G)),
+            -pD * log_d + chain * (-grow * (1 / be + G) / s + (u + G) / al),
+            -be * pD * dRD,
+            -al * pN * dRN]
+    return y, np.stack(grad, 1)
 
 
-# ---- Power laws and the surface. ----
+# ---- From theta to parameters as papers print them, and back; n, d, s, x, c: the means of the inputs. ----
+
+def scale(x: Array) -> Array:
+    """e^x within what a float holds: an N_c can lie anywhere where its exponent is almost 0."""
+    return np.exp(np.clip(x, -600, 600))
+
+
+def surface_of(theta, n, d):
+    e, a, alpha, b, beta = theta.T
+    return {"E": np.exp(e),
+            "A": np.exp(a + alpha * n),
+            "B": np.exp(b + beta * d),
+            "alpha": alpha,
+            "beta": beta,
+            "a": beta / (alpha + beta),                 # exponents of N_opt and D_opt in C
+            "b": alpha / (alpha + beta)}
+
+
+def surface_theta(n, d, /, E, A, B, alpha, beta, **_):
+    return (np.log(E),
+            np.log(A) - alpha * n, alpha,
+            np.log(B) - beta * d, beta)
+
+
+def power_of(theta, x):
+    e, a, alpha = theta.T
+    return {"alpha": alpha,
+            "x_c": scale(a / alpha + x),
+            "L_inf": np.exp(e)}
+
+
+def power_theta(x, /, alpha, x_c, L_inf, **_):
+    return np.log(L_inf), alpha * (np.log(x_c) - x), alpha
+
+
+def frontier_of(theta, c):
+    e, a, gamma = theta.T
+    return {"gamma": gamma,
+            "log_C_c": a / gamma + c,
+            "L_inf": np.exp(e)}
+
+
+def frontier_theta(c, /, gamma, log_C_c, L_inf, **_):
+    return np.log(L_inf), gamma * (log_C_c - c), gamma
+
+
+def kaplan_nd_of(theta, n, d):
+    n_c, r, d_c, alpha_D = theta.T
+    return {"alpha_N": r * alpha_D,
+            "alpha_D": alpha_D,
+            "N_c": scale(n_c / r + n),
+            "D_c": scale(d_c + d)}
+
+
+def kaplan_nd_theta(n, d, /, alpha_N, alpha_D, N_c, D_c, **_):
+    r = alpha_N / alpha_D
+    return r * (np.log(N_c) - n), r, np.log(D_c) - d, alpha_D
+
+
+def kaplan_ns_of(theta, n, s):
+    _, n_c, alpha_N, s_c, alpha_S = theta.T
+    return {"alpha_N": alpha_N,
+            "alpha_S": alpha_S,
+            "N_c": scale(n_c / alpha_N + n),
+            "S_c": scale(s_c / alpha_S + s)}
+
+
+def kaplan_ns_theta(n, s, /, alpha_N, alpha_S, N_c, S_c, **_):
+    return (-np.inf,
+            alpha_N * (np.log(N_c) - n), alpha_N,
+            alpha_S * (np.log(S_c) - s), alpha_S)
+
+
+def broken_of(theta, x):
+    e, a, c0, c1, d, log_f = theta.T
+    return {"L_inf": np.exp(e),
+            "A": np.exp(a + c0 * x),
+            "c0": c0,
+            "c1": c1,
+            "x_break": np.exp(d + x),
+            "f": np.exp(log_f)}
+
+
+def broken_theta(x, /, L_inf, A, c0, c1, x_break, f, **_):
+    return (np.log(L_inf),
+            np.log(A) - c0 * x, c0,
+            c1, np.log(x_break) - x, np.log(f))
+
+
+def repeated_of(theta, *_):
+    _, _, _, alpha, beta, _, _ = theta.T
+    E, A, B, _, _, R_D, R_N = np.exp(theta.T)
+    return {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta, "R_D": R_D, "R_N": R_N}
+
+
+def repeated_theta(n, d, u, /, E, A, B, alpha, beta, R_D, R_N, **_):
+    return (np.log(E), np.log(A), np.log(B),
+            alpha, beta,
+            np.log(R_D), np.log(R_N))
+
+
+class Form(NamedTuple):
+    """One law. `natural` and `theta` are inverse to each other; a parameter x_... of a law in one input x is
+    called after that input: N_c, D_break."""
+
+    model: Model
+    inputs: str                                         # their names, in the order of X's rows
+    names: str                                          # of theta's entries, for people
+    natural: Callable[..., dict]                        # (theta (B, p), the means) -> {parameter: (B,)}
+    theta: Callable[..., tuple]                         # (the means, **parameters) -> p values of any shape
+
+
+FORMS = {
+    "surface": Form(additive, "N D", "E A alpha B beta", surface_of, surface_theta),
+    "power": Form(additive, "x", "L_inf x_c alpha", power_of, power_theta),
+    "frontier": Form(additive, "C", "L_inf log_C_c gamma", frontier_of, frontier_theta),
+    "kaplan_nd": Form(kaplan_nd, "N D", "N_c alpha_N/alpha_D D_c alpha_D", kaplan_nd_of, kaplan_nd_theta),
+    "kaplan_ns": Form(additive, "N S", "E N_c alpha_N S_c alpha_S", kaplan_ns_of, kaplan_ns_theta),
+    "broken": Form(broken, "x", "L_inf A c0 c1 x_break f", broken_of, broken_theta),
+    "repeated": Form(repeated, "N D U", "E A B alpha beta R_D R_N", repeated_of, repeated_theta),
+}
+
+
+def renamed(parameters: dict, old: str, new: str) -> dict:
+    """`parameters` with x_c called N_c, and the like."""
+    return {k.replace(f"{old}_", f"{new}_"): v for k, v in parameters.items()}
+
+
+@np.errstate(over="ignore", divide="ignore")            # log 0 = -inf is a law without a floor
+def loss_of(fit: dict, inputs: dict) -> Array:
+    """The loss of a fit of any form, or of its draws, at `inputs` {N, D, C, S or U: values}.
+
+    Everything broadcasts. A law in one input takes the first. Raises UserError for an unknown form.
+    """
+    name = fit["form"]
+    if name not in FORMS:
+        raise UserError(f"unknown form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
+    form = FORMS[name]
+    names = form.inputs.split()
+    if names == ["x"]:
+        names = list(inputs)[:1]
+        fit = renamed(fit, names[0], "x")
+    k = len(names)
+    x = [np.log(inputs[name]) for name in names]
+    columns = np.broadcast_arrays(*x, *form.theta(*[0.0] * k, **fit))
+    # Each point is a problem of its own, with one row: then draws broadcast against inputs of any shape.
+    points = np.array([v.ravel() for v in columns])
+    log_loss, _ = form.model(points[k:].T, points[:k, :, None])
+    return np.exp(log_loss).reshape(columns[0].shape)[()]
+
+
+# ---- Fits: what they share. ----
 
 def checked(**columns) -> tuple[Array, ...]:
-    """The columns as float arrays of one length, finite and positive. Raises UserError for the first bad
-    row."""
+    """The columns as float arrays of one length, finite and positive. Raises UserError for a bad row."""
     arrays = [np.atleast_1d(np.asarray(v, float)) for v in columns.values()]
     for name, v in zip(columns, arrays):
         if len(v) != len(arrays[0]):
@@ -150,31 +321,59 @@ def checked(**columns) -> tuple[Array, ...]:
     return tuple(arrays)
 
 
-def distinct(name: str, x: Array, need: int, what: str) -> None:
-    """Raise UserError when the input `x` takes fewer than `need` values."""
-    have = len(np.unique(x))
-    if have < need:
-        values = "the same value" if have == 1 else f"only {have} different values"
-        raise UserError(f"all runs have {values} of {name}; {what} needs at least {need}")
+def distinct(what: str, need: int, **inputs) -> None:
+    """Raise UserError when an input (n,) takes fewer than `need` values; `what` needs them."""
+    for name, x in inputs.items():
+        have = len(np.unique(x))
+        if have < need:
+            values = "the same value" if have == 1 else f"only {have} different values"
+            raise UserError(f"all runs have {values} of {name}; {what} needs at least {need}")
 
 
-def additive_bounds(L: Array, K: int, E: float | None) -> tuple[Array, Array, Array]:
-    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free where None, else
-    fixed."""
-    low, top = np.log(L.min()), np.log(L.max())
-    lo = np.array([low - 14, *[low - 14, 1e-3] * K])
-    hi = np.array([low + 0.1, *[top + 3, 5.0] * K])
+def centred(*inputs: Array) -> tuple[Array, Array]:
+    """(X (k, n), center (k,)): logarithms less their means, so that scale and exponent hardly trade off."""
+    X = np.log(inputs)
+    center = X.mean(1)
+    return X - center[:, None], center
+
+
+def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
+    """What the solver needs to fit `form` to losses L (n,): for each entry of theta a column (S,) of `starts`
+    and its bounds; `name` is that of the input of a law in one."""
+    law = FORMS[form]
+
+    def natural(theta):
+        return renamed(law.natural(theta, *center), "x", name)
+
+    names = law.names.replace("x_", f"{name}_").split()
+    starts = np.stack(starts, 1)
+    return Problem(law.model, X, np.log(L), starts, np.array(lo), np.array(hi), names, natural)
+
+
+def grid_of(*axes) -> list[Array]:
+    """Every combination of the values on `axes`, as one column (S,) per axis."""
+    return [v.ravel() for v in np.meshgrid(*axes, indexing="ij")]
+
+
+def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list]:
+    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free if None, else fixed."""
+    low = np.log(L.min())
+    lo = [low - 14] + [low - 14, 1e-3] * K
+    hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
+    shares = E_STARTS
     if E is not None:
-        lo[0] = hi[0] = np.log(E) if E > 0 else low - 40
-    shares = E_STARTS if E is None else (min(E / L.min(), 0.9),)
-    axes = np.meshgrid(shares, *[ALPHA_STARTS] * K, indexing="ij")
-    share, *alphas = (v.ravel() for v in axes)
+        with np.errstate(divide="ignore"):             # log 0 = -inf is no floor
+            lo[0] = hi[0] = np.log(E)
+        shares = [min(E / L.min(), 0.9)]
+    share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
     part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
-    columns = [np.log(np.maximum(share, 1e-12) * L.min())]
+    starts = [np.log(np.maximum(share, 1e-12) * L.min())]
     for alpha in alphas:
-        columns += [part, alpha]
-    return np.stack(columns, 1), lo, hi
+        starts += [part, alpha]
+    return starts, lo, hi
 
+
+# ---- Power laws and the surface. ----
 
 def fit_power(x: Array, L: Array, run=None, irreducible: bool = True, name: str = "N", bootstrap: int = 1000,
               seed: int = 0) -> dict:
@@ -183,28 +382,19 @@ def fit_power(x: Array, L: Array, run=None, irreducible: bool = True, name: str 
     Returns a fit with alpha, `{name}_c` and L_inf. Raises UserError.
     """
     x, L = checked(**{name: x, "loss": L})
-    distinct(name, x, 3 if irreducible else 2, "a power law" + " with a floor" * irreducible)
-    center = np.log(x).mean()
-    starts, lo, hi = additive_bounds(L, 1, None if irreducible else 0.0)
+    if irreducible:
+        distinct("a power law with a floor", 3, **{name: x})
+        bounds = additive_bounds(L, 1, None)
+    else:
+        distinct("a power law", 2, **{name: x})
+        bounds = additive_bounds(L, 1, 0.0)
+    problem = problem_of("power", *centred(x), L, *bounds, name)
+    return fit_law("power", problem, {name: x, "loss": L}, run, bootstrap, seed)
 
-    def natural(t):
-        scale = np.exp(np.clip(t[:, 1] / t[:, 2] + center, -600, 600))
-        return {"alpha": t[:, 2], f"{name}_c": scale, "L_inf": np.exp(t[:, 0]) * irreducible}
-    return fit_law("power", additive, np.log(x)[None] - center, np.log(L), starts, lo, hi, natural,
-                   ["L_inf", f"{name}_c", "alpha"], {name: x, "loss": L}, run, bootstrap, seed)
 
-
-def surface_setup(N: Array, D: Array, L: Array, E: float | None):
-    """What `fit_law` and the profile of E share: X (2, n), starts, lo, hi, natural."""
-    X = np.log([N, D])
-    center = X.mean(1)
-
-    def natural(t):
-        e, a, alpha, b, beta = t.T
-        return {"E": np.exp(e) * (E is None or E > 0), "A": np.exp(a + alpha * center[0]),
-                "B": np.exp(b + beta * center[1]), "alpha": alpha, "beta": beta,
-                "a": beta / (alpha + beta), "b": alpha / (alpha + beta)}
-    return X - center[:, None], *additive_bounds(L, 2, E), natural
+def surface_problem(N: Array, D: Array, L: Array, E: float | None = None) -> Problem:
+    """What a fit of the surface and the profile of its E share."""
+    return problem_of("surface", *centred(N, D), L, *additive_bounds(L, 2, E))
 
 
 def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, bootstrap: int = 1000,
@@ -215,55 +405,67 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     standard deviation of log-loss between seeds, where known. Raises UserError.
     """
     N, D, L = checked(params=N, tokens=D, loss=L)
-    distinct("params", N, 3 if E is None else 2, "the surface")
-    distinct("tokens", D, 3 if E is None else 2, "the surface")
-    X, starts, lo, hi, natural = surface_setup(N, D, L, E)
-    fit = fit_law("surface", additive, X, np.log(L), starts, lo, hi, natural,
-                  ["E", "A", "alpha", "B", "beta"], {"N": N, "D": D, "C": 6 * N * D, "loss": L},
-                  run, bootstrap, seed)
+    distinct("the surface", 3 if E is None else 2, params=N, tokens=D)
+    inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
+    fit = fit_law("surface", surface_problem(N, D, L, E), inputs, run, bootstrap, seed)
     if noise > 0:
         fit["health"]["lack_of_fit"] = fit["noise"] / noise
-        add_lines(fit)
-    return fit
+    return judge(fit)
+
+
+def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
+    """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}.
+
+    Where `lo` is None, E = 0 fits.
+    """
+    N, D, L = checked(params=N, tokens=D, loss=L)
+    shares = np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51))
+    found = profile(surface_problem(N, D, L), 0, np.log(L.min() * shares), run, bootstrap, seed)
+    found["grid"] = np.exp(found["grid"]).tolist()
+    for end in ("lo", "hi"):
+        if found[end] is not None:
+            found[end] = float(np.exp(found[end]))
+    found["identified"] = found["lo"] is not None and found["hi"] is not None
+    return found
 
 
 def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | None = None) -> dict:
     """Judge somebody's published surface {E, A, B, alpha, beta} on the data it was fitted to.
 
     Returns the health of the point itself beside `excess`, its objective over the best one minus 1, `best`,
-    the parameters there, and `moved`, its largest distance from `start` in log-parameters (nan without a
-    start).
+    the parameters there, and `moved`, its largest distance from `start` in log-parameters (nan without one).
     """
     N, D, L = checked(params=N, tokens=D, loss=L)
-    X, starts, lo, hi, natural = surface_setup(N, D, L, None)
-    center = np.log([N, D]).mean(1)
-
-    def theta(p):
-        return np.array([np.log(p["E"]), np.log(p["A"]) - p["alpha"] * center[0], p["alpha"],
-                         np.log(p["B"]) - p["beta"] * center[1], p["beta"]])
-    here, y = theta(params), np.log(L)
-    best, F = minimise(additive, np.vstack([starts, here]), X, y, np.ones((1, len(y))), lo, hi)
-    objective = float(huber(y - additive(here[None], X)[0]).sum())
-    h = health(additive, X, y, here, lo, hi, ["E", "A", "alpha", "B", "beta"])
-    h |= {"objective": objective, "excess": float(objective / F.min() - 1),
-          "best": {k: float(v[0]) for k, v in natural(best[[F.argmin()]]).items()},
-          "moved": float(np.abs(here - theta(start)).max()) if start else float("nan")}
-    lines = []
-    if h["excess"] > 1e-4:
-        lines.append(f"not at the minimum: the objective is {h['excess']:.1%} above the best, where "
-                     + ", ".join(f"{k} = {h['best'][k]:.4g}" for k in ("E", "A", "B", "alpha", "beta")))
-        if h["moved"] < 0.05:
-            lines.append(f"the optimiser hardly left its start (largest change of a log-parameter "
-                         f"{h['moved']:.1g}): it stopped at once, whatever it reports")
-    h["lines"], h["ok"] = lines, not lines
-    return h
+    problem = surface_problem(N, D, L)
+    _, center = centred(N, D)
+    here = np.array(surface_theta(*center, **params))
+    starts = np.vstack([problem.starts, here])
+    best, _, F = problem._replace(starts=starts).best()
+    objective = float(huber(problem.y - problem.fitted(here[None])).sum())
+    moved = float("nan")
+    if start:
+        moved = float(np.abs(here - surface_theta(*center, **start)).max())
+    health = evidence(problem, here)
+    health |= {"objective": objective,
+               "excess": float(objective / F.min() - 1),
+               "best": problem.printed(best),
+               "moved": moved}
+    return judge({"form": "published", "health": health})["health"]
 
 
-# ---- What a surface predicts. ----
+# ---- What a fit predicts. ----
 
 def surface_loss(p: dict, N: Array, D: Array) -> Array:
     """E + A/N^alpha + B/D^beta; everything broadcasts."""
-    return p["E"] + p["A"] * N ** -p["alpha"] + p["B"] * D ** -p["beta"]
+    return loss_of(p | {"form": "surface"}, {"N": N, "D": D})
+
+
+def repeated_loss(p: dict, N: Array, D: Array, U: Array) -> Array:
+    """Loss of N parameters trained on D tokens of which U are unique (`repeated`); everything broadcasts."""
+    return loss_of(p | {"form": "repeated"}, {"N": N, "D": D, "U": U})
+
+
+predict_surface = surface_loss                          # for a fit
 
 
 def outside(fit: dict, **inputs) -> dict:
@@ -277,43 +479,41 @@ def outside(fit: dict, **inputs) -> dict:
     return factors
 
 
+def has_draws(fit: dict) -> bool:
+    """Was the fit bootstrapped?"""
+    return any(len(v) for v in fit["boot"].values())
+
+
 def draws_of(fit: dict) -> dict:
     """The bootstrap draws of `fit` as columns (B, 1), ready to broadcast. Raises UserError without any."""
-    if not any(len(v) for v in fit["boot"].values()):
+    if not has_draws(fit):
         raise UserError("this fit has no bootstrap; fit again with --bootstrap=1000 to get intervals")
     return {k: np.array(v, float)[:, None] for k, v in fit["boot"].items()}
 
 
-def predict_surface(fit: dict, N: Array, D: Array) -> Array:
-    """Loss of N parameters after D tokens at the fitted point; N and D broadcast."""
-    return surface_loss(fit, np.asarray(N, float), np.asarray(D, float))
-
-
-def with_noise(loss: Array, noise: float, seed: int = 0) -> Array:
+def with_noise(loss: Array, noise: float) -> Array:
     """Draws of a loss (B, m) -> draws of a *measured* loss (20 B, m), with relative noise `noise`."""
-    z = np.random.default_rng(seed).standard_normal((20, len(loss), 1))
+    z = np.random.default_rng(0).standard_normal((20, len(loss), 1))
     return (loss * np.exp(noise * z)).reshape(-1, loss.shape[1])
-
-
-def predict_interval(fit: dict, N: Array, D: Array, level: float = LEVEL, noise: float | None = None) -> dict:
-    """Loss of new runs with N parameters and D tokens: {loss, lo, hi, outside} as lists (m,), level, noise.
-
-    The interval holds a fresh *measurement*: the bootstrap of the parameters plus run-to-run noise, by
-    default the residuals' standard deviation. noise=0 gives the interval of the law itself.
-    """
-    N, D = np.broadcast_arrays(np.atleast_1d(np.asarray(N, float)), np.atleast_1d(np.asarray(D, float)))
-    noise = fit["noise"] if noise is None else noise
-    lo, hi = interval(with_noise(surface_loss(draws_of(fit), N[None], D[None]), noise), level)
-    return {"loss": predict_surface(fit, N, D).tolist(), "lo": lo, "hi": hi, "level": level, "noise": noise,
-            "outside": [outside(fit, N=n, D=d, C=6 * n * d) for n, d in zip(N, D)]}
 
 
 def surface_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
     """(N_opt, D_opt, loss) of a surface for C = 6 N D FLOPs (Hoffmann et al. 2022, eq. 4)."""
-    alpha, beta = p["alpha"], p["beta"]
-    log_G = np.log(alpha * p["A"] / (beta * p["B"])) / (alpha + beta)
-    N = np.exp(log_G + beta / (alpha + beta) * np.log(C / 6))
-    return N, C / (6 * N), surface_loss(p, N, C / (6 * N))
+    alpha = p["alpha"]
+    beta = p["beta"]
+    G = log_G(np.log(p["A"]), alpha, np.log(p["B"]), beta)
+    N = np.exp(G + beta / (alpha + beta) * np.log(C / 6))
+    D = C / (6 * N)
+    return N, D, surface_loss(p, N, D)
+
+
+def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
+    """(N_opt, D_opt, loss) where N_opt = k C^a and loss = L_inf + (C_c/C)^gamma (nan without gamma)."""
+    N = np.exp(p["log_k"] + p["a"] * np.log(C))
+    loss = N * np.nan
+    if "gamma" in p:
+        loss = loss_of(p | {"form": "frontier"}, {"C": C})
+    return N, C / (6 * N), loss
 
 
 def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
@@ -324,24 +524,20 @@ def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
     """
     if not C > 0:
         raise UserError(f"a budget must be a positive number of FLOPs, not {C:g}")
-    of = surface_optimum if fit["form"] == "surface" else power_optimum
-    names = ("N_opt", "D_opt", "loss")
-    result = {"C": float(C), **{k: float(v) for k, v in zip(names, of(fit, C))}}
-    result["tokens_per_param"] = result["D_opt"] / result["N_opt"]
-    result["ci"], result["outside"] = {}, outside(fit, C=C)
-    if any(len(v) for v in fit["boot"].values()):
-        N, D, loss = (np.ravel(v) for v in of(draws_of(fit), C))
+
+    def at(p):
+        N, D, loss = surface_optimum(p, C) if fit["form"] == "surface" else power_optimum(p, C)
+        return {"N_opt": N, "D_opt": D, "loss": loss, "tokens_per_param": D / N}
+
+    result = {"C": float(C),
+              **{k: float(v) for k, v in at(fit).items()},
+              "ci": {},
+              "outside": outside(fit, C=C)}
+    if has_draws(fit):
         with np.errstate(over="ignore"):               # of a resample that determines nothing
-            draws = zip((*names, "tokens_per_param"), (N, D, loss, D / N))
-        result["ci"] = {k: interval(v, level) for k, v in draws}
+            draws = at(draws_of(fit))
+        result["ci"] = {k: interval(np.ravel(v), level) for k, v in draws.items()}
     return result
-
-
-def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
-    """(N_opt, D_opt, loss) where N_opt = k C^a and loss = L_inf + (C_c/C)^gamma (nan without gamma)."""
-    N = np.exp(p["log_k"] + p["a"] * np.log(C))
-    loss = p["L_inf"] + np.exp(p["gamma"] * (p["log_C_c"] - np.log(C))) if "gamma" in p else N * np.nan
-    return N, C / (6 * N), loss
 
 
 # ---- The other forms. ----
@@ -349,83 +545,58 @@ def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
 def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D. Raises UserError."""
     N, D, L = checked(params=N, tokens=D, loss=L)
-    distinct("params", N, 2, "L(N, D)")
-    distinct("tokens", D, 2, "L(N, D)")
-    X = np.log([N, D])
-    center = X.mean(1)
-    power, ratio = (v.ravel() for v in np.meshgrid((0.05, 0.1, 0.2, 0.4), (0.3, 0.7, 1.0, 1.5)))
+    distinct("L(N, D)", 2, params=N, tokens=D)
+    ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
     half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
-    starts = np.stack([half, ratio, half, power], 1)
-    lo, hi = np.array([-500, 1e-3, -500, 1e-3]), np.array([2000, 20.0, 2000, 5.0])
-
-    def natural(t):
-        n_c, r, d_c, alpha_D = t.T
-        return {"alpha_N": r * alpha_D, "alpha_D": alpha_D,
-                "N_c": np.exp(np.clip(n_c / r + center[0], -600, 600)),
-                "D_c": np.exp(np.clip(d_c + center[1], -600, 600))}
-    return fit_law("kaplan_nd", kaplan_nd, X - center[:, None], np.log(L), starts, lo, hi, natural,
-                   ["N_c", "alpha_N/alpha_D", "D_c", "alpha_D"], {"N": N, "D": D, "C": 6 * N * D, "loss": L},
-                   run, bootstrap, seed)
+    starts = [half, ratio, half, power]
+    lo = [-500, 1e-3, -500, 1e-3]
+    hi = [2000, 20.0, 2000, 5.0]
+    problem = problem_of("kaplan_nd", *centred(N, D), L, starts, lo, hi)
+    inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
+    return fit_law("kaplan_nd", problem, inputs, run, bootstrap, seed)
 
 
 def fit_kaplan_ns(N: Array, S: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Kaplan et al. 2020, eq. 1.6: L = (N_c/N)^alpha_N + (S_c/S)^alpha_S, S in steps. Raises UserError."""
     N, S, L = checked(params=N, steps=S, loss=L)
-    distinct("params", N, 2, "L(N, S)")
-    distinct("steps", S, 2, "L(N, S)")
-    X = np.log([N, S])
-    center = X.mean(1)
-    starts, lo, hi = additive_bounds(L, 2, 0.0)
-
-    def natural(t):
-        scale = np.exp(np.clip(t[:, 1::2] / t[:, 2::2] + center, -600, 600))
-        return {"alpha_N": t[:, 2], "alpha_S": t[:, 4], "N_c": scale[:, 0], "S_c": scale[:, 1]}
-    return fit_law("kaplan_ns", additive, X - center[:, None], np.log(L), starts, lo, hi, natural,
-                   ["E", "N_c", "alpha_N", "S_c", "alpha_S"], {"N": N, "S": S, "loss": L},
-                   run, bootstrap, seed)
+    distinct("L(N, S)", 2, params=N, steps=S)
+    problem = problem_of("kaplan_ns", *centred(N, S), L, *additive_bounds(L, 2, 0.0))
+    return fit_law("kaplan_ns", problem, {"N": N, "S": S, "loss": L}, run, bootstrap, seed)
 
 
 def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1000, seed: int = 0) -> dict:
     """L_inf + A x^-c0 (1 + (x/x_break)^(1/f))^(-c1 f): the exponent turns from c0 to c0 + c1 at `x_break`,
     over a range that grows with f (Caballero et al. 2023). Raises UserError."""
     x, L = checked(**{name: x, "loss": L})
-    distinct(name, x, 7, "a broken power law")
-    X = np.log(x)[None]
-    center = X.mean()
-    low, top = np.log(L.min()), np.log(L.max())
-    X = X - center
-    lo = np.array([low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)])
-    hi = np.array([low + 0.1, top + 5, 3.0, 2.0, X.max(), np.log(3.0)])
+    distinct("a broken power law", 7, **{name: x})
+    X, center = centred(x)
+    low = np.log(L.min())
+    # The break lies within the data: beyond them nothing tells it from no break at all.
+    lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
+    hi = [low + 0.1, np.log(L.max()) + 5, 3.0, 2.0, X.max(), np.log(3.0)]
     at = np.quantile(X, (0.25, 0.5, 0.75))
-    axes = np.meshgrid((0.1, 0.7), (0.05, 0.2, 0.5), (-0.1, 0.1), at, (-2.0, -0.5))
-    share, c0, c1, at, log_f = (v.ravel() for v in axes)
-    starts = np.stack([np.log(share) + low, np.log(np.median(L) - share * L.min()), c0, c1, at, log_f], 1)
-
-    def natural(t):
-        e, a, c0, c1, at, log_f = t.T
-        return {"L_inf": np.exp(e), "A": np.exp(a + c0 * center), "c0": c0, "c1": c1,
-                f"{name}_break": np.exp(at + center), "f": np.exp(log_f)}
-    return fit_law("broken", broken, X, np.log(L), starts, lo, hi, natural,
-                   ["L_inf", "A", "c0", "c1", f"{name}_break", "f"], {name: x, "loss": L},
-                   run, bootstrap, seed)
+    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1), at, (-2.0, -0.5))
+    rest = np.log(np.median(L) - share * L.min())
+    starts = [np.log(share) + low, rest, c0, c1, at, log_f]
+    problem = problem_of("broken", X, center, L, starts, lo, hi, name)
+    return fit_law("broken", problem, {name: x, "loss": L}, run, bootstrap, seed)
 
 
-def repeated_setup(N: Array, D: Array, U: Array, L: Array, base: dict | None):
-    """What `fit_law` and the profile of R share: X (3, n), starts, lo, hi, natural. base = None frees all."""
-    low, top = np.log(L.min()), np.log(L.max())
-    names = ("E", "A", "B")
-    first = base or fit_surface(N, D, L, bootstrap=0)
-    theta = np.array([*(np.log(max(first[k], 1e-9)) for k in names), first["alpha"], first["beta"]])
-    R = np.stack([v.ravel() for v in np.meshgrid(*[np.log([1, 5, 20, 200, 1e5])] * 2)], 1)
-    starts = np.hstack([np.repeat(theta[None], len(R), 0), R])
-    lo, hi = np.append(theta, np.log([0.05, 0.05])), np.append(theta, np.log([1e12, 1e12]))
+def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) -> Problem:
+    """`fit_repeated` as the solver needs it: R_D and R_N are free, and with base = None all of it is."""
+    first = base or fit_surface(N, D, L, bootstrap=0)      # the surface that knows no repeats is near enough
+    theta = [*(np.log(max(first[k], 1e-9)) for k in "EAB"), first["alpha"], first["beta"]]
+    R = np.log([1, 5, 20, 200, 1e5])
+    R_N, R_D = grid_of(R, R)
+    starts = [*(np.full(len(R_D), v) for v in theta), R_D, R_N]
+    lo = hi = theta
     if base is None:
-        lo[:5], hi[:5] = [low - 14, -10, -10, 0.02, 0.02], [low + 0.1, 60, 60, 3, 3]
-
-    def natural(t):
-        return {**{k: np.exp(t[:, i]) for i, k in enumerate(names)}, "alpha": t[:, 3], "beta": t[:, 4],
-                "R_D": np.exp(t[:, 5]), "R_N": np.exp(t[:, 6])}
-    return np.log([N, D, U]), starts, lo, hi, natural
+        low = np.log(L.min())
+        lo = [low - 14, -10, -10, 0.02, 0.02]
+        hi = [low + 0.1, 60, 60, 3, 3]
+    lo = [*lo, *np.log([0.05, 0.05])]
+    hi = [*hi, *np.log([1e12, 1e12])]
+    return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, lo, hi)
 
 
 def fit_repeated(N: Array, D: Array, U: Array, L: Array, run=None, base: dict | None = C4,
@@ -437,122 +608,81 @@ def fit_repeated(N: Array, D: Array, U: Array, L: Array, run=None, base: dict | 
     N, D, U, L = checked(params=N, tokens=D, unique_tokens=U, loss=L)
     if not (D > 1.001 * U).any():
         raise UserError("no run repeats its data (tokens > unique_tokens): its decay cannot be fitted")
-    X, starts, lo, hi, natural = repeated_setup(N, D, U, L, base)
-    fit = fit_law("repeated", repeated, X, np.log(L), starts, lo, hi, natural,
-                  ["E", "A", "B", "alpha", "beta", "R_D", "R_N"], {"N": N, "D": D, "U": U, "loss": L}, run,
-                  bootstrap, seed)
-    for k in ("R_D", "R_N"):
-        if k in fit["ci"] and fit["ci"][k][1] > 30 * fit["ci"][k][0]:
-            fit["health"]["lines"].append(f"{k} is not identified: its interval is {fit['ci'][k][0]:.3g} to "
-                                          f"{fit['ci'][k][1]:.3g}; runs of many more epochs would pin it")
-            fit["health"]["ok"] = False
-    return fit
+    inputs = {"N": N, "D": D, "U": U, "loss": L}
+    return fit_law("repeated", repeated_problem(N, D, U, L, base), inputs, run, bootstrap, seed)
 
 
 def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, float]:
     """(N, D, epochs, loss) of the least `repeated_loss` for C = 6 N D FLOPs and U unique tokens."""
-    low, high = 1e3, C / 6 / 1e3
-    for _ in range(6):                                                  # each pass narrows it 200-fold
-        N = np.geomspace(low, high, 401)
-        loss = repeated_loss(p, N, C / 6 / N, U)
-        i = int(np.clip(loss.argmin(), 1, 399))
-        low, high = N[i - 1], N[i + 1]
-    return float(N[i]), float(C / 6 / N[i]), float(max(C / 6 / N[i] / U, 1)), float(loss[i])
+    def loss(log_N):
+        return repeated_loss(p, np.exp(log_N), C / 6 / np.exp(log_N), U)
 
-
-# ---- Profiles: how far can one parameter move before the data object? ----
-
-def in_units(result: dict) -> dict:
-    """A profile over a logarithm, with its grid and ends exponentiated, and whether both ends exist."""
-    ends = {k: float(np.exp(result[k])) if result[k] is not None else None for k in ("lo", "hi")}
-    return result | ends | {"grid": np.exp(result["grid"]).tolist(), "identified": None not in ends.values()}
-
-
-def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
-    """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}; lo None: 0
-    fits."""
-    N, D, L = checked(params=N, tokens=D, loss=L)
-    X, starts, lo, hi, _ = surface_setup(N, D, L, None)
-    grid = np.log(L.min() * np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51)))
-    return in_units(profile(additive, X, np.log(L), starts, lo, hi, 0, grid, run, bootstrap, seed))
-
-
-def profile_R(N: Array, D: Array, U: Array, L: Array, which: str = "R_D", base: dict | None = C4,
-              bootstrap: int = 200, seed: int = 0) -> dict:
-    """The profile of R_D or R_N of `fit_repeated`: {grid, deviance, cutoff, lo, hi, identified}."""
-    X, starts, lo, hi, _ = repeated_setup(*checked(params=N, tokens=D, unique_tokens=U, loss=L), base)
-    k, grid = 5 + ("R_D", "R_N").index(which), np.log(np.geomspace(0.3, 1e6, 40))
-    return in_units(profile(repeated, X, np.log(L), starts, lo, hi, k, grid, None, bootstrap, seed))
+    best = minimize_scalar(loss, bounds=(0, np.log(C / 6)), method="bounded", options={"xatol": 1e-9})
+    N = float(np.exp(best.x))
+    D = C / 6 / N
+    return N, D, max(D / U, 1.0), float(best.fun)
 
 
 # ---- Which form do the data prefer? ----
 
-def loss_of(fit: dict, inputs: dict) -> Array:
-    """The loss of any parametric form at `inputs` {N, D, C, S or U: (m,)}; everything broadcasts."""
-    form = fit["form"]
-    if form == "surface":
-        return surface_loss(fit, inputs["N"], inputs["D"])
-    if form == "kaplan_nd":
-        r = fit["alpha_N"] / fit["alpha_D"]
-        return ((fit["N_c"] / inputs["N"]) ** r + fit["D_c"] / inputs["D"]) ** fit["alpha_D"]
-    if form == "kaplan_ns":
-        return (fit["N_c"] / inputs["N"]) ** fit["alpha_N"] + (fit["S_c"] / inputs["S"]) ** fit["alpha_S"]
-    if form == "repeated":
-        return repeated_loss(fit, inputs["N"], inputs["D"], inputs["U"])
-    name = next(k for k in fit["range"] if k != "loss")
-    x = inputs[name]
-    if form == "power":
-        return fit["L_inf"] + (fit[f"{name}_c"] / x) ** fit["alpha"]
-    return (fit["L_inf"] + fit["A"] * x ** -fit["c0"]
-            * (1 + (x / fit[f"{name}_break"]) ** (1 / fit["f"])) ** (-fit["c1"] * fit["f"]))
-
-
-def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None, largest: float = 0.2) -> dict:
+def compare(fits: dict[str, tuple], inputs: dict, L: Array, run=None) -> dict:
     """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, preferred}.
 
-    `fits` maps a form's name to a function (inputs, L) -> fit; `inputs` {name: (n,)}. AICc is of a Laplace
-    likelihood, relative to the best, and takes a learning curve (the rows of one `run`) for one observation.
-    `held_out` is the mean |log error| on the largest fifth of the first input's values (models), predicted
-    from the others: what extrapolation costs. A form that cannot be fitted is reported with the reason.
+    `fits` maps a form's name to a function (*inputs, L) -> fit and its options; `inputs` {name: (n,)}. AICc
+    is of a Laplace likelihood, relative to the best, and takes a learning curve (the rows of one `run`) for
+    one observation. `held_out` is the mean |log error| on the largest fifth of the first input's values
+    (models), predicted from the others: what extrapolation costs. A form that cannot be fitted is reported
+    with the reason.
     """
-    first = next(iter(inputs.values()))
-    sizes = np.unique(first)
-    big = first >= sizes[-max(1, int(round(largest * len(sizes))))]
-    table, n = {}, int(clusters(run, len(L)).max()) + 1
-    for name, fit in fits.items():
+    x = np.array(list(inputs.values()))
+    sizes = np.unique(x[0])
+    big = x[0] >= sizes[-max(1, round(0.2 * len(sizes)))]
+    n = int(clusters(run, len(L)).max()) + 1
+    table = {}
+    for name, (fit, options) in fits.items():
         try:
-            full = fit(inputs, L)
-            part = fit({k: v[~big] for k, v in inputs.items()}, L[~big])
+            full = fit(*x, L, bootstrap=0, **options)
+            part = fit(*x[:, ~big], L[~big], bootstrap=0, **options)
         except UserError as e:
             table[name] = {"refused": str(e)}
             continue
-        k = full["free"] + 1                                            # and the scale of the noise
-        small = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf
-        aicc = 2 * n * np.log(max(full["objective"], 1e-300)) + 2 * k + small
-        error = np.abs(np.log(loss_of(part, {q: v[big] for q, v in inputs.items()}) / L[big]))
-        table[name] = {"parameters": full["free"], "held_out": float(error.mean()),
-                       "objective": full["objective"], "aicc": aicc}
+        error = np.log(loss_of(part, dict(zip(inputs, x[:, big]))) / L[big])
+        table[name] = {"parameters": full["free"],
+                       "held_out": float(np.abs(error).mean()),
+                       "objective": full["objective"],
+                       "aicc": aicc(full, n)}
     fitted = {name: row for name, row in table.items() if "aicc" in row}
-    least = min((row["aicc"] for row in fitted.values()), default=0)
-    for row in fitted.values():
-        row["aicc"] = float(row["aicc"] - least)
-    best = {by: min(fitted, key=lambda f: fitted[f][by]) for by in ("aicc", "held_out")} if fitted else {}
-    return {"forms": table, "preferred": best, "held_out_rows": int(big.sum()), "n": n}
+    preferred = {}
+    if fitted:
+        least = min(row["aicc"] for row in fitted.values())
+        for row in fitted.values():
+            row["aicc"] = float(row["aicc"] - least)
+        preferred = {by: min(fitted, key=lambda name: fitted[name][by]) for by in ("aicc", "held_out")}
+    return {"forms": table, "preferred": preferred, "held_out_rows": int(big.sum()), "n": n}
+
+
+def aicc(fit: dict, n: int) -> float:
+    """Akaike's criterion, corrected for n observations, of a Laplace likelihood with the scale fitted too."""
+    k = fit["free"] + 1                                                 # and the scale of the noise
+    correction = np.inf
+    if n > k + 1:
+        correction = 2 * k * (k + 1) / (n - k - 1)
+    return 2 * n * np.log(max(fit["objective"], 1e-300)) + 2 * k + correction
 
 
 def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> dict:
     """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
     N, D, L = checked(params=N, tokens=D, loss=L)
-    forms = {"E + A/N^alpha + B/D^beta": lambda x, y: fit_surface(x["N"], x["D"], y, bootstrap=0),
-             "A/N^alpha + B/D^beta": lambda x, y: fit_surface(x["N"], x["D"], y, E=0.0, bootstrap=0),
-             "Kaplan L(N, D)": lambda x, y: fit_kaplan_nd(x["N"], x["D"], y, bootstrap=0)}
-    return compare(forms, {"N": N, "D": D}, L, run)
+    fits = {"E + A/N^alpha + B/D^beta": (fit_surface, {}),
+            "A/N^alpha + B/D^beta": (fit_surface, {"E": 0.0}),
+            "Kaplan L(N, D)": (fit_kaplan_nd, {})}
+    return compare(fits, {"N": N, "D": D}, L, run)
 
 
 def compare_powers(x: Array, L: Array, name: str = "N") -> dict:
     """`compare` of a power law with and without a floor and of a smoothly broken one, all in one input."""
     x, L = checked(**{name: x, "loss": L})
-    forms = {"power law with a floor": lambda v, y: fit_power(v[name], y, name=name, bootstrap=0),
-             "power law": lambda v, y: fit_power(v[name], y, irreducible=False, name=name, bootstrap=0),
-             "broken power law": lambda v, y: fit_broken(v[name], y, name=name, bootstrap=0)}
-    return compare(forms, {name: x}, L)
+    fits = {"power law with a floor": (fit_power, {"name": name}),
+            "power law": (fit_power, {"name": name, "irreducible": False}),
+            "broken power law": (fit_broken, {"name": name})}
+    return compare(fits, {name: x}, L)

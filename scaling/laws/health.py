@@ -1,0 +1,146 @@
+"""Health: what the fits found out about themselves, worded in one place.
+
+A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong,
+a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. A
+new finding is a number in health and a sentence here.
+"""
+import numpy as np
+
+MANY_ERRORS = 2                            # standard errors by which one run may move an exponent
+LACK_OF_FIT = 3                            # residuals over the noise between seeds
+R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
+
+
+def judge(fit: dict) -> dict:
+    """Set `lines` and `ok` of fit["health"] from its findings, anew at each call. Returns the fit."""
+    health = fit["health"]
+    health["lines"] = lines(fit)
+    health["ok"] = not health["lines"]
+    return fit
+
+
+def lines(fit: dict) -> list[str]:
+    """A sentence for each thing that is wrong with `fit`, in the order in which they matter."""
+    if fit["form"] == "isoflop":
+        return of_isoflop(fit)
+    if fit["form"] == "envelope":
+        return of_envelope(fit)
+    if fit["form"] == "loss_vs_compute":
+        return of_hull(fit)
+    if fit["form"] == "published":
+        return of_published(fit["health"])
+    return of_optimum(fit["health"]) + of_floor(fit) + of_parameters(fit["health"]) + of_data(fit)
+
+
+# ---- Fits of a formula (scaling.laws.forms). ----
+
+def of_optimum(h: dict) -> list[str]:
+    """Was the minimum found, and is it the only one?"""
+    out = []
+    if h["improvable"] > 1e-4:
+        out.append(f"not at a minimum: one more step lowers the objective by {h['improvable']:.1%}")
+    if h["agree"] < 0.3:
+        out.append(f"only {h['agree']:.0%} of {h['starts']} starts reach this optimum: it has rivals")
+    if h["bounds"]:
+        out.append(f"stopped at the bound of {', '.join(h['bounds'])}: these data do not determine it")
+    return out
+
+
+def of_floor(fit: dict) -> list[str]:
+    """Is the irreducible loss more than nothing?"""
+    for name in ("E", "L_inf"):
+        if name in fit["ci"] and fit["ci"][name][0] <= 0.05 * fit["range"]["loss"][0]:
+            return [f"{name} is not identified: its interval reaches almost 0; a wider range would pin it"]
+    return []
+
+
+def of_parameters(h: dict) -> list[str]:
+    """Do all of the runs, and not one alone, determine the parameters?"""
+    out = []
+    if h["condition"] > 1e6:
+        out.append(f"condition number {h['condition']:.0e}: some parameters can be traded for one another")
+    worst = h.get("influence")
+    if worst and worst["shift"] > MANY_ERRORS:
+        out.append(f"one run (row {worst['row'] + 1}) moves {worst['parameter']} by {worst['shift']:.1f} "
+                   f"standard errors, to {worst['without']:.3f} without it")
+    return out
+
+
+def of_data(fit: dict) -> list[str]:
+    """Does the form hold, and do the data reach far enough for it?"""
+    h = fit["health"]
+    out = []
+    if h.get("lack_of_fit", 0) > LACK_OF_FIT:
+        out.append(f"residuals are {h['lack_of_fit']:.1f} times the noise between seeds: the form, or the "
+                   "tuning of some sizes, is off")
+    if h.get("profile_open") and not of_floor(fit):                 # its interval says so already
+        out.append("E is not identified: its profile does not rise on both sides; a wider range would pin it")
+    if h.get("repeated_rows"):
+        out.append(f"{h['repeated_rows']} rows repeat their data, which this form ignores; see 'repeated'")
+    for name in ("R_D", "R_N"):
+        low, high = fit["ci"].get(name, (1, 1))
+        if high > R_RATIO * low:
+            out.append(f"{name} is not identified: its interval is {low:.3g} to {high:.3g}; runs of many "
+                       "more epochs would pin it")
+    return out
+
+
+def of_published(h: dict) -> list[str]:
+    """Are somebody's published parameters at the minimum, and did their optimiser move at all?"""
+    out = []
+    if h["excess"] > 1e-4:
+        best = ", ".join(f"{k} = {h['best'][k]:.4g}" for k in ("E", "A", "B", "alpha", "beta"))
+        out.append(f"not at the minimum: the objective is {h['excess']:.1%} above the best, where {best}")
+        if h["moved"] < 0.05:
+            out.append("the optimiser hardly left its start (largest change of a log-parameter "
+                       f"{h['moved']:.1g}): it stopped at once, whatever it reports")
+    return out
+
+
+# ---- Frontiers (scaling.laws.frontiers). ----
+
+def of_isoflop(fit: dict) -> list[str]:
+    """What was refused and why, and what the line through the other budgets rests on."""
+    h = fit["health"]
+    out = [f"budget {p['C']:.3g} refused: {p['refused']}" for p in fit["points"] if p["refused"]]
+    for p in fit["points"]:
+        if p.get("edge", 0) > 0.05:
+            out.append(f"budget {p['C']:.3g}: in {p['edge']:.0%} of the resamples its vertex left the sizes; "
+                       "add sizes")
+    if fit["budgets"] < 4:
+        out.append(f"a line through {fit['budgets']} budgets: {fit['budgets'] - 2} degrees of freedom left")
+    if np.isnan(fit["noise"]):
+        out.append("three sizes per budget leave no scatter to measure, so the intervals mean nothing; "
+                   "train five sizes per budget, or repeat seeds")
+    if h["widened"] > 2:
+        out.append(f"the optima scatter {h['widened']:.1f} times more about the line than noise explains")
+    worst = h["influence"]
+    if worst and worst["shift"] > MANY_ERRORS:
+        out.append(f"budget {np.exp(worst['log_C']):.3g} moves a by {worst['shift']:.1f} standard errors, to "
+                   f"{worst['without']:.3f} without it")
+    return out
+
+
+def of_envelope(fit: dict) -> list[str]:
+    """Do the optima lie on a line that rises?"""
+    out = []
+    if (np.diff([p["C"] for p in fit["points"]]) <= 0).any():
+        out.append("the optima are out of order, a larger model at a smaller compute: too noisy curves")
+    if fit["a"] <= 0:
+        out.append("larger models are best at smaller compute: this is no envelope")
+    return out
+
+
+def of_hull(fit: dict) -> list[str]:
+    """Does the loss fall with compute, and how much of the hull is one run's own curve?"""
+    fitted = fit["hull"]["fitted"]
+    inner = fit["hull"]["between"]
+    out = []
+    if fit["alpha"] <= 0:
+        out.append("loss does not fall with compute")
+    if fitted < 5:
+        out.append(f"only {fitted} hull points carry the slope")
+    if abs(fit["between"] / fit["alpha"] - 1) > 0.05 and inner > 1:
+        out.append(f"{fitted - inner} of {fitted} hull points are the first or the last run's own curve, "
+                   f"past its optimum; between the runs the slope is -{fit['between']:.4f}")
+    return out
