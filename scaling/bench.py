@@ -19,9 +19,10 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is imported
@@ -32,8 +33,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import train
-from model import onednn_matmul, onednn_pays
+from config import settings
+from config.settings import Config
+from model import GPT
+from runtime import basics
 from runtime.basics import UserError, exit_cleanly, nearest
+from runtime.cpu import onednn_matmul, onednn_pays
+from runtime.system import peak_memory_mb
 
 
 def shape(n_layer: int, n_head: int, n_embd: int, batch_size: int, block_size: int, vocab_size: int) -> dict:
@@ -54,17 +60,21 @@ SHAPES = {                         # batch_size rows of block_size tokens a step
 PEERS = ("hf", "hf_compiled", "plain")
 AGREE_STEPS, AGREE = 5, 1e-4       # the first losses must agree to this relative difference
 PHASES = ("data", "forward_backward", "loss", "optimizer")
+# Of every run that is timed: what HF's GPT-2 has, too.
+COMMON = dict(dataset="bench", bias=True, tie_weights=True, schedule="constant", warmup_iters=0,
+              learning_rate=1e-3, max_iters=10 ** 6, device="cpu", dtype="float32")
 
 
-# ---------------------------------------------------------------- contestants
+# ---- contestants ----
 
 
 class Ours:
     """train.py's Run, step by step."""
 
-    def __init__(self, c: train.Config, meta: dict):
+    def __init__(self, c: Config, meta: dict):
         self.run = train.Run(c, meta, 0, 1)
-        self.model, self.last_norm = self.run.raw, self.run.raw.transformer.ln_f
+        self.model = self.run.raw
+        self.last_norm = self.model.transformer.ln_f
 
     def step(self) -> torch.Tensor:
         self.run.train_step()
@@ -74,21 +84,26 @@ class Ours:
 class Peer:
     """A step as a user of `model` writes it: `loss(x, y)`, clip, torch.optim.AdamW; on the data of `Ours`."""
 
-    def __init__(self, c: train.Config, meta: dict):
+    def __init__(self, c: Config, meta: dict):
         torch.manual_seed(c.seed)
-        weights = train.GPT(train.model_config(c)).state_dict()
+        weights = GPT(c).state_dict()
         torch.set_float32_matmul_precision("highest")  # PyTorch's default
-        self.model = self.build(c, weights)
+        self.c = c
+        self.i = 0
+        self.model = self.build(c, weights).to(c.device)
         self.last_norm = self.model.transformer.ln_f
-        self.c, self.i = c, 0
-        self.data = train.Batches(train.ROOT / "data" / c.dataset / "train.bin", c.block_size, c.seed, "cpu")
-        groups = [dict(params=[p for p in self.model.parameters() if (p.dim() >= 2) == decays],
-                       weight_decay=c.weight_decay * decays) for decays in (True, False)]
+        text = basics.ROOT / "data" / c.dataset / "train.bin"
+        self.data = train.Batches(text, c.block_size, c.seed, c.device)
+        self.autocast = torch.autocast(c.device, getattr(torch, c.dtype), enabled=c.dtype != "float32")
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [dict(params=matrices, weight_decay=c.weight_decay), dict(params=vectors, weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2))
 
     def step(self) -> torch.Tensor:
         x, y = self.data.get(self.data.row_ids(self.i * self.c.batch_size, self.c.batch_size))
-        loss = self.loss(x, y)
+        with self.autocast:
+            loss = self.loss(x, y)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.c.grad_clip)
         self.optimizer.step()
@@ -98,7 +113,7 @@ class Peer:
 
 
 class HuggingFace(Peer):
-    def build(self, c: train.Config, weights: dict) -> nn.Module:
+    def build(self, c: Config, weights: dict) -> nn.Module:
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError:
@@ -108,8 +123,10 @@ class HuggingFace(Peer):
             n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_positions=c.block_size,
             vocab_size=c.vocab_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
             bos_token_id=None, eos_token_id=None)).train()
-        matrices = {name for name, p in weights.items() if p.dim() == 2 and ".h." in name}
-        model.load_state_dict({name: p.T if name in matrices else p for name, p in weights.items()})
+        for name, p in weights.items():
+            if p.dim() == 2 and ".h." in name:         # GPT-2 stores these matrices transposed
+                weights[name] = p.T
+        model.load_state_dict(weights)
         return model
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -117,17 +134,18 @@ class HuggingFace(Peer):
 
 
 class HuggingFaceCompiled(HuggingFace):
-    def build(self, c: train.Config, weights: dict) -> nn.Module:
+    def build(self, c: Config, weights: dict) -> nn.Module:
         model = super().build(c, weights)
         model.compile(dynamic=False)                   # in place: names and modules stay
         return model
 
 
 class PlainBlock(nn.Module):
-    def __init__(self, c: train.Config):
+    def __init__(self, c: Config):
         super().__init__()
         self.n_head = c.n_head
-        self.ln_1, self.ln_2 = nn.LayerNorm(c.n_embd), nn.LayerNorm(c.n_embd)
+        self.ln_1 = nn.LayerNorm(c.n_embd)
+        self.ln_2 = nn.LayerNorm(c.n_embd)
         self.attn = nn.ModuleDict(dict(c_attn=nn.Linear(c.n_embd, 3 * c.n_embd),
                                        c_proj=nn.Linear(c.n_embd, c.n_embd)))
         self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(c.n_embd, 4 * c.n_embd),
@@ -143,7 +161,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    def __init__(self, c: train.Config):
+    def __init__(self, c: Config):
         super().__init__()
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(c.vocab_size, c.n_embd), wpe=nn.Embedding(c.block_size, c.n_embd),
@@ -152,14 +170,14 @@ class PlainGPT(nn.Module):
         self.lm_head.weight = self.transformer.wte.weight
 
     def forward(self, idx):
-        x = self.transformer.wte(idx) + self.transformer.wpe(torch.arange(idx.shape[1]))
+        x = self.transformer.wte(idx) + self.transformer.wpe(torch.arange(idx.shape[1], device=idx.device))
         for block in self.transformer.h:
             x = block(x)
         return self.lm_head(self.transformer.ln_f(x))
 
 
 class Plain(Peer):
-    def build(self, c: train.Config, weights: dict) -> nn.Module:
+    def build(self, c: Config, weights: dict) -> nn.Module:
         model = PlainGPT(c)
         model.load_state_dict(weights)
         return model
@@ -171,18 +189,48 @@ class Plain(Peer):
 CONTESTANTS = dict(ours=Ours, hf=HuggingFace, hf_compiled=HuggingFaceCompiled, plain=Plain)
 
 
-# ---------------------------------------------------------------- one contestant in a process of its own
+# ---- what a contestant does in its process ----
+
+
+contestant = None                  # of this process: what `build` made
+
+
+def build(name: str, run: settings.Resolved, root: Path, threads: int) -> None:
+    """Make this process the home of the contestant `name`."""
+    global contestant
+    torch.set_num_threads(threads)
+    basics.ROOT = root
+    contestant = CONTESTANTS[name](run.config, run.meta)
+
+
+def work(task: Callable, *args):
+    return task(contestant, *args)
+
+
+def losses(contestant: Ours | Peer, steps: int) -> list[float]:
+    return [contestant.step().item() for _ in range(steps)]
+
+
+def burst(contestant: Ours | Peer, seconds: float, clock: Callable[[], float]) -> float:
+    """Steps a second of `clock`, over a burst of about `seconds` of wall time; a step at least."""
+    steps = 0
+    stop = time.perf_counter() + seconds
+    start = clock()
+    while not steps or time.perf_counter() < stop:
+        contestant.step()
+        steps += 1
+    return steps / (clock() - start)
 
 
 def split(contestant: Ours | Peer, steps: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median ms per step of each of PHASES; `loss` (head and cross-entropy, both ways) is within
-    forward_backward.
+    """Median ms per step of each of PHASES; `loss`, head and cross-entropy both ways, is in forward_backward.
 
     Hooks stamp the time where the model starts, where its last norm hands over to the head, where the
     gradient comes back there, and where the last parameter has its gradient. What follows is the optimizer's:
     clip, AdamW, bookkeeping.
     """
-    at, rows, parameters = {}, [], contestant.model.parameters()
+    at = {}
+    rows = []
 
     def stamp(name: str) -> None:
         at[name] = clock()
@@ -192,8 +240,9 @@ def split(contestant: Ours | Peer, steps: int, clock: Callable[[], float]) -> di
         output.register_hook(lambda grad: stamp("hidden"))
 
     hooks = [contestant.model.register_forward_pre_hook(lambda *_: stamp("forward")),
-             contestant.last_norm.register_forward_hook(watch),
-             *(p.register_post_accumulate_grad_hook(lambda p: stamp("gradients")) for p in parameters)]
+             contestant.last_norm.register_forward_hook(watch)]
+    for p in contestant.model.parameters():
+        hooks.append(p.register_post_accumulate_grad_hook(lambda p: stamp("gradients")))
     for _ in range(steps):
         stamp("start")
         contestant.step()
@@ -205,40 +254,8 @@ def split(contestant: Ours | Peer, steps: int, clock: Callable[[], float]) -> di
     return dict(zip(PHASES, (np.median(rows, axis=0) * 1e3).tolist()))
 
 
-def burst(contestant: Ours | Peer, seconds: float, clock: Callable[[], float]) -> tuple[int, float]:
-    """(steps, their seconds on `clock`) of a burst of about `seconds` of wall time; a step at least."""
-    steps, stop, start = 0, time.perf_counter() + seconds, clock()
-    while not steps or time.perf_counter() < stop:
-        contestant.step()
-        steps += 1
-    return steps, clock() - start
-
-
-def peak_memory_mb() -> float:
-    import resource  # not on Windows
-    unit = 2 ** 20 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def work(pipe: Connection, name: str, c: train.Config, meta: dict, root: Path, threads: int,
-         clock: str) -> None:
-    """A contestant's process: builds it, then answers each (question, argument) with (answer, error)."""
-    torch.set_num_threads(threads)
-    train.ROOT, clock = root, getattr(time, clock)
-    answers = dict(split=lambda steps: split(contestant, steps, clock),
-                   burst=lambda seconds: burst(contestant, seconds, clock),
-                   losses=lambda steps: [contestant.step().item() for _ in range(steps)],
-                   peak_mb=lambda _: peak_memory_mb())
-    try:
-        contestant = CONTESTANTS[name](c, meta)
-        pipe.send((None, None))
-        while True:
-            what, argument = pipe.recv()
-            pipe.send((answers[what](argument), None))
-    except EOFError:                                   # the parent is done
-        pass
-    except UserError as e:
-        pipe.send((None, str(e)))
+def peak_mb(contestant: Ours | Peer) -> float:
+    return peak_memory_mb()
 
 
 class Contestant:
@@ -246,72 +263,69 @@ class Contestant:
 
     def __init__(self, name: str, *args):
         self.name = name
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, name, *args), daemon=True)
-        self.process.start()
-        theirs.close()
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.built = self.pool.submit(build, name, *args)
 
-    def answer(self):
+    def start(self, task: Callable, *args) -> Future:
+        return self.pool.submit(work, task, *args)
+
+    def answer(self, future: Future):
+        """What the task returns. Raises UserError when it, or its process, fails."""
         try:
-            answer, error = self.pipe.recv()
-        except EOFError:
+            return future.result()
+        except UserError:
+            raise
+        except Exception as e:                         # of its model, its compiler, or its process
+            traceback.print_exception(e)
             raise UserError(f"the process of {self.name} died; its traceback is above; --peers leaves a peer "
                             "out") from None
-        if error:
-            raise UserError(error)
-        return answer
 
-    def ask(self, what: str, argument: float | None = None):
-        self.pipe.send((what, argument))
-        return self.answer()
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
+    def ask(self, task: Callable, *args):
+        return self.answer(self.start(task, *args))
 
 
 @contextlib.contextmanager
 def contestants(names: list[str], *args):
     """A Contestant for each of `names`, all built; their processes end with the block."""
-    built = []
-    try:
+    with contextlib.ExitStack() as stack:
+        found = []
         for name in names:
-            built.append(Contestant(name, *args))
-            built[-1].answer()
-        yield built
-    finally:
-        for one in built:
-            one.close()
+            one = Contestant(name, *args)
+            stack.callback(one.pool.shutdown)
+            one.answer(one.built)                      # one after the other: they need the memory
+            found.append(one)
+        yield found
 
 
-# ---------------------------------------------------------------- measurements
-
-
-def write_data(root: Path, vocab_size: int, tokens: int = 2 ** 19) -> dict:
-    """Random tokens in root/data/bench, as train.py wants them: speed does not depend on the text. -> meta"""
-    folder = root / "data" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "val"):
-        random = np.random.default_rng(0).integers(vocab_size, size=tokens, dtype=np.uint16)
-        random.tofile(folder / f"{name}.bin")
-    return dict(tokenizer="none", vocab_size=vocab_size, train_tokens=tokens, val_tokens=tokens,
-                val_bytes=tokens, train_sha256="none")
-
-
-def config(name: str, meta: dict, root: Path) -> train.Config:
-    """The run that is timed: every setting that HF's GPT-2 has, too, and a constant learning rate."""
-    c = train.Config(**SHAPES[name], dataset="bench", out_dir=str(root / "out"), bias=True, tie_weights=True,
-                     schedule="constant", warmup_iters=0, learning_rate=1e-3, max_iters=10 ** 6, device="cpu")
-    return train.derive(c, meta, "cpu", 1)
+# ---- measurements ----
 
 
 @contextlib.contextmanager
-def workplace(name: str):
-    """(config, meta, root) of the shape `name`, in a directory that goes away."""
+def workplace(tokens: np.ndarray, **changes):
+    """(resolved run on `tokens`, root), in a directory that goes away; till then it is basics.ROOT."""
+    before = basics.ROOT
     with tempfile.TemporaryDirectory() as folder:
-        meta = write_data(Path(folder), SHAPES[name]["vocab_size"])
-        yield config(name, meta, Path(folder)), meta, Path(folder)
+        root = Path(folder)
+        data = root / "data" / "bench"
+        data.mkdir(parents=True)
+        for split in ("train", "val"):
+            tokens.astype("<u2").tofile(data / f"{split}.bin")
+        basics.write_json(data / "meta.json", dict(
+            tokenizer="none", vocab_size=changes["vocab_size"], train_tokens=len(tokens),
+            val_tokens=len(tokens), val_bytes=len(tokens), train_sha256="none"))
+        c = Config(**COMMON | changes, out_dir=str(root / "out"))
+        basics.ROOT = root
+        try:
+            yield settings.resolve(c), root
+        finally:
+            basics.ROOT = before
+
+
+def shape_workplace(name: str):
+    """The workplace of one of SHAPES; its tokens are random, since speed does not depend on the text."""
+    vocab_size = SHAPES[name]["vocab_size"]
+    tokens = np.random.default_rng(0).integers(vocab_size, size=2 ** 19, dtype=np.uint16)
+    return workplace(tokens, **SHAPES[name])
 
 
 def require_same_work(losses: dict[str, list[float]]) -> None:
@@ -324,26 +338,30 @@ def require_same_work(losses: dict[str, list[float]]) -> None:
                             f"{theirs[-1]:.6f} at the last); nothing was timed")
 
 
-def rates(built: list[Contestant], rounds: int, seconds: float, tokens: int, bar: tqdm) -> dict[str, list]:
-    """{name: tokens/s of each round}; each works once a round, and the next round starts one later."""
+def in_turns(built: list[Contestant], rounds: int, *task) -> dict[str, list[float]]:
+    """{name: the answers to `task`}: each works once a round, and the next round starts one later."""
     found = {one.name: [] for one in built}
-    for i in range(rounds):
-        for one in built[i % len(built):] + built[:i % len(built)]:
-            steps, spent = one.ask("burst", seconds)
-            found[one.name].append(steps * tokens / spent)
-            bar.update()
+    order = list(built)
+    for _ in tqdm(range(rounds), "rounds", leave=False):
+        for one in order:
+            found[one.name].append(one.ask(*task))
+        order = order[1:] + order[:1]
     return found
 
 
-def gemm_roofline(threads: int, clock: str, size: int = 1024) -> float:
+def gemm_roofline(threads: int, clock: Callable[[], float], size: int = 1024) -> float:
     """The best GF/s of a square float32 matmul here, through MKL and through oneDNN where that is float32."""
     torch.set_num_threads(threads)
-    a, best, now = torch.ones(size, size), math.inf, getattr(time, clock)
-    for matmul in (torch.mm, onednn_matmul(torch.mm)) if onednn_pays() else (torch.mm,):
+    a = torch.ones(size, size)
+    best = math.inf
+    matmuls = [torch.mm]
+    if onednn_pays():
+        matmuls.append(onednn_matmul(torch.mm))
+    for matmul in matmuls:
         for _ in range(20):
-            start = now()
+            start = clock()
             matmul(a, a)
-            best = min(best, now() - start)
+            best = min(best, clock() - start)
     return 2 * size ** 3 / best / 1e9
 
 
@@ -363,45 +381,47 @@ def load() -> float:
 
 def measure(name: str, a: argparse.Namespace) -> dict:
     """One shape: the agreement of losses first, then bursts in turns, then the split."""
-    with workplace(name) as (c, meta, root), \
-            contestants(["ours", *a.peers], c, meta, root, a.threads, a.clock) as built:
-        flops, tokens = train.shape_counts(c)[1]["total"], c.batch_size * c.block_size
-        losses = {one.name: one.ask("losses", AGREE_STEPS) for one in built}
-        require_same_work(losses)
-        rows, roofline = {}, gemm_roofline(a.threads, a.clock)
-        with tqdm(total=a.rounds * len(built), desc=name, leave=False, mininterval=2) as bar:
-            found = rates(built, a.rounds, a.seconds, tokens, bar)
+    with shape_workplace(name) as (run, root), \
+            contestants(["ours", *a.peers], run, root, a.threads) as built:
+        flops = run.flops["total"]
+        tokens = run.config.batch_size * run.config.block_size
+        first = {one.name: one.ask(losses, AGREE_STEPS) for one in built}
+        require_same_work(first)
+        rows = {}
+        roofline = gemm_roofline(a.threads, a.clock)
+        steps = in_turns(built, a.rounds, burst, a.seconds, a.clock)
         for one in built:
-            speed = quartiles(found[one.name])
+            speed = quartiles([tokens * x for x in steps[one.name]])
+            gflops = speed["median"] * flops / 1e9
+            split_ms = None
+            if one.name != "hf_compiled":              # hooks would break its graph
+                split_ms = one.ask(split, 20 if tokens * flops < 1e10 else 5, a.clock)
             rows[one.name] = dict(
-                tok_per_s=speed, ms=tokens / speed["median"] * 1e3, gflops=speed["median"] * flops / 1e9,
-                roofline_share=speed["median"] * flops / 1e9 / roofline,
-                ratio=ratio(found["ours"], found[one.name]), loss=losses[one.name][-1],
-                split_ms=None if one.name == "hf_compiled" else    # hooks would break its graph
-                one.ask("split", 20 if tokens * flops < 1e10 else 5), peak_mb=one.ask("peak_mb"))
+                tok_per_s=speed, ms=tokens / speed["median"] * 1e3, gflops=gflops,
+                roofline_share=gflops / roofline, ratio=ratio(steps["ours"], steps[one.name]),
+                loss=first[one.name][-1], split_ms=split_ms, peak_mb=one.ask(peak_mb))
     return dict(shape=name, settings=SHAPES[name], tokens_per_step=tokens, flops_per_token=flops,
                 gemm_roofline_gflops=roofline, load=load(), contestants=rows)
 
 
 def two_processes(name: str, rounds: int, seconds: float) -> dict:
     """Our tokens/s as two processes of one thread, at once, against one process of two threads; wall time."""
-    together, alone = [], []
-    with workplace(name) as (c, meta, root), \
-            contestants(["ours", "ours"], c, meta, root, 1, "perf_counter") as pair, \
-            contestants(["ours"], c, meta, root, 2, "perf_counter") as one:
+    together = []
+    alone = []
+    task = burst, seconds, time.perf_counter
+    with shape_workplace(name) as (run, root), \
+            contestants(["ours", "ours"], run, root, 1) as pair, \
+            contestants(["ours"], run, root, 2) as (single,):
+        tokens = run.config.batch_size * run.config.block_size
         for _ in range(rounds):
-            for worker in pair:
-                worker.pipe.send(("burst", seconds))
-            together.append(sum(steps / spent for steps, spent in [worker.answer() for worker in pair]))
-            steps, spent = one[0].ask("burst", seconds)
-            alone.append(steps / spent)
-        tokens = c.batch_size * c.block_size
+            running = [one.start(*task) for one in pair]
+            together.append(tokens * sum(one.answer(future) for one, future in zip(pair, running)))
+            alone.append(tokens * single.ask(*task))
     return dict(shape=name, load=load(), ratio=ratio(together, alone),
-                two_of_one_thread=quartiles([x * tokens for x in together]),
-                one_of_two_threads=quartiles([x * tokens for x in alone]))
+                two_of_one_thread=quartiles(together), one_of_two_threads=quartiles(alone))
 
 
-# ---------------------------------------------------------------- report
+# ---- report ----
 
 
 def print_shape(m: dict) -> None:
@@ -411,23 +431,26 @@ def print_shape(m: dict) -> None:
           f"{m['load']}\n  {'':<12}{'tokens/s':>10}{'quartiles':>18}{'ms':>9}{'data':>6}{'fwd+bwd':>9}"
           f"{'its loss':>9}{'optim':>7}{'GF/s':>7}{'roof':>6}{'MB':>7}   ours is faster by")
     for name, r in m["contestants"].items():
-        t, by = r["tok_per_s"], r["ratio"]
-        ms = "".join(f"{r['split_ms'][k]:>{w}.1f}" if r["split_ms"] else " " * w
-                     for k, w in zip(PHASES, (6, 9, 9, 7)))
+        t = r["tok_per_s"]
+        ms = " " * 31
+        if r["split_ms"]:
+            ms = "{data:>6.1f}{forward_backward:>9.1f}{loss:>9.1f}{optimizer:>7.1f}".format(**r["split_ms"])
+        by = ""
+        if name != "ours":
+            by = "   {median:.2f} ({q25:.2f}-{q75:.2f})".format(**r["ratio"])
         print(f"  {name:<12}{t['median']:>10,.0f}{t['q25']:>9,.0f}-{t['q75']:<8,.0f}{r['ms']:>9.1f}{ms}"
-              f"{r['gflops']:>7.1f}{r['roofline_share']:>6.0%}{r['peak_mb']:>7,.0f}", end="")
-        print(f"   {by['median']:.2f} ({by['q25']:.2f}-{by['q75']:.2f})" if name != "ours" else "",
-              flush=True)
+              f"{r['gflops']:>7.1f}{r['roofline_share']:>6.0%}{r['peak_mb']:>7,.0f}{by}", flush=True)
 
 
 def print_processes(m: dict) -> None:
-    two, one, by = m["two_of_one_thread"], m["one_of_two_threads"], m["ratio"]
-    print(f"{m['shape']}: two processes of one thread {two['median']:,.0f} tokens/s together, one of two "
-          f"threads {one['median']:,.0f}: {by['median']:.2f} times ({by['q25']:.2f}-{by['q75']:.2f}), load "
-          f"{m['load']}", flush=True)
+    by = m["ratio"]
+    print(f"{m['shape']}: two processes of one thread {m['two_of_one_thread']['median']:,.0f} tokens/s "
+          f"together, one of two threads {m['one_of_two_threads']['median']:,.0f}: {by['median']:.2f} times "
+          f"({by['q25']:.2f}-{by['q75']:.2f}), load {m['load']}", flush=True)
 
 
-def names(text: str, known: tuple[str, ...], option: str) -> list[str]:
+def names(text: str, known, option: str) -> list[str]:
+    """The words of a comma-separated list. Raises UserError for one that is not `known`."""
     found = [x for x in text.split(",") if x]
     for x in found:
         if x not in known:
@@ -448,10 +471,12 @@ def parse_args(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="0: leave out two processes against one")
     parser.add_argument("--json", help="write the measurements to this file; -: to stdout, tables to stderr")
     a = parser.parse_args(args)
-    a.shape, a.peers = names(a.shape, tuple(SHAPES), "shape"), names(a.peers, PEERS, "peers")
+    a.shape = names(a.shape, SHAPES, "shape")
+    a.peers = names(a.peers, PEERS, "peers")
     for key in ("threads", "rounds", "seconds"):
         if not 0 < getattr(a, key) < math.inf:
             raise UserError(f"--{key} must be positive, not {getattr(a, key)}")
+    a.clock = getattr(time, a.clock)
     return a
 
 
@@ -459,8 +484,8 @@ def main(args: list[str] | None = None) -> int:
     a = parse_args(args)
     with contextlib.redirect_stdout(sys.stderr) if a.json == "-" else contextlib.nullcontext():
         result = dict(torch=torch.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
-                      cores=os.cpu_count(), onednn=onednn_pays(), threads=a.threads, clock=a.clock,
-                      rounds=a.rounds, seconds=a.seconds, commit=train.git_commit(), shapes=[], processes=[])
+                      cores=os.cpu_count(), onednn=onednn_pays(), threads=a.threads, clock=a.clock.__name__,
+                      rounds=a.rounds, seconds=a.seconds, commit=basics.git_commit(), shapes=[], processes=[])
         for name in a.shape:
             result["shapes"].append(measure(name, a))
             print_shape(result["shapes"][-1])
@@ -468,7 +493,7 @@ def main(args: list[str] | None = None) -> int:
                 result["processes"].append(two_processes(name, a.rounds, a.seconds))
                 print_processes(result["processes"][-1])
             if a.json not in (None, "-"):
-                train.write_json(Path(a.json), result)    # as it grows: a stopped bench keeps its shapes
+                basics.write_json(a.json, result)      # as it grows: a stopped bench keeps its shapes
     if a.json == "-":
         print(json.dumps(result, indent=1))
     return 0

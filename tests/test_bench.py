@@ -1,7 +1,10 @@
 """The bench compares like with like, or refuses to. No test here looks at a time: those are the machine's."""
 import contextlib
+import itertools
 import json
+import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -17,17 +20,15 @@ GENTLE = ["--shape=laptop_small", "--peers=plain", "--rounds=3", "--seconds=0.01
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", {"laptop_small": SMALL, "wide_small": SMALL})
-    monkeypatch.setattr(bench.train, "ROOT", bench.train.ROOT)     # contestants in this process move it
 
 
 def losses(name: str, steps: int = bench.AGREE_STEPS, spoil=None) -> list[float]:
     """The first losses of a contestant, built in this process; `spoil(contestant)` comes before them."""
-    with bench.workplace("laptop_small") as (c, meta, root):
-        bench.train.ROOT = root
-        contestant = bench.CONTESTANTS[name](c, meta)
+    with bench.shape_workplace("laptop_small") as (run, _):
+        contestant = bench.CONTESTANTS[name](run.config, run.meta)
         if spoil:
             spoil(contestant)
-        return [contestant.step().item() for _ in range(steps)]
+        return bench.losses(contestant, steps)
 
 
 # ---------------------------------------------------------------- the same work
@@ -42,13 +43,11 @@ def test_contestants_agree():
 
 def test_peers_end_with_the_weights_of_ours():
     """Losses of a few steps say little of decay, clipping and betas; weights after them say more."""
-    weights = {}
+    models = []
     for name in ("ours", "plain"):
-        models = []
         losses(name, 12, spoil=lambda contestant: models.append(contestant.model))
-        weights[name] = models[0].state_dict()
-    for key, p in weights["ours"].items():
-        torch.testing.assert_close(p, weights["plain"][key], atol=2e-5, rtol=0, msg=lambda m: f"{key}: {m}")
+    ours, plain = (model.state_dict() for model in models)
+    torch.testing.assert_close(ours, plain, atol=2e-5, rtol=0)         # names the weights that differ
 
 
 def halve_rate(contestant) -> None:
@@ -85,14 +84,14 @@ def test_a_loss_that_is_off_or_no_number_is_refused(loss):
 def test_nothing_is_timed_after_a_refusal(monkeypatch, capsys):
     @contextlib.contextmanager
     def contestants(names, *_):
-        yield [SimpleNamespace(name=name, ask=lambda what, _, name=name: asked.append(what) or
+        yield [SimpleNamespace(name=name, ask=lambda task, _, name=name: asked.append(task) or
                                [3.0 + (name == "plain")] * 5) for name in names]
 
     asked = []
     monkeypatch.setattr(bench, "contestants", contestants)
     with pytest.raises(UserError, match="do not do the same work"):
         bench.main(GENTLE)
-    assert asked == ["losses"] * 2 and "tokens/s" not in capsys.readouterr().out
+    assert asked == [bench.losses] * 2 and "tokens/s" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- numbers
@@ -111,25 +110,27 @@ def test_turns_alternate_and_each_round_starts_with_another():
         def __init__(self, name):
             self.name = name
 
-        def ask(self, what, seconds):
+        def ask(self, task, seconds):
             order.append(self.name)
-            return 4, 2.0 if self.name == "a" else 1.0
+            return seconds * len(order)
 
     order = []
-    with bench.tqdm(total=9, disable=True) as bar:
-        found = bench.rates([Fake(x) for x in "abc"], 3, 0.1, 100, bar)
+    found = bench.in_turns([Fake(x) for x in "abc"], 3, bench.burst, 0.5)
     assert "".join(order) == "abcbcacab"
-    assert found == dict(a=[200.0] * 3, b=[400.0] * 3, c=[400.0] * 3)
+    assert found == dict(a=[0.5, 3.0, 4.0], b=[1.0, 2.0, 4.5], c=[1.5, 2.5, 3.5])
+
+
+def test_a_burst_is_a_step_at_least_on_its_own_clock():
+    ticks = iter([10.0, 14.0])
+    assert bench.burst(SimpleNamespace(step=lambda: None), 0.0, lambda: next(ticks)) == 0.25
 
 
 def test_the_split_covers_the_step():
     """A clock that counts its readings: phases follow each other, and the loss lies within one of them."""
-    with bench.workplace("laptop_small") as (c, meta, root):
-        bench.train.ROOT = root
+    with bench.shape_workplace("laptop_small") as (run, _):
         for name in ("ours", "plain"):
-            ticks = iter(range(10 ** 6))
-            contestant = bench.CONTESTANTS[name](c, meta)
-            parts = bench.split(contestant, 3, lambda: float(next(ticks)))
+            contestant = bench.CONTESTANTS[name](run.config, run.meta)
+            parts = bench.split(contestant, 3, itertools.count(0.0).__next__)
             # start, forward, head, hidden, a gradient for each parameter, end: one tick apart
             n = len(list(contestant.model.parameters()))
             assert parts == dict(data=1e3, forward_backward=(n + 2) * 1e3, loss=parts["loss"], optimizer=1e3)
@@ -139,7 +140,7 @@ def test_the_split_covers_the_step():
 
 def test_the_roofline_is_positive_and_leaves_precision_alone():
     before = torch.get_float32_matmul_precision()
-    assert bench.gemm_roofline(1, "process_time", size=64) > 0
+    assert bench.gemm_roofline(1, time.process_time, size=64) > 0
     assert torch.get_float32_matmul_precision() == before
 
 
@@ -175,18 +176,23 @@ def test_json_and_table(tmp_path, capsys, monkeypatch):
 def test_two_processes_work_at_once_and_their_speeds_add_up(monkeypatch, capsys):
     """Fakes that do 100 steps a second with one thread and 160 with two."""
     @contextlib.contextmanager
-    def contestants(names, c, meta, root, threads, clock):
+    def contestants(names, run, root, threads):
         def make(number):
-            events = SimpleNamespace(send=lambda question: order.append(f"send{number}"))
-            return SimpleNamespace(pipe=events, ask=lambda *_: order.append("alone") or (320, 2.0),
-                                   answer=lambda: order.append(f"answer{number}") or (50, 0.5))
-        assert clock == "perf_counter" and threads == 3 - len(names)
+            def start(task, seconds, clock):
+                assert task is bench.burst and clock is time.perf_counter
+                order.append(f"start{number}")
+
+            def answer(future):
+                order.append(f"answer{number}")
+                return 100.0
+            return SimpleNamespace(start=start, answer=answer, ask=lambda *_: order.append("alone") or 160.0)
+        assert threads == 3 - len(names)
         yield [make(number) for number in range(len(names))]
 
     order = []
     monkeypatch.setattr(bench, "contestants", contestants)
     found = bench.two_processes("laptop_small", 3, 0.1)
-    assert order == ["send0", "send1", "answer0", "answer1", "alone"] * 3
+    assert order == ["start0", "start1", "answer0", "answer1", "alone"] * 3
     assert found["two_of_one_thread"]["median"] == 200 * 32 and found["ratio"]["median"] == 1.25
     assert found["one_of_two_threads"]["median"] == 160 * 32
     bench.print_processes(found)
@@ -230,9 +236,14 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
         losses("hf")
 
 
-def test_a_process_that_dies_is_one_line(monkeypatch, tmp_path):
-    """An unknown contestant: its process ends with a traceback of its own, the parent with one line."""
-    with pytest.raises(UserError, match="the process of nobody died.*--peers leaves a peer out"):
-        with bench.workplace("laptop_small") as (c, meta, root):
-            with bench.contestants(["nobody"], c, meta, root, 1, "perf_counter"):
-                pytest.fail("built")
+def test_a_process_that_dies_is_one_line(capfd):
+    """An unknown contestant, and then the end of its process: each a traceback, and then one line."""
+    wrong = "the process of nobody died; its traceback is above; --peers leaves a peer out"
+    with bench.shape_workplace("laptop_small") as (run, root):
+        nobody = bench.Contestant("nobody", run, root, 1)
+        for future, reason in ((nobody.built, "KeyError: 'nobody'"),
+                               (nobody.pool.submit(os._exit, 7), "BrokenProcessPool")):
+            with pytest.raises(UserError, match=wrong):
+                nobody.answer(future)
+            assert reason in capfd.readouterr().err
+        nobody.pool.shutdown()

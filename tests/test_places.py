@@ -1,4 +1,4 @@
-"""What README says of changing the lab: how many places a new thing takes. Each test makes the change and runs it.
+"""What README says of changing the lab: how many places a new thing takes. A test makes the change and runs.
 
 The changes go into a copy of the code, as an edit of the source that a user would make.
 """
@@ -43,21 +43,21 @@ def house(tmp_path):
     return House(tmp_path)
 
 
-def test_a_schedule_is_one_place(house):
-    house.edit("config/settings.py", '    "constant": lambda', '    "half": lambda done, cool: 0.5,\n    "constant": lambda')
-    assert house.train("--schedule=half", "--warmup_iters=0", "--learning_rate=0.01")["schedule"] == "half"
+def test_each_new_thing_takes_as_many_places_as_readme_says(house):
+    """One, two and two places: a schedule, a model option and a recorded number reach the run and its table."""
+    house.edit("config/settings.py", '    "constant": lambda',
+               '    "half": lambda done, cool: 0.5,\n    "constant": lambda')
+    house.edit("config/settings.py", "    vocab_size: int = -1  ",
+               "    squash: bool = False                   # tanh for GELU\n    vocab_size: int = -1  ")
+    house.edit("model.py", 'x = F.gelu(self.c_fc(x), approximate="tanh")  ', "x = self.activation(self.c_fc(x))  ")
+    house.edit("model.py", "        self.c_fc = cpu.Linear",
+               "        self.activation = torch.tanh if c.squash else F.gelu\n        self.c_fc = cpu.Linear")
+    house.edit("config/settings.py", '"flops_exact train_loss', '"flops_exact steps train_loss')
+    house.edit("runtime/rundir.py", 'flops_exact=record["flops"],',
+               'flops_exact=record["flops"], steps=record["step"],')
+    plain = house.train("--schedule=half", "--warmup_iters=0", "--learning_rate=0.01")
     log = (house.root / "out" / "study" / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["lr"] for line in log} == {0.005}
-
-
-def test_a_model_option_is_two_places_and_a_recorded_number_too(house):
-    """The option is a field of Config and a line of model.py; it reaches runs.csv by itself."""
-    house.edit("config/settings.py", "    vocab_size: int = -1  ", "    squash: bool = False                   # tanh for GELU\n    vocab_size: int = -1  ")
-    house.edit("model.py", 'x = F.gelu(self.c_fc(x), approximate="tanh")  ', 'x = self.activation(self.c_fc(x))  ')
-    house.edit("model.py", "        self.c_fc = cpu.Linear", "        self.activation = torch.tanh if c.squash else F.gelu\n        self.c_fc = cpu.Linear")
-    house.edit("config/settings.py", '"flops_exact train_loss val_loss', '"flops_exact steps train_loss val_loss')
-    house.edit("runtime/rundir.py", 'flops_exact=record["flops"],', 'flops_exact=record["flops"], steps=record["step"],')
-    plain = house.train()
     squashed = house.train("--squash=True", "--resume=never")
     assert plain["squash"] == 0 and squashed["squash"] == 1 and plain["val_loss"] != squashed["val_loss"]
     house.run("-m", "scaling.logs", "out/study", "--out=runs.csv")
@@ -68,10 +68,10 @@ def test_a_model_option_is_two_places_and_a_recorded_number_too(house):
 
 def test_a_younger_setting_breaks_no_old_run(lab, monkeypatch):
     """A run that knew nothing of a setting had its default: it goes on, is found done, and is sampled from."""
-    lab.train("old")
+    result = lab.train("old")
     for name in ("config.json", "ckpt.pt"):
         forget(lab.out("old") / name, "bias")
-    assert lab.train("old")["val_loss"] == json.loads((lab.out("old") / "result.json").read_text())["val_loss"]
+    assert lab.train("old") == result
     (lab.out("old") / "result.json").unlink()
     assert lab.train("old")["tokens"] > 0                       # from its checkpoint, at its last step
     assert settings.differences({"n_layer": 4}, {"n_layer": 4, "dropout": Config.dropout}) == []
@@ -86,7 +86,9 @@ def forget(path, name: str) -> None:
     import torch
 
     if path.suffix == ".json":
-        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != name}))
+        config = json.loads(path.read_text())
+        del config[name]
+        path.write_text(json.dumps(config))
     else:
         state = torch.load(path, weights_only=True)
         del state["config"][name]

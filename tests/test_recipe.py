@@ -46,8 +46,8 @@ def test_one_micro_batch_in_one_process_has_no_noise_scale(lab):
 
 
 def test_noise_scale_survives_a_checkpoint(lab, monkeypatch):
-    settings = dict(max_iters=20, log_interval=7, gradient_accumulation_steps=2, eval_interval=0)
-    lab.train("whole", **settings)
+    wanted = dict(max_iters=20, log_interval=7, gradient_accumulation_steps=2, eval_interval=0)
+    lab.train("whole", **wanted)
     step = train.Run.train_step
 
     def stop_at_10(run):
@@ -57,9 +57,9 @@ def test_noise_scale_survives_a_checkpoint(lab, monkeypatch):
         step(run)
     monkeypatch.setattr(train.Run, "train_step", stop_at_10)
     with pytest.raises(KeyboardInterrupt):
-        lab.train("halves", **settings)
+        lab.train("halves", **wanted)
     monkeypatch.setattr(train.Run, "train_step", step)
-    lab.train("halves", **settings)
+    lab.train("halves", **wanted)
     assert [r["noise_scale"] for r in lab.log("halves")] == [r["noise_scale"] for r in lab.log("whole")]
 
 
@@ -111,12 +111,11 @@ def steps(loss, B):
     return 40 * (3 / loss) ** 9 * (1 + B_STAR * loss ** -POWER / B)
 
 
-def curve(B: int, rate: float, worse: float = 1.0) -> dict:
+def curve(B: int, rate: float, worse: float = 1.0) -> batch.Curve:
     """A curve whose steps to loss L are `worse` times those of the law, down to 2.1."""
     loss = np.linspace(3, 2.1, 60)
     step = worse * steps(loss, B)
-    return {"run": f"b{B}_{rate}", "batch_tokens": B, "learning_rate": rate, "step": step, "loss": loss,
-            "noise_scale": B_STAR * loss ** -POWER}
+    return batch.Curve(f"b{B}_{rate}", B, rate, step, loss, B_STAR * loss ** -POWER)
 
 
 def made_points() -> list[dict]:

@@ -26,8 +26,8 @@ from runtime.basics import UserError
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
     params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd
     flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype
-    commit dropout bias tie_weights vocab_size parametrization base_width warmup_iters warmup_frac lr_decay_iters
-    cooldown_frac min_lr weight_decay beta1 beta2 grad_clip""".split()
+    commit dropout bias tie_weights vocab_size parametrization base_width warmup_iters warmup_frac
+    lr_decay_iters cooldown_frac min_lr weight_decay beta1 beta2 grad_clip""".split()
 
 
 # ---------------------------------------------------------------- horizon
@@ -275,8 +275,10 @@ def test_log_and_config_have_what_the_parser_reads(lab):
     assert ["val_loss" in r for r in lab.log()] == [False] * 19 + [True]       # 0: only at the end
     config = json.loads((lab.out("run") / "config.json").read_text())
     assert {f.name for f in dataclasses.fields(Config)} <= set(config)
-    assert not [k for k, v in config.items() if v in (-1, "auto") and k not in settings.HORIZONS + ("resume",)]
-    assert config["data_sha256"] == settings.load_meta("tiny")["train_sha256"] and config["tokenizer"] == "char"
+    told = {*settings.HORIZONS, "resume"}
+    assert not [k for k, v in config.items() if v in (-1, "auto") and k not in told]
+    assert config["data_sha256"] == settings.load_meta("tiny")["train_sha256"]
+    assert config["tokenizer"] == "char"
     assert config["torch"] == torch.__version__
     assert {"commit", "params", "flops_per_token", "world_size"} <= set(config)
 

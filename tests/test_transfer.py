@@ -1,5 +1,6 @@
 """muP: the coordinate check, and the tables of scaling/recipe/transfer.py."""
 import csv
+import json
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_the_check_notices_each_rule_that_is_left_out(monkeypatch, spoilt):
                 for row in transfer.coordinate_check("mup", width, 0.008, seed)]
         return {name: transfer.growth(rows, "mup", name) for name in NAMES}
     sound = growths()
-    monkeypatch.setattr(mup, "GPT", broken)
+    monkeypatch.setattr(transfer, "GPT", broken)
     assert max(growth - sound[name] for name, growth in growths().items()) > 0.25
 
 
@@ -67,6 +68,16 @@ def test_transfer_table_of_a_study(lab, capsys):
     assert "the best learning rate moves by a factor 1 over widths 16 to 32" in out
     with open(folder / "coordinates.csv", encoding="utf-8") as f:
         assert len(list(csv.DictReader(f))) == 2 * 4 * 3 * transfer.STEPS * len(NAMES)
+
+
+def test_results_that_do_not_tell_their_parametrization_are_one_line(lab):
+    lab.train("old")
+    path = lab.out("old") / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    del result["parametrization"]
+    path.write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(UserError, match="old: its result.json does not tell its parametrization"):
+        transfer.main([str(lab.root / "out")])
 
 
 def test_a_study_without_runs_is_refused(tmp_path):

@@ -1,13 +1,12 @@
 """Tuning: the rule is recovered from a made study, edges are refused, and the config trains."""
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import train
+from config import settings
 from config.configurator import configure
+from config.settings import Config
 from runtime.basics import UserError, exit_cleanly
 from scaling import sweep
 from scaling.recipe import tune
@@ -41,7 +40,7 @@ def study(tmp_path):
     return write
 
 
-def solve(folder: Path) -> tuple[list[dict], dict]:
+def solve(folder: Path) -> tuple[list[dict], tune.Rule]:
     rows, chosen = tune.tune(*tune.read_grid(folder / "runs.csv"))
     return rows + chosen, tune.fit_rule(chosen)
 
@@ -49,9 +48,9 @@ def solve(folder: Path) -> tuple[list[dict], dict]:
 def test_a_known_rule_is_recovered(study):
     """1 % lies 1.25 doublings above the smallest batch, which is twice as large at four times the tokens."""
     rows, law = solve(study(made_rows()))
-    assert law["p"] == pytest.approx(P) and law["moved"] == pytest.approx(4 ** Q)
-    assert law["D"] == 2e5 and law["batch"] == pytest.approx(128 * 2 ** 1.25)
-    assert law["rate"] == pytest.approx(best(law["batch"], 2e5))
+    assert law.p == pytest.approx(P) and law.moved == pytest.approx(4 ** Q)
+    assert law.D == 2e5 and law.batch == pytest.approx(128 * 2 ** 1.25)
+    assert law.rate == pytest.approx(best(law.batch, 2e5))
     for row in rows:
         assert row["rate"] == pytest.approx(best(row["batch"], row["D"]))
     assert min(r["loss"] for r in rows if "loss" in r) == pytest.approx(2.5)
@@ -122,26 +121,20 @@ def test_no_study_is_one_line(tmp_path):
 
 @pytest.fixture
 def config(lab, study, capsys):
-    """The config that the made study gives, in the lab; `changes` to the widest run's config.json."""
+    """The config that the made study gives, in the lab; `changes` to its recipe."""
     def write(**changes) -> Path:
-        folder = study(made_rows())
-        c = lab.derived(n_embd=32, schedule="wsd", parametrization="mup", base_width=16, warmup_frac=0.1,
-                        **changes)
-        run = folder / "d32_b128_lr0.5"
-        run.mkdir()
-        (run / "config.json").write_text(json.dumps(dataclasses.asdict(c)), encoding="utf-8")
+        asked = lab.config(schedule="wsd", parametrization="mup", base_width=16, warmup_frac=0.1, **changes)
+        recipe = settings.recipe(asked, settings.resolve(asked).config)
+        folder = study([row | recipe for row in made_rows()])
         assert tune.main([str(folder), f"--write={lab.root / 'tuned.py'}"]) == 0
         assert "wrote" in capsys.readouterr().out
         return lab.root / "tuned.py"
     return write
 
 
-def accepted(path: Path) -> train.Config:
+def accepted(path: Path) -> Config:
     """The configuration as train.py would use it."""
-    c, _ = configure(train.Config, [str(path)])
-    meta = train.load_meta(c.dataset)
-    train.check(c, meta, 1)
-    return train.derive(c, meta, "cpu", 1)
+    return settings.resolve(configure(Config, [str(path)])).config
 
 
 def test_train_accepts_the_config(config):
@@ -171,17 +164,21 @@ def test_the_config_trains(config, lab):
     assert (out / "result.json").exists()
 
 
-def test_a_config_needs_the_run_directories_and_a_new_file(config, study, lab):
+def test_a_config_needs_the_recipe_and_a_new_file(config, study, lab):
     path = config()
-    folder = study(made_rows())
     with pytest.raises(UserError, match="tuned.py exists"):
-        tune.main([str(folder), f"--write={path}"])
-    (folder / "d32_b128_lr0.5" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="lacks .*warmup_frac"):
-        tune.main([str(folder), f"--write={lab.root / 'other.py'}"])
-    (folder / "d32_b128_lr0.5" / "config.json").unlink()
-    with pytest.raises(UserError, match="config.json: No such file"):
-        tune.main([str(folder), f"--write={lab.root / 'other.py'}"])
+        tune.main([str(study([row | dict(parametrization="mup") for row in made_rows()])), f"--write={path}"])
+    with pytest.raises(UserError, match="runs.csv lacks the recipe of its runs"):
+        tune.main([str(study(made_rows())), f"--write={lab.root / 'other.py'}"])
+
+
+def test_what_a_table_lacks_or_leaves_empty_has_its_default(study):
+    """An older table knows fewer settings; what is empty did not count in that run."""
+    rows = [row | dict(parametrization="mup", warmup_iters=None, weight_decay=0.0, bias=1, vocab_size=84)
+            for row in made_rows()]
+    assert tune.recipe(study(rows) / "runs.csv") == dict(
+        dataset="tiny", n_layer=1, n_head=2, block_size=32, schedule="wsd", n_embd=32, bias=True,
+        parametrization="mup", weight_decay=0.0)
 
 
 def test_the_sweep_is_a_grid_at_equal_tokens_per_parameter(lab):

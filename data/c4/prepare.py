@@ -7,7 +7,6 @@ Ctrl-C and SIGTERM stop it; the same command goes on. Documents (of plain text: 
 <|endoftext|>, or with --tokenizer=byte by three newlines. Validation text does not depend on --num_tokens.
 """
 import json
-import os
 import signal
 import sys
 from itertools import islice
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import common  # noqa: E402
-from runtime.basics import UserError, exit_cleanly  # noqa: E402
+from runtime.basics import UserError, exit_cleanly, write_json  # noqa: E402
 
 HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 BATCH = 1024                                          # documents between two notes of how far it is
@@ -29,7 +28,8 @@ def open_stream(files: list[str], split: str):
 
 def take(stream, tok: common.Tokenizer, num_tokens: int) -> list[str]:
     """The first documents of the stream, until they hold `num_tokens`."""
-    docs, total = [], 0
+    docs = []
+    total = 0
     for doc in common.texts(stream):
         docs.append(doc)
         total += len(tok.encode(doc)) + len(tok.separator)
@@ -60,22 +60,26 @@ def fill(part: Path, state_path: Path, state: dict, stream, tok, is_repeat, num_
     docs = common.texts(stream)
     with tqdm(total=num_tokens, initial=state["tokens"], unit="tok", unit_scale=True) as bar:
         while state["tokens"] < num_tokens and (batch := list(islice(docs, BATCH))):
-            at, fresh = state["tokens"], [doc for doc in batch if doc and not is_repeat(doc)]
+            at = state["tokens"]
+            fresh = [doc for doc in batch if doc and not is_repeat(doc)]
             items = common.cut(common.pieces(fresh, tok, follows=at > 0), num_tokens - at, tok)
             tokens, nbytes = common.write_pieces(part, items, at)
-            state |= {"tokens": at + tokens, "bytes": state["bytes"] + nbytes,
-                      "documents": state["documents"] + len(batch),
-                      "dropped": state["dropped"] + len(batch) - len(fresh), "stream": stream.state_dict()}
-            new = state_path.with_suffix(".part")
-            new.write_text(json.dumps(state), encoding="utf-8")
-            os.replace(new, state_path)
+            state["tokens"] += tokens
+            state["bytes"] += nbytes
+            state["documents"] += len(batch)
+            state["dropped"] += len(batch) - len(fresh)
+            state["stream"] = stream.state_dict()
+            write_json(state_path, state)
             bar.update(tokens)
 
 
 def prepare(args) -> None:
     """Validation text first, then training text, resumed or from the start; then both become visible."""
-    tok, origin, out = common.get_tokenizer(args.tokenizer), common.describe(args, HUB), common.out_dir(args)
-    parts, state_path = {split: out / f"{split}.part" for split in ("train", "val")}, out / "state.json"
+    tok = common.get_tokenizer(args.tokenizer)
+    origin = common.describe(args, HUB)
+    out = common.out_dir(args)
+    parts = {"train": out / "train.part", "val": out / "val.part"}
+    state_path = out / "state.json"
     settings = {"tokenizer": tok.name, "val_tokens": args.val_tokens, **origin}
     state = load_state(state_path, parts["train"], settings, args.num_tokens)
     val_stream = open_stream(args.val_input or args.input, "validation")
@@ -89,8 +93,12 @@ def prepare(args) -> None:
         fill(parts["train"], state_path, state, open_stream(args.input, "train"), tok, common.repeats(val),
              args.num_tokens)
         counts["train"] = state["tokens"], state["bytes"]
-        place = "the validation files" if args.val_input else "--input" if args.input else "C4's own split"
-        common.publish(out, parts, tok, counts, name=args.name, **origin, documents=state["documents"],
+        place = "C4's own split"
+        if args.val_input:
+            place = "the validation files"
+        elif args.input:
+            place = "--input"
+        common.publish(args, parts, tok, counts, **origin, documents=state["documents"],
                        split=f"validation: the first {args.val_tokens:,} tokens of {place}",
                        dropped={"rule": f"empty, or: {common.OVERLAP_RULE}", "documents": state["dropped"]})
         state_path.unlink()

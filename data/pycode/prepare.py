@@ -23,7 +23,8 @@ from runtime.basics import UserError, exit_cleanly  # noqa: E402
 
 def python_files() -> list[tuple[str, Path]]:
     """(package, path) of every .py file; a package is a top-level name of the library or site-packages."""
-    paths, files = sysconfig.get_paths(), []
+    files = []
+    paths = sysconfig.get_paths()
     for root in sorted({Path(paths[k]) for k in ("stdlib", "purelib", "platlib")}):
         for path in sorted(root.rglob("*.py")):
             package = path.relative_to(root).parts[0].removesuffix(".py")
@@ -34,7 +35,8 @@ def python_files() -> list[tuple[str, Path]]:
 
 def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
     """{sha256: (package, path, characters)}, one file per content, sorted by hash; and counts of the rest."""
-    found, dropped = {}, Counter()
+    found = {}
+    dropped = Counter()
     for package, path in tqdm(files, desc="reading", unit="file"):
         data = path.read_bytes()
         try:
@@ -43,16 +45,19 @@ def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
             dropped["undecodable"] += 1
             continue
         digest = common.sha256(data)
-        if characters and digest not in found:
-            found[digest] = package, path, characters
+        if not characters:
+            dropped["empty"] += 1
+        elif digest in found:
+            dropped["duplicate"] += 1
         else:
-            dropped["duplicate" if characters else "empty"] += 1
+            found[digest] = package, path, characters
     return dict(sorted(found.items())), dropped
 
 
 def held_out(files: dict, share: float = 0.05) -> set[str]:
     """Packages for validation: by the hash of their names, each that fits in `share` of the characters."""
-    sizes, chosen = Counter(), set()
+    chosen = set()
+    sizes = Counter()
     for package, _, characters in files.values():
         sizes[package] += characters
     room = share * sum(sizes.values())
@@ -88,7 +93,7 @@ def main(args: list[str] | None = None) -> None:
                 yield doc
 
     items = common.cut(common.pieces(train(), tok), args.num_tokens, tok)
-    common.save(common.out_dir(args), tok, items, common.pieces(val, tok), name=args.name,
+    common.save(args, tok, items, common.pieces(val, tok),
                 source=f"standard library of Python {platform.python_version()} and installed packages",
                 sha256={"sorted sha256 of all files": common.sha256("".join(files).encode())},
                 versions=dict(sorted((d.metadata["Name"], d.version) for d in distributions())),

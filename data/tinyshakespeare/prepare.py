@@ -24,6 +24,12 @@ def download() -> bytes:
                         "copy with --input=FILE") from None
 
 
+def halves(whole):
+    """Nine tenths and one tenth of a text or of tokens."""
+    at = int(0.9 * len(whole))
+    return whole[:at], whole[at:]
+
+
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser(__file__, __doc__, default="gpt2")
     p.add_argument("--input", help="a copy of the text; otherwise it comes from char-rnn's repository")
@@ -36,14 +42,18 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"{origin} is not Tiny Shakespeare (sha256 {found}, not {SHA256}); get {URL}, or for "
                         "text of your own use data/wikitext2/prepare.py --input FILE --out_dir=DIR")
     tok = common.get_tokenizer(args.tokenizer, text)
-    whole = tok.encode(text)[:args.max_tokens] if args.max_tokens else text
-    halves = whole[:int(0.9 * len(whole))], whole[int(0.9 * len(whole)):]      # of the tokens or of the text
-    ids = halves if args.max_tokens else [tok.encode(half) for half in halves]
-    train, val = [tok.decode(half) for half in ids]
-    _, overlap = common.drop_repeats([train], [val])
-    common.save(common.out_dir(args), tok, [(ids[0], len(train.encode()))], [(ids[1], len(val.encode()))],
-                name=args.name, source=URL, sha256={"input.txt": SHA256}, max_tokens=args.max_tokens,
-                split=f"the first 90 % of the {'tokens' if args.max_tokens else 'characters'} for training",
+    if args.max_tokens:
+        unit = "tokens"
+        train, val = halves(tok.encode(text)[:args.max_tokens])
+    else:
+        unit = "characters"
+        train, val = map(tok.encode, halves(text))
+    train_text = tok.decode(train)
+    val_text = tok.decode(val)
+    _, overlap = common.drop_repeats([train_text], [val_text])
+    common.save(args, tok, [(train, len(train_text.encode()))], [(val, len(val_text.encode()))],
+                source=URL, sha256={"input.txt": SHA256}, max_tokens=args.max_tokens,
+                split=f"the first 90 % of the {unit} for training",
                 overlap=overlap, dropped="nothing: overlap is only counted, so that published counts hold")
 
 

@@ -28,15 +28,17 @@ def main(args: list[str] | None = None) -> None:
     train = read_lines(args.input, "train")
     if args.input and not args.val_input:
         start = len(train) - len(train) // 10
-        train, val, split = train[:start], train[start:], "the last 10 % of the lines (or rows) held out"
+        val = train[start:]
+        train = train[:start]
+        split = "the last 10 % of the lines (or rows) held out"
     else:
         val = read_lines(args.val_input, "validation")
         split = "validation files given" if args.val_input else "official train and validation; no test"
-    (train,), dropped = common.drop_repeats(["".join(train)], ["".join(val)], between="\n")
     val = "".join(val)
+    (train,), dropped = common.drop_repeats(["".join(train)], [val], between="\n")
     tok = common.get_tokenizer(args.tokenizer, train, val)
-    common.save(common.out_dir(args), tok, common.pieces([train], tok), common.pieces([val], tok),
-                name=args.name, **origin, split=split, dropped=dropped)
+    common.save(args, tok, common.pieces([train], tok), common.pieces([val], tok), **origin, split=split,
+                dropped=dropped)
 
 
 if __name__ == "__main__":

@@ -14,32 +14,40 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import GPT, GPTConfig
-from runtime.basics import UserError, exit_cleanly, load_json
+from config.settings import Config
+from model import GPT
+from runtime.basics import UserError, exit_cleanly
 from scaling import logs
 from scaling.tables.csv import write_table
 
-WIDTHS, STEPS, VOCAB = (32, 64, 128, 256), 4, 64
+WIDTHS = (32, 64, 128, 256)
+STEPS = 4
+VOCAB = 64
 KINDS = ("mup", "gpt2")
+ACTIVATIONS = ("attention", "mlp", "residual stream", "logits")
 
 
 def activations(model: GPT, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the last block's attention and MLP add, the residual stream after it, and the logits."""
-    found, last = {}, model.transformer.h[-1]
-    named = {"attention": last.attn, "mlp": last.mlp, "residual stream": last}
-    hooks = [m.register_forward_hook(lambda m, x, out, name=name: found.update({name: out}))
-             for name, m in named.items()]
-    found["logits"] = model(x)[0]
+    found = {}
+
+    def keep(module, args, output) -> None:
+        found[module] = output.detach()
+
+    last = model.transformer.h[-1]
+    modules = (last.attn, last.mlp, last)
+    hooks = [module.register_forward_hook(keep) for module in modules]
+    logits = model(x)[0].detach()
     for hook in hooks:
         hook.remove()
-    return {name: out.detach() for name, out in found.items()}
+    return dict(zip(ACTIVATIONS, [*(found[module] for module in modules), logits]))
 
 
 def coordinate_check(kind: str, width: int, learning_rate: float, seed: int) -> Iterator[dict]:
     """Rows {parametrization, n_embd, seed, step, activation, moved}: rms of the change since step 0."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(n_layer=3, n_head=2, n_embd=width, block_size=32, vocab_size=VOCAB,
-                          parametrization=kind, base_width=WIDTHS[0]))
+    model = GPT(Config(n_layer=3, n_head=2, n_embd=width, block_size=32, vocab_size=VOCAB,
+                       parametrization=kind, base_width=WIDTHS[0]))
     x = torch.randint(VOCAB, (8, 33), generator=torch.Generator().manual_seed(seed))
     groups = [g | {"lr": learning_rate * g["lr_scale"]} for g in model.optimizer_groups(0.0)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
@@ -65,10 +73,13 @@ def transfer_table(folder: Path) -> list[dict]:
     rows, problems = logs.parse_study(folder)
     for problem in problems:
         print(problem)
-    kind = {r["run"]: load_json(folder / r["run"] / "config.json")["parametrization"] for r in rows}
-    keys = ("n_embd", "learning_rate", "seed", "val_loss")
-    return sorted(({"parametrization": kind[r["run"]]} | {k: r[k] for k in keys} for r in rows),
-                  key=lambda r: (KINDS.index(r["parametrization"]), *(r[k] for k in keys)))
+    columns = ("parametrization", "n_embd", "learning_rate", "seed", "val_loss")
+    for row in rows:
+        if row.get("parametrization") not in KINDS:
+            raise UserError(f"{folder / row['run']}: its result.json does not tell its parametrization, as "
+                            "those of older versions; train the study again")
+    table = [{column: row[column] for column in columns} for row in rows]
+    return sorted(table, key=lambda row: (KINDS.index(row["parametrization"]), *list(row.values())[1:]))
 
 
 def best_rates(rows: list[dict], kind: str) -> dict[int, float]:
@@ -79,13 +90,17 @@ def best_rates(rows: list[dict], kind: str) -> dict[int, float]:
 
 def table_text(rows: list[dict], kind: str) -> str:
     """Losses by width (rows) and learning rate (columns), the best of each width marked."""
-    own = {(r["n_embd"], r["learning_rate"]): r["val_loss"] for r in rows if r["parametrization"] == kind}
-    rates, best = sorted({rate for _, rate in own}), best_rates(rows, kind)
+    losses = {(r["n_embd"], r["learning_rate"]): r["val_loss"] for r in rows if r["parametrization"] == kind}
+    best = best_rates(rows, kind)
+    rates = sorted({rate for _, rate in losses})
     lines = [f"{kind:>8}" + "".join(f"{rate:>9g}" for rate in rates)]
     for width in sorted(best):
-        cells = [f"{own[width, rate]:.3f}" + "*" * (rate == best[width]) if (width, rate) in own else ""
-                 for rate in rates]
-        lines.append(f"d {width:>6}" + "".join(f"{cell:>9}" for cell in cells))
+        line = f"d {width:>6}"
+        for rate in rates:
+            mark = "*" if rate == best[width] else ""
+            loss = losses.get((width, rate))
+            line += " " * 9 if loss is None else f"{f'{loss:.3f}{mark}':>9}"
+        lines.append(line)
     moves = np.ptp(np.log2(list(best.values())))
     lines.append(f"the best learning rate moves by a factor {2 ** moves:.3g} over widths {min(best)} to "
                  f"{max(best)}")
@@ -93,7 +108,7 @@ def table_text(rows: list[dict], kind: str) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.recipe.transfer", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m scaling.recipe.transfer", description=__doc__.splitlines()[0])
     parser.add_argument("study", help="out/transfer, trained by scaling/sweeps/transfer.py")
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)
@@ -105,7 +120,7 @@ def main(args: list[str] | None = None) -> int:
     write_table(folder / "transfer.csv", table, list(table[0]))
     for kind in KINDS:
         print(table_text(table, kind))
-    for name in ("attention", "mlp", "residual stream", "logits"):
+    for name in ACTIVATIONS:
         exponents = (f"width^{growth(rows, kind, name):.2f} under {kind}" for kind in KINDS)
         print(f"{name} moves as " + ", ".join(exponents))
     return 0

@@ -11,11 +11,13 @@ estimate; a third shows what the exponent is worth.
 """
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-import train
-from runtime.basics import UserError, exit_cleanly, load_json
+from config import settings
+from config.settings import Config
+from runtime.basics import UserError, exit_cleanly
 from scaling.laws import counts
 from scaling.plan import write_new
 from scaling.tables.csv import read_table
@@ -23,19 +25,19 @@ from scaling.tables.csv import read_table
 SLACK = 0.01                               # loss given up for fewer steps
 COLUMNS = "n_embd batch_tokens learning_rate tokens val_loss".split()
 SAME = "dataset tokenizer n_layer n_head block_size schedule".split()
-RECIPE = ("dataset n_layer n_head n_embd block_size dropout bias tie_weights parametrization base_width "
-          "schedule cooldown_frac min_lr weight_decay beta1 beta2 grad_clip").split()
 
 
 def read_grid(path: Path) -> tuple[dict, dict]:
     """({width: {batch in tokens: {rate: [loss of each seed]}}}, {width: D}) of a runs.csv. UserError."""
-    table, grid, tokens = read_table(path), {}, {}
+    table = read_table(path)
     for name in SAME:
         if len(set(table.get(name, ()))) > 1:
             raise UserError(f"{path}: column {name!r} holds several values; keep the rows of one")
     values = np.column_stack([counts.column(table, name, "tuning") for name in COLUMNS])
     if not ((values > 0) & np.isfinite(values)).all():
         raise UserError(f"{path}: {', '.join(COLUMNS)} must be positive numbers; remove the rows that differ")
+    grid = {}
+    tokens = {}
     for d, batch, rate, D, loss in sorted(values.tolist()):
         grid.setdefault(int(d), {}).setdefault(int(batch), {}).setdefault(rate, []).append(loss)
         tokens.setdefault(int(d), []).append(D)
@@ -51,7 +53,8 @@ def best_rate(losses: dict[float, list[float]]) -> tuple[float, float]:
 
     Farther off the loss is no parabola. UserError where the best has only one neighbour.
     """
-    rates, means = sorted(losses), [float(np.mean(losses[rate])) for rate in sorted(losses)]
+    rates = sorted(losses)
+    means = [float(np.mean(losses[rate])) for rate in rates]
     i = int(np.argmin(means))
     if i in (0, len(rates) - 1):
         raise UserError(f"the best rate, {rates[i]:.3g}, is the {'largest' if i else 'smallest'} tried")
@@ -81,19 +84,22 @@ def tune(grid: dict, tokens: dict) -> tuple[list[dict], list[dict]]:
 
     UserError names every width and batch whose best lies at an edge of the grid.
     """
-    rows, chosen, edges = [], [], []
+    rows = []
+    chosen = []
+    edges = []
     for d, batches in grid.items():
-        found, before = [], len(edges)
+        found = []
         for B, losses in batches.items():
             try:
                 found.append((B, *best_rate(losses)))
             except UserError as e:
                 edges.append(f"width {d}, {B} tokens a step: {e}")
         rows += [dict(width=d, D=tokens[d], batch=B, rate=rate, loss=loss) for B, rate, loss in found]
+        if len(found) < len(batches):
+            continue
         try:
-            if len(edges) == before:
-                batch, rate = best_batch(*np.array(found).T)
-                chosen.append(dict(width=d, D=tokens[d], batch=batch, rate=rate))
+            batch, rate = best_batch(*np.array(found).T)
+            chosen.append(dict(width=d, D=tokens[d], batch=batch, rate=rate))
         except UserError as e:
             edges.append(f"width {d}: {e}")
     if edges:
@@ -101,58 +107,74 @@ def tune(grid: dict, tokens: dict) -> tuple[list[dict], list[dict]]:
     return rows, chosen
 
 
-def fit_rule(chosen: list[dict]) -> dict:
-    """{D, batch, p, rate, moved}: batch (tokens/D)^p in tokens, D the most tried; the rate of the widest.
+class Rule(NamedTuple):
+    """batch (tokens/D)^p tokens a step; the rate of the widest, which is `moved` times the narrowest's."""
+    D: float                                   # the most tokens tried
+    batch: float
+    p: float
+    rate: float
+    moved: float
 
-    `moved` is the factor by which the rate rose from the narrowest to the widest. Raises UserError.
-    """
-    D, batch = (np.array([c[k] for c in chosen]) for k in ("D", "batch"))
+
+def fit_rule(chosen: list[dict]) -> Rule:
+    """The batch as a power law of D through what was chosen for each width. Raises UserError."""
+    D = np.array([c["D"] for c in chosen])
     if len(D) < 2 or D.max() < 1.5 * D.min():
         raise UserError("a rule needs two widths, one with 1.5 times the tokens or more; add it to the sweep")
-    p, log_batch = np.polyfit(np.log(D / D.max()), np.log(batch), 1)
-    return dict(D=D.max(), batch=np.exp(log_batch), p=p, rate=chosen[-1]["rate"],
-                moved=chosen[-1]["rate"] / chosen[0]["rate"])
+    p, log_batch = np.polyfit(np.log(D / D.max()), np.log([c["batch"] for c in chosen]), 1)
+    rate = chosen[-1]["rate"]
+    return Rule(D.max(), np.exp(log_batch), p, rate, rate / chosen[0]["rate"])
 
 
-def report(rows: list[dict], chosen: list[dict], rule: dict) -> str:
+def report(rows: list[dict], chosen: list[dict], rule: Rule) -> str:
     lines = [f"{'width':>6}{'D':>12}{'batch':>8}{'rate':>9}{'loss':>9}   (tokens; best rate of each batch)"]
-    lines += ["{width:>6}{D:>12,.0f}{batch:>8.0f}{rate:>9.4f}".format(**r)
-              + (f"{r['loss']:>9.4f}" if "loss" in r else f"   <- the largest batch within {SLACK:.0%}")
-              for r in rows + chosen]
-    lines += ["batch = {batch:.3g} (D / {D:.3g})^{p:.2f} tokens; rate = {rate:.3g}".format(**rule),
-              f"from width {chosen[0]['width']} to {chosen[-1]['width']}, with D and batch, the best "
-              f"rate moves by a factor {rule['moved']:.2f} (muP: 1 where width alone grows)"]
+    for row in rows + chosen:
+        end = f"{row['loss']:>9.4f}" if "loss" in row else f"   <- the largest batch within {SLACK:.0%}"
+        lines.append("{width:>6}{D:>12,.0f}{batch:>8.0f}{rate:>9.4f}".format(**row) + end)
+    lines.append(f"batch = {rule.batch:.3g} (D / {rule.D:.3g})^{rule.p:.2f} tokens; rate = {rule.rate:.3g}")
+    lines.append(f"from width {chosen[0]['width']} to {chosen[-1]['width']}, with D and batch, the best "
+                 f"rate moves by a factor {rule.moved:.2f} (muP: 1 where width alone grows)")
     return "\n".join(lines)
 
 
-def config_text(path: str, folder: Path, rule: dict) -> str:
-    """A config for train.py: the recipe of the study's widest run, with batch and rate by the rule.
+def recipe(path: Path) -> dict:
+    """The settings of the widest run of a runs.csv that are not train.py's defaults. Raises UserError."""
+    table = read_table(path)
+    if "parametrization" not in table:
+        raise UserError(f"{path} lacks the recipe of its runs, as those of older versions; train the study "
+                        "again")
+    widest = np.argmax(table["n_embd"])
+    found = {}
+    for name in ["dataset", *SAME[2:], "n_embd", *settings.RECIPE]:
+        value = table[name][widest] if name in table else ""
+        default = getattr(Config, name)
+        # Empty is what did not count in that run; the vocabulary is the dataset's.
+        if value != "" and value == value and name != "vocab_size":
+            value = type(default)(value)
+            if name == "dataset" or value != default:
+                found[name] = value
+    return found
 
-    Raises UserError where the run directories are gone.
-    """
-    table = read_table(folder / "runs.csv")
-    file = folder / str(table["run"][np.argmax(table["n_embd"])]) / "config.json"
-    c = load_json(file)
-    lacking = {*RECIPE, "warmup_iters", "warmup_frac", "max_iters"} - set(c)
-    if lacking:
-        raise UserError(f"{file} lacks {', '.join(sorted(lacking))}; train the study again")
-    derived = c["warmup_iters"] == round(c["warmup_frac"] * c["max_iters"])
-    keys = [*RECIPE, "warmup_frac" if derived else "warmup_iters"]
-    settings = {k: c[k] for k in keys if k == "dataset" or c[k] != getattr(train.Config, k)}
-    rule = {k: f"{v:.4g}" for k, v in rule.items()}
-    return (f"# python train.py {path}\n"
-            f"# Batch and rate as `python -m scaling.recipe.tune {folder}` found them at up to {rule['D']} tokens.\n"
-            "# Change n_embd and target_tokens here: the batch follows, extrapolated beyond those tokens.\n"
-            + "".join(f"{k} = {v!r}\n" for k, v in settings.items())
-            + f"target_tokens = {rule['D']}\n"
-            f"batch_size = max(1, round({rule['batch']} * (target_tokens / {rule['D']}) ** {rule['p']}"
-            f" / {c['block_size']}))\n"
-            f"learning_rate = {rule['rate']}\n"
-            f"out_dir = 'out/{Path(path).stem}'\n")
+
+def config_text(path: str, folder: Path, rule: Rule) -> str:
+    """A config for train.py: the recipe of the study's widest run, with batch and rate by the rule."""
+    own = recipe(folder / "runs.csv")
+    block_size = own.get("block_size", Config.block_size)
+    command = f"python -m scaling.recipe.tune {folder}"
+    lines = [f"# python train.py {path}",
+             f"# Batch and rate as `{command}` found them at up to {rule.D:.4g} tokens.",
+             "# Change n_embd and target_tokens here: the batch follows, extrapolated beyond those tokens.",
+             *(f"{name} = {value!r}" for name, value in own.items()),
+             f"target_tokens = {rule.D:.4g}",
+             f"batch_size = max(1, round({rule.batch:.4g} * (target_tokens / {rule.D:.4g}) ** {rule.p:.4g}"
+             f" / {block_size}))",
+             f"learning_rate = {rule.rate:.4g}",
+             f"out_dir = 'out/{Path(path).stem}'"]
+    return "\n".join(lines) + "\n"
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.recipe.tune", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m scaling.recipe.tune", description=__doc__.splitlines()[0])
     parser.add_argument("study", help="out/tune, trained by scaling/sweeps/tune.py")
     parser.add_argument("--write", help="the config file to write, e.g. config/tuned.py")
     a = parser.parse_args(args)

@@ -2,8 +2,8 @@
 #
 # Does the best learning rate stay where it is as the model widens? Four widths, each with learning rates
 # a factor 2 apart, under muP and under GPT-2's parametrization: characters of Shakespeare, 150k tokens a
-# run, the laptop recipe. Under muP it should (Yang et al. 2022, figure 1); see python -m scaling.recipe.transfer
-# out/transfer.
+# run, the laptop recipe. Under muP it should (Yang et al. 2022, figure 1); see
+# python -m scaling.recipe.transfer out/transfer.
 base = dict(dataset="shakespeare", n_layer=3, n_head=2, block_size=32, batch_size=16, base_width=32,
             target_tokens=1.5e5, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0,
             eval_interval=0, eval_iters=2000, device="cpu")

@@ -1,4 +1,5 @@
-# python -m scaling.sweep scaling/sweeps/tune.py, then python -m scaling.recipe.tune out/tune --write=config/tuned.py
+# python -m scaling.sweep scaling/sweeps/tune.py, then
+# python -m scaling.recipe.tune out/tune --write=config/tuned.py
 #
 # Which batch and learning rate does a dataset want? Name yours here. Two widths under muP with tokens in
 # proportion to N, three batches each, four rates a factor 2 apart around a square-root rule (Malladi et
