@@ -44,12 +44,12 @@ def house(tmp_path):
 
 
 def test_each_new_thing_takes_as_many_places_as_readme_says(house):
-    """One, two and two places: a schedule, a model option and a recorded number reach the run and its table."""
+    """One, two and two: a schedule, a model option and a recorded number reach the run and its table."""
     house.edit("config/settings.py", '    "constant": lambda',
                '    "half": lambda done, cool: 0.5,\n    "constant": lambda')
     house.edit("config/settings.py", "    vocab_size: int = -1  ",
                "    squash: bool = False                   # tanh for GELU\n    vocab_size: int = -1  ")
-    house.edit("model.py", 'x = F.gelu(self.c_fc(x), approximate="tanh")  ', "x = self.activation(self.c_fc(x))  ")
+    house.edit("model.py", 'F.gelu(self.c_fc(x), approximate="tanh")  ', "self.activation(self.c_fc(x))  ")
     house.edit("model.py", "        self.c_fc = cpu.Linear",
                "        self.activation = torch.tanh if c.squash else F.gelu\n        self.c_fc = cpu.Linear")
     house.edit("config/settings.py", '"flops_exact train_loss', '"flops_exact steps train_loss')
@@ -67,7 +67,7 @@ def test_each_new_thing_takes_as_many_places_as_readme_says(house):
 
 
 def test_a_younger_setting_breaks_no_old_run(lab, monkeypatch):
-    """A run that knew nothing of a setting had its default: it goes on, is found done, and is sampled from."""
+    """A run that knew nothing of a setting had its default: it is found done, and goes on."""
     result = lab.train("old")
     for name in ("config.json", "ckpt.pt"):
         forget(lab.out("old") / name, "bias")

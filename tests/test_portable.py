@@ -1,0 +1,63 @@
+"""What runs where less is installed: without torch, and on systems that have no fcntl."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, copy_code, write_dataset
+
+# Fitting, planning and forecasting need numpy, scipy, matplotlib and tqdm; these are the other packages.
+TORCHLESS = """
+import sys
+for name in ("torch", "tiktoken", "datasets", "filelock"):
+    sys.modules[name] = None
+from pathlib import Path
+from scaling import fit, forecast, logs, plan, plots, sweep
+study = Path(sys.argv[1])
+curves = f"--curves={study / 'curves.csv'}"
+fit.main([str(study / "runs.csv"), curves, "--bootstrap=20", f"--json={sys.argv[2]}/fit.json"])
+plan.main([str(study / "fit.json"), "--flops=2e12"])
+forecast.main(["board", str(study)])
+forecast.main(["rollout", str(study / "runs.csv")])
+plots.main([str(study), f"--out={sys.argv[2]}"])
+assert sweep.main(["scaling/sweeps/laptop.py", "--dry_run"]) == 0
+"""
+
+
+def test_fits_plans_forecasts_and_figures_need_no_torch(tmp_path):
+    study = ROOT / "scaling" / "results" / "laptop"
+    done = subprocess.run([sys.executable, "-c", TORCHLESS, str(study), str(tmp_path)], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))["surface"]["n"] == 29
+    assert (tmp_path / "laptop_frontier.png").exists() and "d52_2.5e12" in done.stdout
+
+
+STUDY = """
+base = dict(dataset="tiny", n_layer=1, n_head=1, block_size=16, batch_size=4, eval_iters=8, max_iters=5,
+            device="cpu")
+runs = [dict(name=f"d{d}", n_embd=d) for d in (8, 16)]
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    copy_code(tmp_path, "scaling")
+    write_dataset(tmp_path / "data" / "tiny")
+    (tmp_path / "study.py").write_text(STUDY, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_sweep_without_fcntl(copy):
+    """The sweep and its two runs, each in a process without fcntl; then the study is found done."""
+    (copy / "sitecustomize.py").write_text("import sys\nsys.modules['fcntl'] = None\n", encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(copy)}
+    missing = subprocess.run([sys.executable, "-c", "import fcntl"], env=env, capture_output=True, text=True)
+    assert "ModuleNotFoundError" in missing.stderr
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-m", "scaling.sweep", "study.py"], cwd=copy, text=True,
+                              capture_output=True, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+    rows = (copy / "out" / "study" / "runs.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 3
