@@ -19,7 +19,7 @@ import train
 from config import settings
 from config.settings import Config
 from model import GPT
-from runtime import basics, cpu, rundir
+from runtime import basics, cpu, rundir, system
 from runtime.basics import UserError
 
 # The columns of runs.csv, less study and run, which the parser adds.
@@ -679,3 +679,20 @@ def test_adamw_and_clip_are_torch_s_bit_for_bit():
         return [*norms, *weights, *(s["exp_avg_sq"] for s in optimizer.state.values())]
     ours, theirs = run(cpu.FusedAdamW, cpu.clip), run(torch.optim.AdamW, torch.nn.utils.clip_grad_norm_)
     assert len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+def test_float16_leaves_out_a_step_that_overflows(lab):
+    """The scaler begins at 2^16, where small batches overflow at once. torch's AdamW is told, ours is not."""
+    result = lab.train(dtype="float16", batch_size=1, max_iters=60, block_size=8, eval_iters=32)
+    assert math.isfinite(result["val_loss"])
+    scaler = lab.checkpoint()["scaler"]
+    assert scaler["scale"] < 2 ** 16                           # a step did overflow
+
+
+def test_two_processes_do_not_share_a_directory(lab):
+    lab.out("run").mkdir(parents=True)
+    with system.lock(lab.out("run") / "lock", "this test"):
+        files = lab.files()
+        code, _, err = lab.command()
+        assert code == 2 and "another process works in" in one_line(err) and lab.files() == files
+    assert lab.command()[0] == 0
