@@ -196,9 +196,9 @@ def test_summary_of_a_study_that_makes_no_surface_says_what_it_supports():
 # ---- A law is a row of one table. ----
 
 def test_a_new_law_is_fitted_printed_compared_and_in_the_card(monkeypatch):
-    def no_floor(data, bootstrap, seed):
-        return forms.fit_surface(data["N"], data["D"], data["L"], E=0.0, bootstrap=bootstrap, seed=seed)
-    monkeypatch.setitem(fit.LAWS, "no_floor", fit.Law("L = A/N^alpha + B/D^beta", "A B", no_floor, True))
+    def no_floor(data, bootstrap):
+        return forms.fit_surface(data["N"], data["D"], data["L"], E=0.0, bootstrap=bootstrap)
+    monkeypatch.setitem(fit.LAWS, "no_floor", fit.Law("L = A/N^alpha + B/D^beta", "A B", no_floor))
     result = fit.fit_all(study(), bootstrap=20)
     law = result["no_floor"]
     text = fit.text(result)
@@ -387,7 +387,7 @@ def test_a_thousand_resamples_take_seconds():
     forms.fit_surface(N, D, L, bootstrap=1000)
     assert time.process_time() - start < 10
     start = time.process_time()
-    fit.isoflop(select(study()), 1000, 0)
+    fit.isoflop(select(study()), 1000)
     assert time.process_time() - start < 2
 
 
