@@ -47,7 +47,7 @@ def ends(data: dict, names: str) -> list[np.ndarray]:
 
 
 def rows(data: dict) -> list[np.ndarray]:
-    """N, D and L of the rows that a surface is fitted to, and the run of each; None where every row is one."""
+    """N, D, L of the rows that a surface is fitted to, and the run of each; None where every row is a run."""
     some = data["some"]
     run = data["run"][some] if data["curves"] else None
     return [*(data[name][some] for name in "NDL"), run]
@@ -322,8 +322,8 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
     at = [convert("at", number, float, "--at") for number in o.at.split(",") if number]
     if o.bootstrap < 0 or not all(0 < C < np.inf for C in at):
-        raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples, and budgets above 0, are "
-                        "needed")
+        raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples are needed, and budgets "
+                        "above 0")
     curves = read_table(o.curves) if o.curves else None
     result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves)
     print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)

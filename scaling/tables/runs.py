@@ -19,6 +19,7 @@ SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "batch_tokens", "schedu
 RATE = ("learning_rate", "min_lr")
 ONE_OF = ("dataset", "tokenizer", "config")    # losses do not compare across these: a table holds one of each
 MAX_ROWS = 5000                                # more rows than this would not sharpen a surface
+AS_GIVEN = "as given"                          # the convention of a column `params` or `flops`
 Array = np.ndarray
 
 
@@ -64,9 +65,10 @@ def groups(columns: Iterable[Array]) -> Array:
 
 
 def best_rates(table: dict, N: Array, D: Array, L: Array, rows: Array) -> tuple[Array, Array]:
-    """(those of `rows` whose experiment did best, on average, at their learning rate; numbers of their settings).
+    """(those of `rows` at the learning rate that was best for their experiment on average, their settings).
 
-    Rows of one setting differ in nothing but the seed. Raises UserError for a learning rate that is no number.
+    A setting is a number: rows of one differ in nothing but the seed. Raises UserError for a learning rate
+    that is no number.
     """
     used = {name: v[rows] for name, v in table.items()}
     experiment = groups([N[rows], D[rows], *(used[c] for c in SETTINGS if c in used)])
@@ -85,24 +87,25 @@ def best_rates(table: dict, N: Array, D: Array, L: Array, rows: Array) -> tuple[
 
 def choose_params(table: dict, convention: str | None) -> tuple[Array, str]:
     """(N, the name of its convention): what was asked, else the column `params`, else the default."""
-    if convention is None and "params" in table:
-        return counts.column(table, "params", "the fit"), "as given"
-    if convention is None and not any(c.startswith("params_") for c in table):
-        raise UserError(f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
-    if convention is None and "params_head" not in table and "params_non_embedding" in table:
-        raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
-                        "counted; pass --params=non_embedding to leave the head out")
-    convention = convention or counts.DEFAULT_PARAMS
+    if convention in (None, AS_GIVEN):
+        if "params" in table:
+            return counts.column(table, "params", "the fit"), AS_GIVEN
+        if not any(name.startswith("params_") for name in table):
+            raise UserError(f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
+        if "params_head" not in table and "params_non_embedding" in table:
+            raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
+                            "counted; pass --params=non_embedding to leave the head out")
+        convention = counts.DEFAULT_PARAMS
     return counts.params(table, convention), convention
 
 
 def choose_flops(table: dict, N: Array, D: Array, convention: str | None, params: str) -> tuple[Array, str]:
     """(C, the name of its convention): what was asked, else the column `flops` as it is, else 6 N D."""
-    if convention is None and "flops" in table:
-        return counts.column(table, "flops", "the fit"), "as given"
-    if convention in (None, "6nd"):
+    if convention in (None, AS_GIVEN) and "flops" in table:
+        return counts.column(table, "flops", "the fit"), AS_GIVEN
+    if convention in (None, AS_GIVEN, "6nd"):
         return 6 * N * D, "6nd"
-    if params == "as given":
+    if params == AS_GIVEN:
         params = counts.DEFAULT_PARAMS
     return counts.flops(table, convention, params), convention
 
@@ -120,12 +123,12 @@ def check_one(table: dict) -> None:
 
 
 def select(table: dict, params: str | None = None, flops: str | None = None) -> dict:
-    """The arrays that the fits use: N, D, C, L, run, budget, U (unique tokens), epochs, and what is known.
+    """The arrays that the fits use: N, D, C, L, run, budget, U (unique tokens), epochs; None where absent.
 
     Rows without a loss (or with an infinite one: diverged), at zero tokens, or twice in the table are
-    dropped, and so are all but the best learning rate of an experiment: `notes` say so, `rows` are the numbers
-    of the others in `table`, and `table` holds them, one of `rows_read` each. An array is None where the table
-    has no such column. Negative numbers and mixed data sets raise UserError. `add_runs` names the other keys.
+    dropped, and so are all but the best learning rate of an experiment: `notes` say how many of `rows_read`
+    went, `rows` are the numbers of the others, and `table` holds these. Negative numbers and mixed data sets
+    raise UserError. `add_runs` names the other keys.
     """
     check_one(table)
     name = "loss" if "loss" in table else "val_loss"
@@ -146,7 +149,8 @@ def select(table: dict, params: str | None = None, flops: str | None = None) -> 
         kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
         kept.drop(v == 0, f"{label} is zero")
         kept.drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
-    kept.keep(np.unique(groups(table.values()), return_index=True)[1], "the same row stands earlier in the table")
+    first = np.unique(groups(table.values()), return_index=True)[1]
+    kept.keep(first, "the same row stands earlier in the table")
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
     rows, setting = best_rates(table, N, D, L, np.flatnonzero(kept.mask))
@@ -200,8 +204,6 @@ def thin(group: Array, order: Array, curves: bool) -> Array:
 
 def final_runs(table: dict, params: str | None = None) -> dict:
     """N, D, C, L (n,) and names `run` (or None) of the finished runs that a fit uses. Raises UserError."""
-    if params == "as given":                           # the name that `select` gives the column itself
-        params = None
     data = select(table, params)
     found = {key: data[key][data["last"]] for key in "NDCL"}
     found["run"] = None if data["run"] is None else data["run"][data["last"]]
@@ -223,25 +225,23 @@ def along(data: dict, schedule: Array | None, curves: dict) -> dict:
     L = counts.column(curves, "val_loss", "the curves")
     run = curves["run"].astype(str)
     final = {} if data["run"] is None else {data["run"][i]: i for i in data["last"]}
+    at = np.array([final.get(name, -1) for name in run], int)              # the row of each one's run
+    D = data["D"][at]
     kept = Kept(len(L), "rows of the curves")
-    kept.drop(~np.isin(run, list(final)), "their runs are not fitted")
+    kept.drop(at < 0, "their runs are not fitted")
     kept.drop(~np.isfinite(L), "there is no validation loss")
-    at = np.array([final.get(name, 0) for name in run], int)               # the row of each one's run
-    kept.drop(~((0 < tokens) & (tokens < data["D"][at])), "they are not halfway along their runs")
+    kept.drop(~((0 < tokens) & (tokens < D)), "they are not halfway along their runs")
     if schedule is not None and "lr" in curves:
         rate = counts.column(curves, "lr", "the curves")
-        of = np.unique(run, return_inverse=True)[1]
-        peak = np.full(len(run), np.nan)
-        np.fmax.at(peak, of, rate)                     # by run, over the rows that have a rate
-        cooling = ~(rate >= 0.999 * peak[of])
+        peak = np.full(len(data["D"]) + 1, np.nan)     # the last one is of runs that are not fitted
+        np.fmax.at(peak, at, rate)                     # by run, over the rows that have a rate
+        cooling = ~(rate >= 0.999 * peak[at])
         kept.drop(cooling & (schedule[data["rows"][at]] == "wsd"), "the rate is below its peak")
-    N = data["N"][at]
-    C = data["C"][at] * tokens / data["D"][at]
-    order = np.argsort(-data["D"][at], kind="stable")          # a trunk before its branches
+    part = {"N": data["N"][at], "C": data["C"][at] * tokens / D, "L": L, "run": run}
+    order = np.argsort(-D, kind="stable")              # a trunk before its branches
     order = order[kept.mask[order]]
-    first = order[np.unique(groups([N, C, L])[order], return_index=True)[1]]
+    same = groups([part["N"], part["C"], L])
+    first = order[np.unique(same[order], return_index=True)[1]]
     kept.keep(first, "a run that shares its trunk has them too")
     data["curve_notes"] = kept.notes
-    if not len(first):
-        return {}
-    return {"N": N[first], "C": C[first], "L": L[first], "run": run[first]}
+    return {name: v[first] for name, v in part.items()} if len(first) else {}
