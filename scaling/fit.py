@@ -10,6 +10,7 @@ of `LAWS`: it is then fitted, printed, compared and written into the fit card.
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling.laws import counts, forms, frontiers, health
-from scaling.report import card, summary, text
+from scaling.report import card, laws_of, summary, text
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
@@ -40,14 +41,16 @@ class Options:
 
 # ---- What the fits share: columns of the selected data, the noise of seeds, the health. ----
 
-def columns(data: dict, rows: str, names: str) -> list[np.ndarray]:
-    """The columns `names` ("NDL") of the selected data, at its rows "last" or "some"."""
-    return [data[name][data[rows]] for name in names]
+def ends(data: dict, names: str) -> list[np.ndarray]:
+    """The columns `names` ("NDL") of the selected data, at the last row of each run."""
+    return [data[name][data["last"]] for name in names]
 
 
-def run_of(data: dict) -> np.ndarray | None:
-    """The run of each row of "some" where runs have several rows; None where every row is a run."""
-    return data["run"][data["some"]] if data["curves"] else None
+def rows(data: dict) -> list[np.ndarray]:
+    """N, D, L of the rows that a surface is fitted to, and the run of each; None where every row is a run."""
+    some = data["some"]
+    run = data["run"][some] if data["curves"] else None
+    return [*(data[name][some] for name in "NDL"), run]
 
 
 def noise_of(data: dict) -> float:
@@ -71,15 +74,13 @@ def exponent(fit: Callable, *args) -> dict:
     return {"a": found["a"], "ci": found["ci"].get("a")}
 
 
-# ---- The fits: each takes the selected data, the number of resamples and a random seed. ----
+# ---- The fits: each takes the selected data and the number of resamples. ----
 
-def surface(data: dict, bootstrap: int, seed: int) -> dict:
+def surface(data: dict, bootstrap: int) -> dict:
     """Approach 3, and the profile of E."""
-    N, D, L = columns(data, "some", "NDL")
-    run = run_of(data)
-    fit = forms.fit_surface(N, D, L, run, bootstrap=bootstrap, seed=seed)
+    fit = forms.fit_surface(*rows(data), bootstrap=bootstrap)
     if bootstrap:
-        fit["profile_E"] = forms.profile_E(N, D, L, run, min(bootstrap, 200), seed)
+        fit["profile_E"] = forms.profile_E(*rows(data), min(bootstrap, 200))
         fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
     if data["U"] is not None:
         fit["health"]["repeated_rows"] = int((data["D"] > 1.5 * data["U"]).sum())
@@ -87,47 +88,43 @@ def surface(data: dict, bootstrap: int, seed: int) -> dict:
     return fit
 
 
-def isoflop(data: dict, bootstrap: int, seed: int) -> dict:
+def isoflop(data: dict, bootstrap: int) -> dict:
     """Approach 2 on the last row of each run, and what the other ways to find a minimum say."""
-    N, C, L = columns(data, "last", "NCL")
+    N, C, L = ends(data, "NCL")
     budget = None if data["budget"] is None else data["budget"][data["last"]]
 
     def by(method, resamples):
-        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples, seed)
+        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples)
     fit = by(frontiers.METHODS[0], bootstrap)
     fit["alternatives"] = {m: exponent(by, m, min(bootstrap, 300)) for m in frontiers.METHODS}
     return fit
 
 
-def envelope(data: dict, bootstrap: int, seed: int) -> dict:
+def envelope(data: dict, bootstrap: int) -> dict:
     """Approach 1, where there are learning curves: in the table, or beside it."""
     part = data if data["curves"] else data["along"]
     if not part:
         raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', "
                         "or --curves=CURVES.csv with validation losses along the runs)")
-    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap, seed)
+    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap)
 
 
-def loss_vs_compute(data: dict, bootstrap: int, seed: int) -> dict:
+def loss_vs_compute(data: dict, bootstrap: int) -> dict:
     """The hull of all rows and of the losses along the runs, a cluster per run where there are curves."""
-    if data["curves"]:
-        C, L, run = data["C"], data["L"], data["run"]
-    else:
-        C, L = columns(data, "some", "CL")
-        run = None
+    C, L, run = data["C"], data["L"], data["run"]
     if data["along"]:
-        C = np.append(C, data["along"]["C"])
-        L = np.append(L, data["along"]["L"])
-        run = np.append(data["run"][data["some"]], data["along"]["run"])
-    return frontiers.fit_loss_vs_compute(C, L, run, bootstrap, seed)
+        C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
+    elif not data["curves"]:
+        run = None
+    return frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
 
 
-def power(name: str, data: dict, bootstrap: int, seed: int) -> dict:
+def power(name: str, data: dict, bootstrap: int) -> dict:
     """L(N) or L(D), `name`, through the best setting at each value, as far as more of it went with less loss.
 
     A setting's loss is the mean over its seeds. Three sizes cannot show a floor: there it is left out.
     """
-    x, N, D, L = columns(data, "last", name + "NDL")
+    x, N, D, L = ends(data, name + "NDL")
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
     L = np.exp(np.bincount(group, np.log(L)) / seeds)
     best = frontiers.pareto(x[first], L)
@@ -135,7 +132,7 @@ def power(name: str, data: dict, bootstrap: int, seed: int) -> dict:
     L = L[best]
     ratio = (D / N)[first][best]
     floor = len(best) != 3
-    fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap, seed=seed)
+    fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap)
     limit = "data" if name == "N" else "model size"
     fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at "
                    f"each {name}, had {ratio.min():.3g} to {ratio.max():.3g} tokens per parameter")
@@ -147,31 +144,29 @@ def power(name: str, data: dict, bootstrap: int, seed: int) -> dict:
     return fit
 
 
-def repeated(data: dict, bootstrap: int, seed: int) -> dict:
+def repeated(data: dict, bootstrap: int) -> dict:
     """The data-constrained surface, on a base fitted to the runs that repeat nothing if there are ten."""
     if data["U"] is None or not (data["D"] > 1.001 * data["U"]).any():
         raise UserError("no run repeats its data (column 'unique_tokens')")
-    N, D, U, L = columns(data, "last", "NDUL")
+    N, D, U, L = ends(data, "NDUL")
     once = D <= 1.001 * U
     base = None
     if once.sum() >= 10:
-        try:
+        with suppress(UserError):              # too few sizes among them
             base = forms.fit_surface(N[once], D[once], L[once], bootstrap=0)
-        except UserError:
-            pass                               # too few sizes among them
-    return forms.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap, seed=seed)
+    return forms.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap)
 
 
-def kaplan_nd(data: dict, bootstrap: int, seed: int) -> dict:
+def kaplan_nd(data: dict, bootstrap: int) -> dict:
     """Kaplan et al. 2020, eq. 1.5."""
-    return forms.fit_kaplan_nd(*columns(data, "some", "NDL"), run_of(data), bootstrap, seed)
+    return forms.fit_kaplan_nd(*rows(data), bootstrap)
 
 
-def kaplan_ns(data: dict, bootstrap: int, seed: int) -> dict:
+def kaplan_ns(data: dict, bootstrap: int) -> dict:
     """Kaplan et al. 2020, eq. 1.6, with S = tokens / batch_tokens."""
-    N, D, L = columns(data, "some", "NDL")
-    batch = counts.column(data["table"], "batch_tokens", "L(N, S)")[data["rows"][data["some"]]]
-    fit = forms.fit_kaplan_ns(N, D / batch, L, run_of(data), bootstrap, seed)
+    N, D, L, run = rows(data)
+    batch = counts.column(data["table"], "batch_tokens", "L(N, S)")[data["some"]]
+    fit = forms.fit_kaplan_ns(N, D / batch, L, run, bootstrap)
     if np.ptp(batch):
         fit["note"] = (f"steps of {batch.min():.4g} to {batch.max():.4g} tokens count alike here, as if each "
                        "batch were far below the critical one")
@@ -179,17 +174,16 @@ def kaplan_ns(data: dict, bootstrap: int, seed: int) -> dict:
 
 
 class Law(NamedTuple):
-    """How a law is written and fitted."""
+    """How a law is written and fitted. If its fit has `a` and `b`, of N_opt, it takes part in the verdict."""
     equation: str
     parameters: str                            # those to print, in order
-    fit: Callable[[dict, int, int], dict]      # (data, bootstrap, seed) -> fit; raises UserError
-    optimum: bool = False                      # it gives N_opt, a and b, so it takes part in the verdict
+    fit: Callable[[dict, int], dict]           # (data, bootstrap) -> fit; raises UserError
 
 
 LAWS = {
-    "surface": Law("L = E + A/N^alpha + B/D^beta", "E A B alpha beta a b", surface, True),
-    "isoflop": Law("N_opt = k C^a", "a b gamma L_inf", isoflop, True),
-    "envelope": Law("N_opt = k C^a", "a b gamma L_inf", envelope, True),
+    "surface": Law("L = E + A/N^alpha + B/D^beta", "E A B alpha beta a b", surface),
+    "isoflop": Law("N_opt = k C^a", "a b gamma L_inf", isoflop),
+    "envelope": Law("N_opt = k C^a", "a b gamma L_inf", envelope),
     "loss_vs_compute": Law("L = (C_c/C)^alpha on the lower convex hull", "alpha between C_c L_inf",
                            loss_vs_compute),
     "loss_vs_params": Law("L = L_inf + (N_c/N)^alpha", "alpha N_c L_inf", partial(power, "N")),
@@ -204,12 +198,12 @@ LAWS = {
 
 # ---- What compares laws, and is none. ----
 
-def comparison(data: dict, bootstrap: int, seed: int) -> dict:
+def comparison(data: dict, bootstrap: int) -> dict:
     """Which form in N and D the rows prefer: AICc, and held-out error on the largest models."""
-    return forms.compare_surfaces(*columns(data, "some", "NDL"), run_of(data))
+    return forms.compare_surfaces(*rows(data))
 
 
-def accounting(data: dict, bootstrap: int, seed: int) -> dict:
+def accounting(data: dict, bootstrap: int) -> dict:
     """The exponent a of N_opt for each way to count parameters (rows) and FLOPs (columns), by the surface.
 
     In each cell N is counted by the row and D is C/(6 N), with C counted by the column: so N_opt is what the
@@ -217,13 +211,13 @@ def accounting(data: dict, bootstrap: int, seed: int) -> dict:
     """
     if not any(name.startswith("params_") for name in data["table"]):
         raise UserError("no columns params_total, params_non_embedding, params_head: N has one count only")
-    part = {name: v[data["rows"][data["some"]]] for name, v in data["table"].items()}
-    L = data["L"][data["some"]]
+    part = {name: v[data["some"]] for name, v in data["table"].items()}
+    _, _, L, run = rows(data)
 
     def recounted(params, flops):
         N = counts.params(part, params)
         C = counts.flops(part, flops, params)
-        return forms.fit_surface(N, C / (6 * N), L, run_of(data), bootstrap=min(bootstrap, 200), seed=seed)
+        return forms.fit_surface(N, C / (6 * N), L, run, bootstrap=min(bootstrap, 200))
     matrix = {p: {f: exponent(recounted, p, f) for f in counts.FLOPS} for p in counts.PARAMS}
     for row in matrix.values():                # other columns move D a little, which proves nothing
         if "refused" in row["6nd"]:
@@ -233,47 +227,47 @@ def accounting(data: dict, bootstrap: int, seed: int) -> dict:
 
 def verdict(result: dict, at: list[float]) -> dict:
     """a, b and the optimum at each budget of `at`, per approach; do the intervals of a share a point?"""
-    rows = {}
-    for name, law in LAWS.items():
-        if law.optimum and name in result:
-            fit = result[name]
+    approaches = {}
+    for name, fit in laws_of(result).items():
+        if "a" in fit:
             ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
-            rows[name] = {"a": fit["a"], "b": fit["b"], "ci": ci, "at": [forms.optimum(fit, C) for C in at]}
-    spans = [row["ci"]["a"] for row in rows.values() if "a" in row["ci"]]
+            approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
+                                "at": [forms.optimum(fit, C) for C in at]}
+    spans = [row["ci"]["a"] for row in approaches.values() if "a" in row["ci"]]
     agree = None
-    words = "one approach only: nothing to compare" if rows else "no approach could be fitted"
+    words = "one approach only: nothing to compare" if approaches else "no approach could be fitted"
     if len(spans) > 1:
         lows, highs = zip(*spans)
         agree = max(lows) <= min(highs)
         words = "the approaches disagree: no exponent a lies in all of their 95 % intervals"
     if agree:
         words = f"the approaches agree: their 95 % intervals of a share {max(lows):.3f} to {min(highs):.3f}"
-    return {"approaches": rows, "budgets": list(at), "agree": agree, "text": words}
+    return {"approaches": approaches, "budgets": at, "agree": agree, "text": words}
 
 
 # ---- All of them. ----
 
-def fit_each(data: dict, bootstrap: int, seed: int, progress: bool) -> dict:
+def fit_each(data: dict, bootstrap: int) -> dict:
     """All fits that `data` supports, {name: fit}, and under `skipped` why it does not support the others."""
     result = {"skipped": {}}
     jobs = {name: law.fit for name, law in LAWS.items()}
     jobs |= {"comparison": comparison, "accounting": accounting}
-    with tqdm(jobs.items(), desc="fits", disable=not progress, file=sys.stderr, leave=False) as bar:
+    with tqdm(jobs.items(), desc="fits", disable=None, leave=False) as bar:
         for name, job in bar:
             bar.set_postfix_str(name)
             try:
-                result[name] = job(data, bootstrap, seed)
+                result[name] = job(data, bootstrap)
             except UserError as e:
                 result["skipped"][name] = str(e)
-    for name, law in LAWS.items():
-        if name in result:
-            result[name] |= {"equation": law.equation, "parameters": law.parameters.split()}
+                continue
+            if name in LAWS:
+                law = LAWS[name]
+                result[name] |= {"equation": law.equation, "parameters": law.parameters.split()}
     return result
 
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, seed: int = 0, progress: bool = False,
-            curves: dict | None = None) -> dict:
+            at: list[float] | None = None, curves: dict | None = None) -> dict:
     """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
@@ -282,27 +276,21 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     bad data.
     """
     data = select(table, params, flops)
-    data["table"] = table
-    data["along"] = {}
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)
-    result = fit_each(data, bootstrap, seed, progress)
+    result = fit_each(data, bootstrap)
     result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
-    shown = ("loss_column", "params", "flops", "notes", "seed_noise", "seed_df")
+    shown = ("loss_column", "params", "flops", "notes", "curve_notes", "seed_noise", "seed_df")
     result["data"] = {k: data[k] for k in shown}
     result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
                        "lengths": len(np.unique(data["D"][data["last"]]))}
-    result["card"] = card(data, result, bootstrap, seed)
+    result["card"] = card(data, result, bootstrap)
     return finite(result)
 
 
-def finite(value):
-    """`value` with nan and inf as None, for JSON that any reader accepts."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def finite(result: dict) -> dict:
+    """`result` as JSON that any reader accepts gives it back: nan and inf become None."""
+    return json.loads(json.dumps(result), parse_constant=lambda name: None)
 
 
 def printed(result: dict) -> str:
@@ -314,12 +302,11 @@ def fit_study(folder: str | Path, bootstrap: int = 1000) -> dict:
     """Fit a study's runs.csv and curves.csv; write its fit.json and fit.txt. Raises UserError."""
     folder = Path(folder)
     curves = folder / "curves.csv"
-    result = fit_all(read_table(folder / "runs.csv"), bootstrap=bootstrap, progress=True,
-                     curves=read_table(curves) if curves.exists() else None)
-    with whole_file(folder / "fit.json") as f:
-        f.write(json.dumps(result) + "\n")
-    with whole_file(folder / "fit.txt") as f:
-        f.write(printed(result) + "\n")
+    curves = read_table(curves) if curves.exists() else None
+    result = fit_all(read_table(folder / "runs.csv"), bootstrap=bootstrap, curves=curves)
+    for name, words in (("fit.json", json.dumps(result)), ("fit.txt", printed(result))):
+        with whole_file(folder / name) as f:
+            f.write(words + "\n")
     return result
 
 
@@ -334,10 +321,11 @@ def main(args: list[str] | None = None) -> None:
     if len(paths) != 1:
         raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
     at = [convert("at", number, float, "--at") for number in o.at.split(",") if number]
-    if min(o.bootstrap, *at, 0) < 0:
-        raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: numbers of 0 or more are needed")
-    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at,
-                     progress=True, curves=read_table(o.curves) if o.curves else None)
+    if o.bootstrap < 0 or not all(0 < C < np.inf for C in at):
+        raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples are needed, and budgets "
+                        "above 0")
+    curves = read_table(o.curves) if o.curves else None
+    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves)
     print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)
     if o.json == "-":
         print(json.dumps(result))

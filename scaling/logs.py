@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from config.settings import RUN_COLUMNS, TEXT_COLUMNS
 from runtime.basics import UserError, exit_cleanly, load_json
-from scaling.tables.csv import MALFORMED, number, write_table
-from scaling.tables.foreign import FORMATS, POINT_COLUMNS, csv_points, curve_points, usable
+from scaling.tables.csv import number, write_table
+from scaling.tables.foreign import FORMATS, POINT_COLUMNS, csv_points, curve_points, skipping, usable
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
 CURVE_COLUMNS = ["run", *LOG_COLUMNS[:6]]
@@ -41,14 +41,11 @@ def is_run(path: Path) -> bool:
 
 def fits(key: str, value) -> bool:
     """Whether `value` can stand in the column `key`: text or a number, or either if it is newer."""
-    kinds = (int, float)
-    if key in TEXT_COLUMNS:
-        kinds = (str,)
-    elif key not in RUN_COLUMNS:
-        kinds = (int, float, bool, str)
-    if type(value) is str and not value.isprintable():
-        return False
-    return value is None or type(value) in kinds
+    if type(value) is str:
+        return value.isprintable() and (key in TEXT_COLUMNS or key not in RUN_COLUMNS)
+    if type(value) is bool:
+        return key not in RUN_COLUMNS
+    return value is None or type(value) in (int, float) and key not in TEXT_COLUMNS
 
 
 def parse_run(run_dir: str | Path) -> dict:
@@ -92,8 +89,8 @@ def parse_study(study_dir: str | Path) -> tuple[list[dict], list[str]]:
 
 def write_runs(path: str | Path, rows: list[dict]) -> None:
     """Write runs.csv: RUN_COLUMNS, then what else the rows hold. Raises UserError."""
-    further = [key for row in rows for key in row if key not in RUN_COLUMNS]
-    write_table(path, rows, [*RUN_COLUMNS, *dict.fromkeys(further)])
+    columns = dict.fromkeys([*RUN_COLUMNS, *(key for row in rows for key in row)])
+    write_table(path, rows, list(columns))
 
 
 def log_record(text: bytes) -> dict:
@@ -116,25 +113,22 @@ def read_log(path: str | Path, report: Callable = warn) -> list[dict]:
     try:
         with open(path, "rb") as f:
             for line, text in enumerate(f, 1):
-                try:
+                with skipping(f"{path}:{line}", report):
                     record = log_record(text)
-                except MALFORMED as e:
-                    report(f"{path}:{line}: malformed ({type(e).__name__}: {e}); skipped")
-                    continue
-                while kept and kept[-1]["step"] >= record["step"]:
-                    kept.pop()
-                kept.append(record)
+                    while kept and kept[-1]["step"] >= record["step"]:
+                        kept.pop()
+                    kept.append(record)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
     return kept
 
 
-def thin(records: list[dict], points: int = 100) -> list[dict]:
-    """The records (by rising step) that hold a validation loss, and those at `points` log-spaced steps."""
+def thin(records: list[dict]) -> list[dict]:
+    """The records (by rising step) that hold a validation loss, and those at 100 log-spaced steps."""
     if not records:
         return []
     step = np.array([record["step"] for record in records])
-    grid = np.geomspace(max(step[0], 1), max(step[-1], 1), points)
+    grid = np.geomspace(max(step[0], 1), max(step[-1], 1), 100)
     keep = ~np.isnan([record["val_loss"] for record in records])
     keep[np.searchsorted(step, grid).clip(max=len(step) - 1)] = True
     return [records[i] for i in np.flatnonzero(keep)]
@@ -154,8 +148,8 @@ def curves_of(study_dir: str | Path, report: Callable) -> Iterator[dict]:
             report(f"{e}; skipped")
             continue
         for record in thin(records):
-            row = {"run": run["run"], "step": int(record["step"])}
-            yield {key: record[key] for key in CURVE_COLUMNS[1:]} | row
+            row = record | {"run": run["run"], "step": int(record["step"])}
+            yield {key: row[key] for key in CURVE_COLUMNS}
 
 
 # ---- Command line. ----

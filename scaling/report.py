@@ -112,13 +112,13 @@ def forms_text(rows: dict) -> list[str]:
 
 def fit_text(name: str, fit: dict) -> list[str]:
     """One fit as lines: what it rests on, each parameter with its interval, its health."""
-    head = f"\n{name}: {fit.get('equation', fit['form'])}; n = {fit['n']}"
+    head = f"\n{name}: {fit['equation']}; n = {fit['n']}"
     if "objective" in fit:
         head += f", objective {fit['objective']:.7g}"
     if (fit.get("noise") or 0) > 0:                    # None, from JSON, where it could not be measured
         head += f", residual {fit['noise']:.2%}"
     out = [head]
-    for key in fit.get("parameters", fit["ci"]):
+    for key in fit["parameters"]:
         out.append(f"  {key:<8} {spread(fit[key], fit['ci'].get(key))}")
     if "profile_E" in fit:
         ends = fit["profile_E"]
@@ -171,7 +171,7 @@ def text(result: dict) -> str:
             f"{data['loss_column']!r}")
     if any(fit["ci"] for fit in laws.values()):
         head += "; brackets hold 95 % intervals"
-    out = [head] + [f"  note: {note}" for note in data["notes"]]
+    out = [head] + [f"  note: {note}" for note in data["notes"] + data.get("curve_notes", [])]
     if data["seed_df"]:
         out.append(f"  noise between seeds: {data['seed_noise']:.2%} of the loss ({data['seed_df']} repeats)")
     for name, fit in laws.items():
@@ -212,61 +212,59 @@ def values(column, most: int | None = None) -> list[str] | str:
     return sorted(set(map(str, column)) - {"nan", ""})[:most] or "not recorded"
 
 
-def span(x: np.ndarray) -> list[float] | str:
+def span(x: np.ndarray | None) -> list[float] | str:
     """[smallest, largest] of the numbers that are there, or 'not recorded'."""
+    if x is None or not np.isfinite(x).any():
+        return "not recorded"
     x = x[np.isfinite(x)]
-    return [float(x.min()), float(x.max())] if len(x) else "not recorded"
+    return [float(x.min()), float(x.max())]
 
 
 def fit_entry(fit: dict) -> dict:
     """How one law was fitted."""
-    entry = {"equation": fit["equation"], "n": fit["n"], "weights": "equal"}
+    entry = {"loss": "least squares in log-log", "optimiser": "closed form"}
     if "objective" in fit:
-        entry |= {"loss": f"summed Huber, delta {DELTA:g}, of log-residuals", "objective": fit["objective"],
-                  "optimiser": "damped Newton with analytic gradients (scaling/laws/solver.py), no library "
-                               "optimiser",
-                  "starts": fit["health"]["starts"], "starts_that_agree": fit["health"]["agree"]}
-    else:
-        entry |= {"loss": "least squares in log-log", "optimiser": "closed form"}
-    return entry | {"intervals": fit["method"], "level": fit["level"],
+        entry = {"loss": f"summed Huber, delta {DELTA:g}, of log-residuals", "objective": fit["objective"],
+                 "optimiser": "damped Newton with analytic gradients (scaling/laws/solver.py), no library "
+                              "optimiser",
+                 "starts": fit["health"]["starts"], "starts_that_agree": fit["health"]["agree"]}
+    return entry | {"equation": fit["equation"], "n": fit["n"], "weights": "equal",
+                    "intervals": fit["method"], "level": fit["level"],
                     "health": fit["health"]["lines"] or "good"}
 
 
-def sizes(used: dict, N: np.ndarray) -> list[dict]:
+def sizes(table: dict, N: np.ndarray) -> list[dict]:
     """Per model size: how many rows, and the values of every setting that the table records."""
-    recorded = [c for c in (*SETTINGS, "learning_rate", "seed") if c in used]
+    recorded = [c for c in (*SETTINGS, "learning_rate", "seed") if c in table]
     out = []
     for n in np.unique(N):
-        rows = N == n
-        entry = {"params": float(n), "rows": int(rows.sum())}
-        out.append(entry | {c: values(used[c][rows], most=8) for c in recorded})
+        own = {c: values(table[c][N == n], most=8) for c in recorded}
+        out.append({"params": float(n), "rows": int((N == n).sum())} | own)
     return out
 
 
-def card(data: dict, result: dict, bootstrap: int, seed: int) -> dict:
+def card(data: dict, result: dict, bootstrap: int) -> dict:
     """Hypothesis, training, data with every filter, fit, and held-out validation, ready for publication.
 
-    `data` as `select` gives it, with the table as read under "table"; `result` the fits.
+    `data` as `select` gives it, `result` the fits.
     """
     table = data["table"]
-    used = {k: v[data["rows"]] for k, v in table.items()}
-    columns = ("dataset", "tokenizer", "schedule", "batch_tokens", "device", "dtype", "commit")
-    training = {c: values(used.get(c, ())) for c in columns}
+    recorded = ("dataset", "tokenizer", "schedule", "batch_tokens", "device", "dtype", "commit")
+    training = {c: values(table.get(c, ())) for c in recorded}
     training |= {"runs": len(data["last"]), "params": span(data["N"]), "tokens": span(data["D"]),
                  "flops": span(data["C"]), "tokens_per_param": span(data["D"] / data["N"]),
-                 "epochs": span(used.get("epochs", np.array([]))),
-                 "seed_noise": data["seed_noise"], "repeated_seeds": data["seed_df"],
-                 "sizes": sizes(used, data["N"])}
+                 "epochs": span(data["epochs"]), "seed_noise": data["seed_noise"],
+                 "repeated_seeds": data["seed_df"], "sizes": sizes(table, data["N"])}
     laws = laws_of(result)
     fits = {name: fit_entry(fit) for name, fit in laws.items()}
     return {"hypothesis": {"equations": {name: fit["equation"] for name, fit in laws.items()},
                            "variables": f"N: {data['params']}; D: tokens; C: {data['flops']}; "
                                         f"L: {data['loss_column']}, nats per token"},
             "training": training,
-            "data": {"rows_read": len(next(iter(table.values()))), "rows_used": len(data["L"]),
+            "data": {"rows_read": data["rows_read"], "rows_used": len(data["L"]),
                      "filters": data["notes"] or "none",
                      "checkpoints": "intermediate and final" if data["curves"] else "final only",
-                     "validation_tokens": values(used.get("val_tokens", ())),
+                     "validation_tokens": values(table.get("val_tokens", ())),
                      "columns_not_used": sorted(set(table) - KNOWN)},
-            "fit": fits | {"skipped": result["skipped"], "bootstrap": bootstrap, "random_seed": seed},
+            "fit": fits | {"skipped": result["skipped"], "bootstrap": bootstrap, "random_seed": 0},
             "validation": result.get("comparison", "not possible")}

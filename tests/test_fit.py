@@ -196,9 +196,9 @@ def test_summary_of_a_study_that_makes_no_surface_says_what_it_supports():
 # ---- A law is a row of one table. ----
 
 def test_a_new_law_is_fitted_printed_compared_and_in_the_card(monkeypatch):
-    def no_floor(data, bootstrap, seed):
-        return forms.fit_surface(data["N"], data["D"], data["L"], E=0.0, bootstrap=bootstrap, seed=seed)
-    monkeypatch.setitem(fit.LAWS, "no_floor", fit.Law("L = A/N^alpha + B/D^beta", "A B", no_floor, True))
+    def no_floor(data, bootstrap):
+        return forms.fit_surface(data["N"], data["D"], data["L"], E=0.0, bootstrap=bootstrap)
+    monkeypatch.setitem(fit.LAWS, "no_floor", fit.Law("L = A/N^alpha + B/D^beta", "A B", no_floor))
     result = fit.fit_all(study(), bootstrap=20)
     law = result["no_floor"]
     text = fit.text(result)
@@ -318,6 +318,7 @@ def broken(change):
     (lambda t: t.update(loss=np.array(["three"] * 25, object)), "hold numbers; data row 1 holds 'three'"),
     (lambda t: t.update(dataset=np.array(["c4"] * 24 + ["pile"], object)), "holds 2 values (c4, pile)"),
     (lambda t: t.update({k: v[:0] for k, v in t.items()}), "the table has no rows"),
+    (lambda t: t.update(epochs=np.array(["one"] * 25, object)), "'epochs' must hold numbers; data row 1 "),
 ])
 def test_bad_tables(change, message):
     with pytest.raises(UserError) as e:
@@ -342,6 +343,7 @@ def test_what_the_data_cannot_support_is_skipped_with_the_reason(change, name, m
     (["{}", "--bootstrap=many"], "bootstrap must be int, not 'many'"),
     (["{}", "--bootstrap=2.5"], "bootstrap must be int"), (["{}", "--bootstrap=-1"], "--bootstrap=-1"),
     (["{}", "--at=-1"], "--at=-1"), (["{}", "--at=1e18,soon"], "at must be float, not 'soon'"),
+    (["{}", "--at=1e18,0"], "budgets above 0"), (["{}", "--at=1e400"], "budgets above 0"),
     (["{}", "{}"], "not 2"),
     (["{}", "--card=card.json"], "unknown key 'card'"),
     (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"),
@@ -387,7 +389,7 @@ def test_a_thousand_resamples_take_seconds():
     forms.fit_surface(N, D, L, bootstrap=1000)
     assert time.process_time() - start < 10
     start = time.process_time()
-    fit.isoflop(select(study()), 1000, 0)
+    fit.isoflop(select(study()), 1000)
     assert time.process_time() - start < 2
 
 
@@ -414,6 +416,10 @@ def test_envelope_takes_the_curves_before_their_cooldown():
     assert part["L"] == pytest.approx(1.05 * forms.surface_loss(LAW, part["N"], part["C"] / (6 * part["N"])))
     result = fit.fit_all(runs, bootstrap=20, curves=curves)
     assert "envelope" in result and "envelope" in fit.fit_all(runs, bootstrap=0)["skipped"]
+    note = ("dropped 8 of 80 rows of the curves: the rate is below its peak (rows 9, 19, 29, 39, 49 and 3 "
+            "more)")
+    assert note in result["data"]["curve_notes"] and note not in result["data"]["notes"]
+    assert f"  note: {note}" in fit.text(result).splitlines()
     twice = {k: np.append(v, v) for k, v in curves.items()}             # a branch repeats its trunk's log
     again = along(select(runs), runs["schedule"], twice)
     assert sorted(again["L"]) == sorted(part["L"])

@@ -106,6 +106,16 @@ def test_of_equally_good_rates_the_first_is_kept():
     assert select(three_seeds(learning_rate=[2e-3, 1e-3, 1e-3]) | {"loss": np.full(3, 3.0)})["rows"] == [0]
 
 
+def test_a_row_that_stands_twice_makes_no_curve_of_its_run():
+    table = table_of(run=["a", "a", "b"], params=1e6, tokens=1e8, loss=[3.0, 3.0, 3.1],
+                     learning_rate=[1e-3, 1e-3, 2e-3])
+    data = select(table)
+    assert data["rows"].tolist() == [0] and not data["curves"]
+    assert data["notes"] == [
+        "dropped 1 of 3 rows: the same row stands earlier in the table (row 2)",
+        "dropped 1 of 3 rows: another learning rate was better at the same size and tokens (row 3)"]
+
+
 def test_curves_have_no_best_rate():
     table = table_of(run=["a", "a", "b"], params=1e6, tokens=[1e7, 1e8, 1e8], loss=[4.0, 3.0, 3.1],
                      learning_rate=[1e-3, 1e-3, 2e-3])

@@ -75,21 +75,15 @@ def read_table(path: str | Path) -> dict[str, np.ndarray]:
     Raises UserError for a file that is missing, empty, ragged (with the line) or undecodable. All cells are
     held as text at first: about ten times the size of the file.
     """
-    rows = csv_rows(path)
-    header = next(rows)[1]
-    columns = [[] for _ in header]
-    for _, cells in rows:
-        for column, cell in zip(columns, cells):
-            column.append(cell)
+    header, *rows = [cells for _, cells in csv_rows(path)]
+    columns = zip(*rows) if rows else [()] * len(header)
     return {name: to_column(column, name in TEXT_COLUMNS) for name, column in zip(header, columns)}
 
 
 def cell(value) -> str:
-    """A value as CSV text: repr for floats (the shortest that reads back), empty for None and nan."""
+    """A value as CSV text: of a float the shortest that reads back, empty for None and nan."""
     if value is None or value != value:
         return ""
-    if isinstance(value, (float, np.floating)):
-        return repr(float(value))
     return str(value)
 
 

@@ -53,18 +53,15 @@ def read_console(path: Path, report: Callable) -> Curve:
                     curve.batch_tokens = value
             elif text.startswith(("iter ", "step ")):
                 match = point.fullmatch(text)
-                if not match or torn(text, match):
+                # A last line may end inside a number; whole, both losses have as many decimals.
+                torn = match and match[3] and not text.endswith("\n") and len(match[3]) < len(match[2])
+                if torn or not match:
                     report(f"{path}:{line}: malformed: {text.strip()!r:.60}; skipped")
                     continue
                 curve.train[int(match[1])] = number(match[2])
                 if match[3]:
                     curve.val[int(match[1])] = number(match[3])
     return curve
-
-
-def torn(text: str, match: re.Match) -> bool:
-    """Whether a last line ends inside a number: nanoGPT prints both losses with as many decimals."""
-    return not text.endswith("\n") and match[3] is not None and len(match[3]) < len(match[2])
 
 
 def read_trainer_state(path: Path, history: list, report: Callable) -> Curve:
@@ -139,12 +136,9 @@ def csv_points(path: Path, names: dict, params: float | None, batch_tokens: floa
     """
     rows = csv_rows(path, report)
     header = next(rows)[1]
-    needed = {"params", "tokens", "loss"}
-    if params:
-        needed.remove("params")
-    if batch_tokens:
-        needed.remove("tokens")
-        needed.add("step")
+    needed = {"loss", "step" if batch_tokens else "tokens"}
+    if not params:
+        needed.add("params")
     source = {name: name for name in POINT_COLUMNS if name in needed or name in header} | names
     for name, column in source.items():
         if column not in header:

@@ -19,6 +19,7 @@ SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "batch_tokens", "schedu
 RATE = ("learning_rate", "min_lr")
 ONE_OF = ("dataset", "tokenizer", "config")    # losses do not compare across these: a table holds one of each
 MAX_ROWS = 5000                                # more rows than this would not sharpen a surface
+AS_GIVEN = "as given"                          # the convention of a column `params` or `flops`
 Array = np.ndarray
 
 
@@ -47,6 +48,10 @@ class Kept:
             self.notes.append(f"dropped {len(gone)} of {len(bad)} {self.what}: {why} ({rows_text(gone)})")
             self.mask[gone] = False
 
+    def keep(self, rows: Array, why: str) -> None:
+        """Drop all but the rows with these numbers."""
+        self.drop(~np.isin(np.arange(len(self.mask)), rows), why)
+
 
 def groups(columns: Iterable[Array]) -> Array:
     """The index of each row's group (n,): rows of one group are equal in every column (n,), nan to nan."""
@@ -59,51 +64,48 @@ def groups(columns: Iterable[Array]) -> Array:
     return group
 
 
-def worse_rates(table: dict, experiment: Array, setting: Array, L: Array, mask: Array) -> Array:
-    """True for the rows of `mask` (n,) whose experiment did better, on average, at another learning rate.
+def best_rates(table: dict, N: Array, D: Array, L: Array, rows: Array) -> tuple[Array, Array]:
+    """(those of `rows` at the learning rate that was best for their experiment on average, their settings).
 
-    `experiment` and `setting` (n,) number the rows' experiments, and their experiments at one rate. Raises
-    UserError for a learning rate that is no number.
+    A setting is a number: rows of one differ in nothing but the seed. Raises UserError for a learning rate
+    that is no number.
     """
-    n = len(L)
-    curves = "run" in table and len(set(table["run"])) < n
-    if "learning_rate" not in table or curves:         # the row of a curve is no finished run
-        return np.zeros(n, bool)
-    counts.column(table, "learning_rate", "the fit")
-    sums = np.bincount(setting[mask], L[mask], minlength=n)
-    mean = sums / np.maximum(np.bincount(setting[mask], minlength=n), 1)
-    rows = np.flatnonzero(mask)
-    falling = rows[np.argsort(mean[setting[rows]], kind="stable")][::-1]
-    best = np.zeros(n, int)
-    best[experiment[falling]] = setting[falling]       # of equal indices the last one stays: the lowest loss
-    return mask & (setting != best[experiment])
+    used = {name: v[rows] for name, v in table.items()}
+    experiment = groups([N[rows], D[rows], *(used[c] for c in SETTINGS if c in used)])
+    setting = groups([experiment, *(used[c] for c in RATE if c in used)])
+    if "learning_rate" not in used or "run" in used and len(set(used["run"])) < len(rows):
+        return rows, setting                           # the row of a curve is no finished run
+    counts.column(used, "learning_rate", "the fit")
+    mean = (np.bincount(setting, L[rows]) / np.bincount(setting))[setting]
+    order = np.lexsort((mean, experiment))             # stable: of equally good rates the first goes first
+    first = order[np.unique(experiment[order], return_index=True)[1]]
+    best = setting == setting[first][experiment]
+    return rows[best], setting[best]
 
 
 # ---- From the table to the arrays that fits use. ----
 
 def choose_params(table: dict, convention: str | None) -> tuple[Array, str]:
     """(N, the name of its convention): what was asked, else the column `params`, else the default."""
-    if convention is None and "params" in table:
-        return counts.column(table, "params", "the fit"), "as given"
-    if not any(c.startswith("params_") for c in table):
-        if convention is None:
+    if convention in (None, AS_GIVEN):
+        if "params" in table:
+            return counts.column(table, "params", "the fit"), AS_GIVEN
+        if not any(name.startswith("params_") for name in table):
             raise UserError(f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
-        counts.check_name(convention, counts.PARAMS, "parameter")
-        raise UserError(f"no column params_total or the like, as --params={convention} needs")
-    if convention is None and "params_head" not in table and "params_non_embedding" in table:
-        raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
-                        "counted; pass --params=non_embedding to leave the head out")
-    convention = convention or counts.DEFAULT_PARAMS
+        if "params_head" not in table and "params_non_embedding" in table:
+            raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
+                            "counted; pass --params=non_embedding to leave the head out")
+        convention = counts.DEFAULT_PARAMS
     return counts.params(table, convention), convention
 
 
 def choose_flops(table: dict, N: Array, D: Array, convention: str | None, params: str) -> tuple[Array, str]:
     """(C, the name of its convention): what was asked, else the column `flops` as it is, else 6 N D."""
-    if convention is None and "flops" in table:
-        return counts.column(table, "flops", "the fit"), "as given"
-    if convention in (None, "6nd"):
+    if convention in (None, AS_GIVEN) and "flops" in table:
+        return counts.column(table, "flops", "the fit"), AS_GIVEN
+    if convention in (None, AS_GIVEN, "6nd"):
         return 6 * N * D, "6nd"
-    if params == "as given":
+    if params == AS_GIVEN:
         params = counts.DEFAULT_PARAMS
     return counts.flops(table, convention, params), convention
 
@@ -121,11 +123,12 @@ def check_one(table: dict) -> None:
 
 
 def select(table: dict, params: str | None = None, flops: str | None = None) -> dict:
-    """The arrays that the fits use: N, D, C, L, run, budget, U, `rows` of the table, and `notes`.
+    """The arrays that the fits use: N, D, C, L, run, budget, U (unique tokens), epochs; None where absent.
 
     Rows without a loss (or with an infinite one: diverged), at zero tokens, or twice in the table are
-    dropped, and so are all but the best learning rate of an experiment: each is noted. Negative numbers and
-    mixed data sets raise UserError. `add_runs` names the other keys.
+    dropped, and so are all but the best learning rate of an experiment: `notes` say how many of `rows_read`
+    went, `rows` are the numbers of the others, and `table` holds these. Negative numbers and mixed data sets
+    raise UserError. `add_runs` names the other keys.
     """
     check_one(table)
     name = "loss" if "loss" in table else "val_loss"
@@ -147,22 +150,16 @@ def select(table: dict, params: str | None = None, flops: str | None = None) -> 
         kept.drop(v == 0, f"{label} is zero")
         kept.drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
     first = np.unique(groups(table.values()), return_index=True)[1]
-    kept.drop(~np.isin(np.arange(len(L)), first), "the same row stands earlier in the table")
-    experiment = groups([N, D, *(table[c] for c in SETTINGS if c in table)])
-    setting = groups([experiment, *(table[c] for c in RATE if c in table)])
-    kept.drop(worse_rates(table, experiment, setting, L, kept.mask),
-              "another learning rate was better at the same size and tokens")
+    kept.keep(first, "the same row stands earlier in the table")
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
-    rows = np.flatnonzero(kept.mask)
-    data = {"N": N[rows], "D": D[rows], "C": C[rows], "L": L[rows], "rows": rows, "loss_column": name,
-            "setting": setting[rows], "params": params, "flops": flops, "notes": kept.notes,
-            "run": None, "budget": None, "U": None}
-    if "run" in table:
-        data["run"] = np.array([str(run) for run in table["run"][rows]], object)
-    for key, column in (("budget", "budget"), ("U", "unique_tokens")):
-        if column in table:
-            data[key] = counts.column(table, column, "the fit")[rows]
+    rows, setting = best_rates(table, N, D, L, np.flatnonzero(kept.mask))
+    kept.keep(rows, "another learning rate was better at the same size and tokens")
+    data = {"N": N[rows], "D": D[rows], "C": C[rows], "L": L[rows], "setting": setting, "rows": rows,
+            "loss_column": name, "params": params, "flops": flops, "rows_read": len(L), "notes": kept.notes,
+            "curve_notes": [], "along": {}, "table": {name: v[rows] for name, v in table.items()}}
+    for key, column in (("budget", "budget"), ("U", "unique_tokens"), ("epochs", "epochs")):
+        data[key] = counts.column(table, column, "the fit")[rows] if column in table else None
     add_runs(data)
     return data
 
@@ -170,12 +167,15 @@ def select(table: dict, params: str | None = None, flops: str | None = None) -> 
 def add_runs(data: dict) -> None:
     """Add to `select`'s data what is known of its runs.
 
-    `last` holds the row with the most tokens of each run, `curves` says whether runs have several rows,
-    `setting` numbers what the last rows tried (equal but for the seed), `seed_noise` is the standard
-    deviation of log-loss within a setting with `seed_df` degrees of freedom, and `some` are the rows that a
-    surface is fitted to.
+    `run` has their names (or is None), `last` holds the row with the most tokens of each run, `curves` says
+    whether runs have several rows, `setting` numbers what the last rows tried (equal but for the seed),
+    `seed_noise` is the standard deviation of log-loss within a setting with `seed_df` degrees of freedom, and
+    `some` are the rows that a surface is fitted to.
     """
     n = len(data["L"])
+    data["run"] = None
+    if "run" in data["table"]:
+        data["run"] = data["table"]["run"].astype(str).astype(object)
     group = clusters(data["run"], n)
     order = np.lexsort((data["D"], group))
     ends = np.append(np.diff(group[order]) > 0, True)
@@ -204,8 +204,6 @@ def thin(group: Array, order: Array, curves: bool) -> Array:
 
 def final_runs(table: dict, params: str | None = None) -> dict:
     """N, D, C, L (n,) and names `run` (or None) of the finished runs that a fit uses. Raises UserError."""
-    if params == "as given":                           # the name that `select` gives the column itself
-        params = None
     data = select(table, params)
     found = {key: data[key][data["last"]] for key in "NDCL"}
     found["run"] = None if data["run"] is None else data["run"][data["last"]]
@@ -227,25 +225,23 @@ def along(data: dict, schedule: Array | None, curves: dict) -> dict:
     L = counts.column(curves, "val_loss", "the curves")
     run = curves["run"].astype(str)
     final = {} if data["run"] is None else {data["run"][i]: i for i in data["last"]}
+    at = np.array([final.get(name, -1) for name in run], int)              # the row of each one's run
+    D = data["D"][at]
     kept = Kept(len(L), "rows of the curves")
-    kept.drop(~np.isin(run, list(final)), "their runs are not fitted")
+    kept.drop(at < 0, "their runs are not fitted")
     kept.drop(~np.isfinite(L), "there is no validation loss")
-    at = np.array([final.get(name, 0) for name in run], int)               # the row of each one's run
-    kept.drop(~((0 < tokens) & (tokens < data["D"][at])), "they are not halfway along their runs")
+    kept.drop(~((0 < tokens) & (tokens < D)), "they are not halfway along their runs")
     if schedule is not None and "lr" in curves:
         rate = counts.column(curves, "lr", "the curves")
-        of = np.unique(run, return_inverse=True)[1]
-        peak = np.full(len(run), np.nan)
-        np.fmax.at(peak, of, rate)                     # by run, over the rows that have a rate
-        cooling = ~(rate >= 0.999 * peak[of])
+        peak = np.full(len(data["D"]) + 1, np.nan)     # the last one is of runs that are not fitted
+        np.fmax.at(peak, at, rate)                     # by run, over the rows that have a rate
+        cooling = ~(rate >= 0.999 * peak[at])
         kept.drop(cooling & (schedule[data["rows"][at]] == "wsd"), "the rate is below its peak")
-    N = data["N"][at]
-    C = data["C"][at] * tokens / data["D"][at]
-    order = np.argsort(-data["D"][at], kind="stable")          # a trunk before its branches
+    part = {"N": data["N"][at], "C": data["C"][at] * tokens / D, "L": L, "run": run}
+    order = np.argsort(-D, kind="stable")              # a trunk before its branches
     order = order[kept.mask[order]]
-    first = order[np.unique(groups([N, C, L])[order], return_index=True)[1]]
-    kept.drop(~np.isin(np.arange(len(L)), first), "a run that shares its trunk has them too")
+    same = groups([part["N"], part["C"], L])
+    first = order[np.unique(same[order], return_index=True)[1]]
+    kept.keep(first, "a run that shares its trunk has them too")
     data["curve_notes"] = kept.notes
-    if not len(first):
-        return {}
-    return {"N": N[first], "C": C[first], "L": L[first], "run": run[first]}
+    return {name: v[first] for name, v in part.items()} if len(first) else {}
