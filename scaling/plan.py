@@ -33,21 +33,21 @@ from scaling.tables.runs import final_runs
 
 # What the laws were fitted on: Hoffmann et al. 2022, abstract and section 3.2; Kaplan et al. 2020, section 3.
 HOFFMANN_RANGE = {"C": [6e18, 3e21]}
-SURFACE = {"form": "surface", "params": "total", "boot": {}, "runs": {}}
+PRINTED = {"form": "surface", "params": "total", "boot": {}, "runs": {}}
 PUBLISHED = {
     # Before rounding (Besiroglu et al. 2024): the exponents as printed, .34 and .28, move N_opt by a sixth.
-    "hoffmann": SURFACE | {"E": math.exp(0.5267228), "A": math.exp(6.0073404), "alpha": 0.33917084,
+    "hoffmann": PRINTED | {"E": math.exp(0.5267228), "A": math.exp(6.0073404), "alpha": 0.33917084,
                            "B": math.exp(6.0179186), "beta": 0.2849083, "range": HOFFMANN_RANGE,
                            "source": "Hoffmann et al. 2022, approach 3, unrounded"},
-    "besiroglu": SURFACE | {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658,
+    "besiroglu": PRINTED | {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658,
                             "range": HOFFMANN_RANGE, "source": "Besiroglu et al. 2024"},
-    "muennighoff": SURFACE | forms.C4 | {"range": {"C": [4e15, 1e22]},
+    "muennighoff": PRINTED | forms.C4 | {"range": {"C": [4e15, 1e22]},
                                          "source": "Muennighoff et al. 2023, C4"},
     # N_opt = 1.3e9 C^.73 and L = (3.1e8/C)^.050, C in PF-days (Kaplan et al. 2020, figure 14 and eq. 1.3).
-    "kaplan": {"form": "frontier", "log_k": math.log(1.3e9 / counts.PF_DAY ** 0.73), "a": 0.73, "L_inf": 0.0,
-               "gamma": 0.050, "log_C_c": math.log(3.1e8 * counts.PF_DAY), "range": {"C": [1e11, 2e20]},
-               "params": "non_embedding", "boot": {}, "runs": {},
-               "source": "Kaplan et al. 2020, compute-efficient"},
+    "kaplan": PRINTED | {"form": "frontier", "params": "non_embedding", "L_inf": 0.0, "gamma": 0.050,
+                         "log_C_c": math.log(3.1e8 * counts.PF_DAY),
+                         "log_k": math.log(1.3e9 / counts.PF_DAY ** 0.73), "a": 0.73,
+                         "range": {"C": [1e11, 2e20]}, "source": "Kaplan et al. 2020, compute-efficient"},
 }
 UNIDENTIFIED = ("how much repeated tokens are worth is poorly known: R_D* = 15.4 was published, but on those "
                 "182 runs R_D* = 95 fits slightly better, and the bootstrap's 95 % interval is 5 to 1e12")
@@ -209,10 +209,13 @@ class Study(NamedTuple):
     n_head: int
 
 
-def study_of(table: dict, N: float, D: float) -> Study | None:
-    """What the runs of `table` say for N parameters and D tokens; None where they are not this project's."""
+NO_STUDY = Study({"dataset": "", "block_size": 1024}, vocab=50257, n_layer=0, n_head=0)    # GPT-2's words
+
+
+def study_of(table: dict, N: float, D: float) -> Study:
+    """What the runs of `table` say for N parameters and D tokens; NO_STUDY if they are not this project's."""
     if not set("run dataset n_layer n_head batch_tokens block_size learning_rate".split()) <= set(table):
-        return None
+        return NO_STUDY
     runs = final_runs(table)
     rows = [table["run"].tolist().index(run) for run in runs["run"]]
     near = rows[np.argmin(np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2)]
@@ -275,14 +278,14 @@ def head_width(width: int, head_size: int, heads: int) -> int:
     return 32 if width >= 128 else 16
 
 
-def shape(N: float, base: Config, convention: str, head_size: int = 0, study: Study | None = None) -> Config:
+def shape(N: float, base: Config, convention: str, head_size: int = 0, study: Study = NO_STUDY) -> Config:
     """`base` with the n_layer, n_head and n_embd that come nearest to N parameters. Raises UserError.
 
     With a study, depth and heads are near what it would take; without, the width is 64 times the depth, and a
     head 64, 32 or 16 wide. Depth against width hardly bears on the loss (Kaplan et al. 2020, figure 5), so a
     miss in N weighs more.
     """
-    heads = study.n_head if study and not head_size else 0
+    heads = 0 if head_size else study.n_head
     unit = head_size or math.lcm(8, heads or 16)
     tried = []                                         # (cost, miss in log N, n_layer, n_embd)
     smallest = math.inf
@@ -296,7 +299,7 @@ def shape(N: float, base: Config, convention: str, head_size: int = 0, study: St
         for n_layer in (shallow, shallow + 1):
             miss = math.log((none + n_layer * (one - none)) / N)
             odd = 0.001 * math.log(width / n_layer / 64) ** 2
-            if study:
+            if study.n_layer:
                 odd = 0.5 * math.log(n_layer / study.n_layer) ** 2
             tried.append((miss ** 2 + odd, miss, n_layer, width))
         if one > 4 * N:
@@ -315,8 +318,8 @@ def shape_of(c: Config) -> dict:
 
 
 def vocabulary(dataset: str) -> int:
-    """The vocabulary of data/DATASET, or GPT-2's without one. Raises UserError."""
-    return settings.load_meta(dataset)["vocab_size"] if dataset else 50257
+    """The vocabulary of data/DATASET. Raises UserError."""
+    return settings.load_meta(dataset)["vocab_size"]
 
 
 # ---- The plan. ----
@@ -325,7 +328,7 @@ class Plan(NamedTuple):
     """What the table shows and the config needs."""
     asked: Options
     law: dict
-    study: Study | None
+    study: Study
     N: float                               # what the law asks for
     D: float
     C: float                               # 6 N D
@@ -370,9 +373,8 @@ def make_plan(law: dict, o: Options) -> Plan:
     rate = speed(o.tok_per_s, law["runs"])
     if o.unique_tokens:
         law = forms.C4 | law | {"unique": o.unique_tokens}             # a fit has no R_D and R_N of its own
-    C = budget(o, rate)
-    N, D = solve_goal(law, C, o.params, o.tokens, o.loss)
-    exact = C and not (o.tokens or o.inference_tokens)
+    spend = budget(o, rate)
+    N, D = solve_goal(law, spend, o.params, o.tokens, o.loss)
     serving = None
     if o.inference_tokens:
         if o.unique_tokens:
@@ -384,27 +386,35 @@ def make_plan(law: dict, o: Options) -> Plan:
     if law["form"] == "frontier" and not optimal:
         loss_at(law, N, D)                             # which such a law cannot say
     study = study_of(law["runs"], N, D)
-    config = dict(study.settings) if study else {}
-    config["dataset"] = o.dataset or config.get("dataset", "")
-    config["block_size"] = o.block_size or config.get("block_size", 1024)
-    vocab = study.vocab if study and not o.dataset else vocabulary(o.dataset)
+    given = {"dataset": o.dataset, "block_size": o.block_size}
+    config = study.settings | {name: value for name, value in given.items() if value}
+    vocab = vocabulary(o.dataset) if o.dataset else study.vocab
     model = shape(N, Config(**config, vocab_size=vocab), law["params"], o.head_size, study)
-    cost = settings.count_flops(model)["total"]
-    tokens = C / cost if exact else D
     params = size(model, law["params"])
-    config |= shape_of(model)
-    rows = config.get("batch_size") or settings.batch_rows(C, tokens, model.block_size)
-    # At most a hundredth of the run, as in the rule, so that the schedule has steps to act on.
-    config["batch_size"] = min(rows, max(1, int(tokens / model.block_size / 100)))
-    config["learning_rate"] = config.get("learning_rate") or settings.rate(C)
-    horizon, wanted = ("target_flops", C) if exact else ("target_tokens", D)
-    config[horizon] = float(f"{wanted:.10g}")          # as people write it: 2e12, not 1999999999999.9998
+    cost = settings.count_flops(model)["total"]
+    tokens = D
+    horizon = {"target_tokens": float(f"{D:.10g}")}    # as people write it: 2e12, not 1999999999999.9998
+    if spend and not (o.tokens or serving):            # a budget is of exact FLOPs
+        tokens = C / cost
+        horizon = {"target_flops": float(f"{C:.10g}")}
     return Plan(
         o, law, study, N, D, C, serving,
         ci=forms.optimum(law, C)["ci"] if optimal and not o.unique_tokens else {},
-        model=model, params=params, tokens=tokens, flops=tokens * cost, config=config,
+        model=model, params=params, tokens=tokens, flops=tokens * cost,
+        config=config | shape_of(model) | batch(tokens, C, config) | horizon,
         loss=predict(law, params, tokens),
         hours=tokens * cost / rate / 3600 / o.gpus)
+
+
+def batch(tokens: float, C: float, config: dict) -> dict:
+    """{batch_size, learning_rate}: the study's, or by the rule of C (config.settings).
+
+    The batch is at most a hundredth of the run, so that the schedule has steps to act on.
+    """
+    block = config["block_size"]
+    rows = config.get("batch_size") or settings.batch_rows(C, tokens, block)
+    return {"batch_size": min(rows, max(1, int(tokens / block / 100))),
+            "learning_rate": config.get("learning_rate") or settings.rate(C)}
 
 
 def predict(law: dict, N: float, D: float) -> dict:
@@ -425,18 +435,18 @@ def notes(plan: Plan) -> list[str]:
     """What a careful planner would add, and where the plan falls short of what was asked."""
     o = plan.asked
     tokens = plan.tokens
-    lent = plan.study.settings if plan.study else {}
+    lent = plan.study.settings
     out = [f"C is {x:.3g} times outside what the law was fitted on: an extrapolation"
            for x in forms.outside(plan.law, C=plan.C).values()]
     if 0 < o.unique_tokens < tokens:
         out.append(UNIDENTIFIED)
-    if lent and plan.config["dataset"] != lent["dataset"]:
+    if lent["dataset"] not in ("", plan.config["dataset"]):
         out.append(f"the law was fitted on {lent['dataset']}: on {o.dataset} another one holds")
     text = text_of(plan.config["dataset"])
     if tokens > text and not o.unique_tokens:
         out.append(f"there are {amount(text)} tokens of this text: it is read {tokens / text:.3g} times, "
                    f"which the law ignores; add --unique_tokens={text}")
-    if lent and "parametrization" not in lent:
+    if lent["dataset"] and "parametrization" not in lent:
         out.append("settings that runs.csv does not record (parametrization, betas, weight decay, warmup) "
                    "are train.py's defaults")
     if o.deadline and plan.hours > 1.001 * o.deadline:
@@ -573,7 +583,7 @@ def next_text(law: dict, folder: Path, o: Options) -> str:
     runs = final_runs(table, law["params"])
     N = runs["N"]
     study = study_of(table, N.max(), runs["D"].max())
-    if not study:
+    if study is NO_STUDY:
         raise UserError(f"{folder / 'runs.csv'} lacks columns of a study of this project, which --next needs")
     base = Config(**study.settings, vocab_size=study.vocab)
     wanted = np.geomspace(N.min(), 4 * N.max(), 40)
