@@ -269,7 +269,8 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
                         "was forecast, or forecast it under another name")
     if config.get("forecast") == sealed["sha256"]:     # it knew the seal when it began; clocks may jump
         return
-    begun = [(run / name).stat().st_mtime for name in ("config.json", "result.json")]
+    files = [run / name for name in ("config.json", "log.jsonl", "result.json")]
+    begun = [path.stat().st_mtime for path in files if path.exists()]
     if not config.get("branch"):                       # a branch's wall_s includes its trunk's
         begun.append(begun[-1] - (result.get("wall_s") or 0))
     if config.get("started_at"):
