@@ -23,17 +23,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from config import settings
 from config.configurator import configure
 from runtime.basics import UserError, exit_cleanly, git_commit, load_json, write_json
 from scaling.laws import counts, forms, frontiers
-from scaling.tables.csv import MALFORMED, number, read_table, write_table
+from scaling.tables.csv import MALFORMED, read_table, write_table
 from scaling.tables.runs import final_runs
 
-COLUMNS = ["study", "run", "params", "tokens", "flops", "predicted", "lo95", "hi95", "sealed_at", "sha256",
-           "measured", "error", "inside"]
+COLUMNS = ("study run params tokens flops predicted lo95 hi95 sealed_at sha256 "
+           "measured error inside").split()
 Z50 = 0.6745                               # normal quantiles of the 50 and 95 % intervals
 Z95 = 1.96
 DRAWS = 200                                # bootstrap resamples of each of the many fits that are made here
@@ -50,9 +50,8 @@ def fit_forms(N: Array, D: Array, L: Array, bootstrap: int = DRAWS) -> list[dict
 def log_losses(fit: dict, N: Array, D: Array) -> tuple[Array, Array]:
     """Log-loss of new runs at N, D (m,) by the fitted point (m,) and by its bootstrap resamples (B, m)."""
     inputs = {"N": N, "D": D}
-    resamples = forms.draws_of(fit) | {"form": fit["form"]}
     with np.errstate(over="ignore"):                   # a resample may put N_c beyond all numbers: left out
-        draws = np.log(forms.loss_of(resamples, inputs))
+        draws = np.log(forms.loss_of(fit | forms.draws_of(fit), inputs))
     return np.log(forms.loss_of(fit, inputs)), draws[np.isfinite(draws).all(1)]
 
 
@@ -197,12 +196,6 @@ def read_seal(path: Path) -> dict:
     return sealed
 
 
-def describe(run: str, resolved: settings.Resolved) -> dict:
-    """The target of a forecast: a run's name, what it counts, and its settings with bearing on the result."""
-    config = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
-    return dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=config)
-
-
 def require_same_target(sealed: dict, target: dict, path: Path) -> None:
     """Raise UserError unless the seal in `path` is of this target."""
     changed = [k for k in ("run", "params", "tokens", "flops") if sealed["target"].get(k) != target[k]]
@@ -234,7 +227,8 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved) -> dict
     """
     folder = Path(folder)
     path = folder / "forecasts" / f"{run}.json"
-    target = describe(run, resolved)
+    bearing = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
+    target = dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=bearing)
     if path.exists():
         sealed = read_seal(path)
         require_same_target(sealed, target, path)
@@ -297,8 +291,6 @@ def score_one(folder: Path, sealed: dict) -> dict:
         row["measured"] = measured
         row["error"] = sealed["predicted"] / measured - 1
         row["inside"] = int(sealed["lo95"] <= measured <= sealed["hi95"])
-    for key in COLUMNS[2:8]:
-        number(row[key])
     return row
 
 
@@ -323,15 +315,17 @@ def score(folder: Path) -> list[dict]:
 
 def board(folders: list[Path]) -> str:
     """All forecasts in the forecasts.csv of `folders`, and how often the 95 % interval was right."""
-    paths = [Path(folder) / "forecasts.csv" for folder in folders]
-    tables = [read_table(path) for path in paths if path.exists()]
-    if not tables:
-        others = " or the like" if len(paths) > 1 else ""
-        raise UserError(f"no {paths[0]}{others}; give a study whose sweep has held_out runs")
-    for table in tables:
+    rows = []
+    for path in (Path(folder) / "forecasts.csv" for folder in folders):
+        if not path.exists():
+            continue
+        table = read_table(path)
         for key in (*COLUMNS[2:8], *COLUMNS[10:]):
             counts.column(table, key, "the board of forecasts")
-    rows = [dict(zip(table, values)) for table in tables for values in zip(*table.values())]
+        rows += [dict(zip(table, values)) for values in zip(*table.values())]
+    if not rows:
+        raise UserError(f"no forecast in forecasts.csv of {', '.join(map(str, folders))}; give a study whose "
+                        "sweep has held_out runs")
     head = ("study/run", "N", "D", "predicted", "95 % interval", "measured", "error")
     out = ["{:<32}{:>10}{:>10}{:>11}{:>18}{:>10}{:>9}".format(*head), *map(board_line, rows)]
     inside = [bool(r["inside"]) for r in rows if math.isfinite(r["measured"])]
@@ -352,8 +346,7 @@ def coverage(inside: int, done: int, sealed: int) -> str:
     """Is a 95 % interval right 95 % of the time? With Clopper and Pearson's interval of the true share."""
     if not done:
         return f"{sealed} sealed, none trained yet"
-    lo = beta.ppf(0.025, inside, done - inside + 1) if inside else 0.0
-    hi = beta.ppf(0.975, inside + 1, done - inside) if inside < done else 1.0
+    lo, hi = binomtest(inside, done).proportion_ci()
     return (f"{inside} of {done} inside their 95 % interval: {inside / done:.0%} (the true share is {lo:.0%} "
             f"to {hi:.0%}); {sealed - done} sealed but not trained")
 

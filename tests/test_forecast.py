@@ -270,6 +270,14 @@ def test_board_counts_what_was_never_trained(study):
     assert "1 of 1 inside" in forecast.board([folder])
 
 
+def test_a_board_without_forecasts_names_the_studies(tmp_path):
+    for folder in (tmp_path / "none", tmp_path / "empty"):
+        folder.mkdir()
+    forecast.score(tmp_path / "empty")
+    with pytest.raises(UserError, match="no forecast in .*none, .*empty; give a study"):
+        forecast.board([tmp_path / "none", tmp_path / "empty"])
+
+
 @pytest.mark.parametrize("inside, done, share",
                          [(19, 20, "75% to 100%"), (0, 5, "0% to 52%"), (8, 8, "63% to 100%")])
 def test_coverage_has_the_exact_binomial_interval(inside, done, share):
