@@ -27,12 +27,12 @@ def group_budgets(C: Array) -> Array:
     that spans more than twice that is a continuum, not a budget, and neither is a group of fewer than three.
     """
     level = np.full(len(C), np.nan)
-    order = np.argsort(C, kind="stable")
-    gaps = np.diff(np.log(C)[order])
-    for rows in np.split(order, np.flatnonzero(gaps > np.log1p(TOLERANCE)) + 1):
-        u = np.log(C[rows])
-        if len(rows) >= 3 and np.ptp(u) <= 2 * np.log1p(TOLERANCE):
-            level[rows] = np.exp(u.mean())
+    u = np.log(C)
+    apart = np.log1p(TOLERANCE)
+    order = np.argsort(u, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(u[order]) > apart) + 1):
+        if len(rows) >= 3 and np.ptp(u[rows]) <= 2 * apart:
+            level[rows] = np.exp(u[rows].mean())
     return level
 
 
