@@ -15,7 +15,7 @@ NAMES = ("attention", "mlp", "residual stream", "logits")
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     return [row for kind in transfer.KINDS for width in (32, 64, 128) for seed in range(2)
-            for row in transfer.coordinate_check(kind, width, 0.008, seed)]
+            for row in transfer.coordinate_check(kind, width, seed)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +44,7 @@ def test_the_check_notices_each_rule_that_is_left_out(monkeypatch, spoilt):
 
     def growths():
         rows = [row for width in (32, 128) for seed in range(2)
-                for row in transfer.coordinate_check("mup", width, 0.008, seed)]
+                for row in transfer.coordinate_check("mup", width, seed)]
         return {name: transfer.growth(rows, "mup", name) for name in NAMES}
     sound = growths()
     monkeypatch.setattr(transfer, "GPT", broken)

@@ -10,7 +10,7 @@ With --correct the runs of another study get S_min and C_min, their cost far abo
 Batches are in tokens. Writes points.csv and batch.json into the study, batch.csv into the corrected one.
 """
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from scipy.stats import t as student
 from runtime.basics import UserError, exit_cleanly, write_json
 from scaling import logs
 from scaling.laws import frontiers
+from scaling.laws.solver import span
 from scaling.tables.csv import number, read_table, write_table
 
 COLUMNS = ["run", "batch_tokens", "learning_rate", "loss", "steps", "noise_scale"]
@@ -43,10 +44,10 @@ def read_curve(folder: Path, row: dict) -> Curve:
 
     The loss is smoothed: small batches at a constant rate jitter, and a first crossing would flatter them.
     """
-    records = [r for r in logs.read_log(folder / row["run"] / "log.jsonl") if np.isfinite(r["val_loss"])]
-    step = np.array([r["step"] for r in records])
-    loss = np.array([r["val_loss"] for r in records])
-    noise = np.array([number(r.get("noise_scale")) for r in records])
+    records = logs.read_log(folder / row["run"] / "log.jsonl")
+    evaluated = [(r["step"], r["val_loss"], number(r.get("noise_scale"))) for r in records
+                 if np.isfinite(r["val_loss"])]
+    step, loss, noise = np.transpose(evaluated)
     near = np.abs(np.log(step / step[:, None])) < 0.2
     loss = np.exp((near * np.log(loss)).sum(1) / near.sum(1))
     return Curve(row["run"], row["batch_tokens"], row["learning_rate"], step, loss, noise)
@@ -79,10 +80,9 @@ def points(curves: list[Curve]) -> Iterator[dict]:
         for group in groups:
             steps = [steps_to(c, level) for c in group]
             fewest = min(steps)
-            if np.isfinite(fewest):
+            if fewest < np.inf:
                 best = group[steps.index(fewest)]
-                yield dict(run=best.run, batch_tokens=best.batch_tokens, learning_rate=best.learning_rate,
-                           loss=level, steps=fewest, noise_scale=noise_near(best, fewest))
+                yield dict(zip(COLUMNS, (*best[:3], level, fewest, noise_near(best, fewest))))
 
 
 def solve(B: np.ndarray, L: np.ndarray, S: np.ndarray) -> np.ndarray:
@@ -98,12 +98,11 @@ def solve(B: np.ndarray, L: np.ndarray, S: np.ndarray) -> np.ndarray:
     return least_squares(off, first, x_scale="jac").x
 
 
-def jackknife(left_out: np.ndarray, whole: np.ndarray, of: Callable) -> list[float]:
-    """95 % interval of of(theta): theta solved with each of n groups left out (n, 2), and with none (2,)."""
+def jackknife(whole: float, left_out: np.ndarray) -> list[float]:
+    """95 % interval of an estimate: `whole` with all data, `left_out` (n,) without each of n groups."""
     n = len(left_out)
-    draws = of(left_out.T)
-    half = student.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((draws - draws.mean()) ** 2).sum())
-    return [float(of(whole) - half), float(of(whole) + half)]
+    half = student.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    return [float(whole - half), float(whole + half)]
 
 
 def critical(table: dict) -> dict:
@@ -119,26 +118,28 @@ def critical(table: dict) -> dict:
     if len(sizes) < 4 or len(level) < 3:
         raise UserError(f"{len(sizes)} batch sizes at {len(level)} losses cannot determine B_crit(L): "
                         "4 and 3 are needed")
-    theta = solve(B, L, S)
-    left_out = np.array([solve(B[B != b], L[B != b], S[B != b])[:2] for b in sizes])
+    log_B, p, *log_S = solve(B, L, S)
+    left_out = [solve(B[B != b], L[B != b], S[B != b])[:2] for b in sizes]
+    log_B_out, p_out = np.transpose(left_out)
     middle = np.log(level).mean()
-    log_critical = jackknife(left_out, theta[:2], lambda theta: theta[0] - theta[1] * middle)
+    log_critical = jackknife(log_B - p * middle, log_B_out - p_out * middle)
     fit = {"form": "B_crit = B_star / L^p, in tokens; p = 1/alpha_B",
-           "B_star": float(np.exp(theta[0])), "p": float(theta[1]), "n": len(S),
-           "ci": {"p": jackknife(left_out, theta[:2], lambda theta: theta[1]),
-                  "B_crit": np.exp(log_critical).tolist()},
-           "range": {"L": [float(level[0]), float(level[-1])], "B": [float(sizes[0]), float(sizes[-1])]},
-           "levels": []}
-    for loss, log_steps in zip(level, theta[2:]):
-        fit["levels"].append({"loss": float(loss), "S_min": float(np.exp(log_steps)),
-                              "B_crit": float(b_crit(fit, loss)),
-                              "noise_scale": float(np.nanmedian(table["noise_scale"][L == loss]))})
+           "B_star": float(np.exp(log_B)),
+           "p": float(p),
+           "n": len(S),
+           "ci": {"p": jackknife(p, p_out), "B_crit": np.exp(log_critical).tolist()},
+           "range": span(L=L, B=B)}
+    fit["levels"] = [{"loss": float(loss),
+                      "S_min": float(np.exp(steps)),
+                      "B_crit": float(b_crit(fit, loss)),
+                      "noise_scale": float(np.nanmedian(table["noise_scale"][L == loss]))}
+                     for loss, steps in zip(level, log_S)]
     return fit
 
 
 def b_crit(fit: dict, L: np.ndarray) -> np.ndarray:
     """Critical batch in tokens at loss `L`: Kaplan et al. 2020, eq. 1.4."""
-    return fit["B_star"] * np.asarray(L) ** -fit["p"]
+    return fit["B_star"] * L ** -fit["p"]
 
 
 def corrected(fit: dict, runs: dict) -> dict:
@@ -169,10 +170,12 @@ def correct_study(fit: dict, folder: Path) -> str:
 
 
 def report(fit: dict) -> str:
+    """The fit as text: a line per loss, and the law."""
     lines = [f"{'loss':>8}{'S_min':>9}{'E_min':>11}{'B_crit':>9}{'noise scale':>13}   (steps; tokens)"]
     for x in fit["levels"]:
-        lines.append(f"{x['loss']:>8.3f}{x['S_min']:>9.0f}{x['S_min'] * x['B_crit']:>11.3g}"
-                     f"{x['B_crit']:>9.0f}{x['noise_scale']:>13.0f}")
+        E_min = x["S_min"] * x["B_crit"]
+        lines.append("{loss:>8.3f}{S_min:>9.0f}{E_min:>11.3g}{B_crit:>9.0f}{noise_scale:>13.0f}".format(
+            **x, E_min=E_min))
     lines.append(f"B_crit(L) = {fit['B_star']:.3g} / L^{fit['p']:.2f}, "
                  + "exponent {:.2f} to {:.2f}; ".format(*fit["ci"]["p"])
                  + "at the middle loss {:.0f} to {:.0f} tokens (95 %)".format(*fit["ci"]["B_crit"]))

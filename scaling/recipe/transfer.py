@@ -18,38 +18,40 @@ from config.settings import Config
 from model import GPT
 from runtime.basics import UserError, exit_cleanly
 from scaling import logs
+from scaling.laws.frontiers import slope_of
 from scaling.tables.csv import write_table
 
 WIDTHS = (32, 64, 128, 256)
 STEPS = 4
+RATE = 0.008
 VOCAB = 64
 KINDS = ("mup", "gpt2")
+COLUMNS = ("parametrization", "n_embd", "learning_rate", "seed", "val_loss")
 ACTIVATIONS = ("attention", "mlp", "residual stream", "logits")
 
 
 def activations(model: GPT, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the last block's attention and MLP add, the residual stream after it, and the logits."""
-    found = {}
+    found = []
 
     def keep(module, args, output) -> None:
-        found[module] = output.detach()
+        found.append(output.detach())
 
     last = model.transformer.h[-1]
-    modules = (last.attn, last.mlp, last)
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    logits = model(x)[0].detach()
+    hooks = [module.register_forward_hook(keep) for module in (last.attn, last.mlp, last)]
+    logits, _ = model(x)
     for hook in hooks:
         hook.remove()
-    return dict(zip(ACTIVATIONS, [*(found[module] for module in modules), logits]))
+    return dict(zip(ACTIVATIONS, [*found, logits.detach()]))       # a block calls its parts in this order
 
 
-def coordinate_check(kind: str, width: int, learning_rate: float, seed: int) -> Iterator[dict]:
+def coordinate_check(kind: str, width: int, seed: int) -> Iterator[dict]:
     """Rows {parametrization, n_embd, seed, step, activation, moved}: rms of the change since step 0."""
     torch.manual_seed(seed)
     model = GPT(Config(n_layer=3, n_head=2, n_embd=width, block_size=32, vocab_size=VOCAB,
                        parametrization=kind, base_width=WIDTHS[0]))
     x = torch.randint(VOCAB, (8, 33), generator=torch.Generator().manual_seed(seed))
-    groups = [g | {"lr": learning_rate * g["lr_scale"]} for g in model.optimizer_groups(0.0)]
+    groups = [g | {"lr": RATE * g["lr_scale"]} for g in model.optimizer_groups(0.0)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     first = activations(model, x[:, :-1])
     for step in range(1, STEPS + 1):
@@ -63,9 +65,9 @@ def coordinate_check(kind: str, width: int, learning_rate: float, seed: int) -> 
 
 def growth(rows: list[dict], kind: str, activation: str) -> float:
     """Exponent of width in how far the last step has moved `activation`: 0 is flat, .5 and 1 grow."""
-    wanted = (kind, activation, STEPS)
-    rows = [r for r in rows if (r["parametrization"], r["activation"], r["step"]) == wanted]
-    return float(np.polyfit(np.log([r["n_embd"] for r in rows]), np.log([r["moved"] for r in rows]), 1)[0])
+    points = [(r["n_embd"], r["moved"]) for r in rows
+              if (r["parametrization"], r["activation"], r["step"]) == (kind, activation, STEPS)]
+    return slope_of(*np.log(points).T)
 
 
 def transfer_table(folder: Path) -> list[dict]:
@@ -73,13 +75,13 @@ def transfer_table(folder: Path) -> list[dict]:
     rows, problems = logs.parse_study(folder)
     for problem in problems:
         print(problem)
-    columns = ("parametrization", "n_embd", "learning_rate", "seed", "val_loss")
     for row in rows:
         if row.get("parametrization") not in KINDS:
             raise UserError(f"{folder / row['run']}: its result.json does not tell its parametrization, as "
                             "those of older versions; train the study again")
-    table = [{column: row[column] for column in columns} for row in rows]
-    return sorted(table, key=lambda row: (KINDS.index(row["parametrization"]), *list(row.values())[1:]))
+    table = [{column: row[column] for column in COLUMNS} for row in rows]
+    table.sort(key=lambda row: list(row.values()))
+    return [row for kind in KINDS for row in table if row["parametrization"] == kind]
 
 
 def best_rates(rows: list[dict], kind: str) -> dict[int, float]:
@@ -97,12 +99,13 @@ def table_text(rows: list[dict], kind: str) -> str:
     for width in sorted(best):
         line = f"d {width:>6}"
         for rate in rates:
-            mark = "*" if rate == best[width] else ""
             loss = losses.get((width, rate))
-            line += " " * 9 if loss is None else f"{f'{loss:.3f}{mark}':>9}"
+            text = f"{loss:.3f}" if loss else ""
+            mark = "*" if rate == best[width] else ""
+            line += f"{text + mark:>9}"
         lines.append(line)
-    moves = np.ptp(np.log2(list(best.values())))
-    lines.append(f"the best learning rate moves by a factor {2 ** moves:.3g} over widths {min(best)} to "
+    factor = max(best.values()) / min(best.values())
+    lines.append(f"the best learning rate moves by a factor {factor:.3g} over widths {min(best)} to "
                  f"{max(best)}")
     return "\n".join(lines)
 
@@ -115,14 +118,14 @@ def main(args: list[str] | None = None) -> int:
     if not table:
         raise UserError(f"{folder} holds no finished run; train scaling/sweeps/transfer.py first")
     rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
-            for row in coordinate_check(kind, width, 0.008, seed)]
+            for row in coordinate_check(kind, width, seed)]
     write_table(folder / "coordinates.csv", rows, list(rows[0]))
     write_table(folder / "transfer.csv", table, list(table[0]))
     for kind in KINDS:
         print(table_text(table, kind))
     for name in ACTIVATIONS:
-        exponents = (f"width^{growth(rows, kind, name):.2f} under {kind}" for kind in KINDS)
-        print(f"{name} moves as " + ", ".join(exponents))
+        mup, gpt2 = (growth(rows, kind, name) for kind in KINDS)
+        print(f"{name} moves as width^{mup:.2f} under mup, width^{gpt2:.2f} under gpt2")
     return 0
 
 

@@ -19,8 +19,10 @@ from config import settings
 from config.settings import Config
 from runtime.basics import UserError, exit_cleanly
 from scaling.laws import counts
+from scaling.laws.forms import checked
+from scaling.laws.frontiers import parabola
 from scaling.plan import write_new
-from scaling.tables.csv import read_table
+from scaling.tables.csv import cell, read_table
 
 SLACK = 0.01                               # loss given up for fewer steps
 COLUMNS = "n_embd batch_tokens learning_rate tokens val_loss".split()
@@ -33,19 +35,18 @@ def read_grid(path: Path) -> tuple[dict, dict]:
     for name in SAME:
         if len(set(table.get(name, ()))) > 1:
             raise UserError(f"{path}: column {name!r} holds several values; keep the rows of one")
-    values = np.column_stack([counts.column(table, name, "tuning") for name in COLUMNS])
-    if not ((values > 0) & np.isfinite(values)).all():
-        raise UserError(f"{path}: {', '.join(COLUMNS)} must be positive numbers; remove the rows that differ")
+    values = np.column_stack(checked(**{name: counts.column(table, name, "tuning") for name in COLUMNS}))
     grid = {}
-    tokens = {}
-    for d, batch, rate, D, loss in sorted(values.tolist()):
+    for d, batch, rate, _, loss in sorted(values.tolist()):
         grid.setdefault(int(d), {}).setdefault(int(batch), {}).setdefault(rate, []).append(loss)
-        tokens.setdefault(int(d), []).append(D)
-    for d, D in tokens.items():
-        if max(D) > 1.03 * min(D):                        # less is from rounding to whole steps
-            raise UserError(f"{path}: width {d} has runs of {min(D):,.0f} to {max(D):,.0f} tokens; "
+    tokens = {}
+    for d in grid:
+        D = values[values[:, 0] == d, COLUMNS.index("tokens")]
+        if D.max() > 1.03 * D.min():                      # less is from rounding to whole steps
+            raise UserError(f"{path}: width {d} has runs of {D.min():,.0f} to {D.max():,.0f} tokens; "
                             "keep those of one length")
-    return grid, {d: float(np.mean(D)) for d, D in tokens.items()}
+        tokens[d] = float(D.mean())
+    return grid, tokens
 
 
 def best_rate(losses: dict[float, list[float]]) -> tuple[float, float]:
@@ -54,13 +55,13 @@ def best_rate(losses: dict[float, list[float]]) -> tuple[float, float]:
     Farther off the loss is no parabola. UserError where the best has only one neighbour.
     """
     rates = sorted(losses)
-    means = [float(np.mean(losses[rate])) for rate in rates]
+    means = [np.mean(losses[rate]) for rate in rates]
     i = int(np.argmin(means))
     if i in (0, len(rates) - 1):
         raise UserError(f"the best rate, {rates[i]:.3g}, is the {'largest' if i else 'smallest'} tried")
-    x = np.log(rates)
-    a, b, c = np.polyfit(x[i - 1:i + 2] - x[i], means[i - 1:i + 2], 2)
-    return float(np.exp(x[i] - b / (2 * a))), float(c - b * b / (4 * a))
+    near = slice(i - 1, i + 2)
+    _, log_rate, loss = parabola(np.log(rates[near]), np.array(means[near]))
+    return float(np.exp(log_rate)), float(loss)
 
 
 def best_batch(batches: np.ndarray, rates: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
@@ -144,14 +145,13 @@ def recipe(path: Path) -> dict:
         raise UserError(f"{path} lacks the recipe of its runs, as those of older versions; train the study "
                         "again")
     widest = np.argmax(table["n_embd"])
-    found = {}
-    for name in ["dataset", *SAME[2:], "n_embd", *settings.RECIPE]:
-        value = table[name][widest] if name in table else ""
+    found = {"dataset": table["dataset"][widest]}
+    for name in [*SAME[2:], "n_embd", *settings.RECIPE]:
         default = getattr(Config, name)
         # Empty is what did not count in that run; the vocabulary is the dataset's.
-        if value != "" and value == value and name != "vocab_size":
-            value = type(default)(value)
-            if name == "dataset" or value != default:
+        if name in table and cell(table[name][widest]) and name != "vocab_size":
+            value = type(default)(table[name][widest])
+            if value != default:
                 found[name] = value
     return found
 
