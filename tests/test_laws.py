@@ -434,3 +434,12 @@ def test_bad_data_are_one_clear_line(change, message):
     with pytest.raises(UserError) as e:
         forms.fit_surface(*change(*laptop(np.random.default_rng(0))))
     assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_three_sizes_per_budget_give_a_line_and_no_intervals():
+    C = np.repeat(np.geomspace(1e15, 1e17, 4), 3)
+    best = 0.2 * C ** 0.5
+    N = best * np.tile([0.55, 1.1, 2.2], 4)
+    L = 3 * (C / 1e15) ** -0.05 * np.exp(0.02 * np.log(N / best) ** 2)
+    fit = frontiers.fit_isoflop(N, C, L)
+    assert fit["a"] == pytest.approx(0.5) and fit["ci"] == {} and not fit["health"]["ok"]

@@ -148,9 +148,9 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
     points = []
     used = []
     draws = []
-    for c, profile in zip(levels, near if method == "parabola5" else profiles):
+    for c, whole, profile in zip(levels, profiles, near if method == "parabola5" else profiles):
         point, draw = one_budget(c, profile, method, sd * t_ratio(df), bootstrap, rng)
-        points.append(point)
+        points.append(point | {"sizes": whole.shape[1], "runs": int(whole[2].sum())})
         if not point["refused"]:
             used.append(point)
             draws.append(draw)
@@ -159,7 +159,9 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         raise UserError("IsoFLOP needs two or more budgets with a minimum inside; "
                         f"{len(used)} of {len(points)} have one ({why})")
     fit = frontier(used, draws)
+    fit["health"]["points_per_side"] = [min(p["left"], p["right"]) for p in used]
     fit |= {"form": "isoflop",
+            "points_method": method,
             "points": points,
             "noise": sd,
             "n": len(N),
@@ -183,9 +185,11 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     point |= {"N_opt": float(N),
               "D_opt": float(C / 6 / N),
               "loss": float(np.exp(value)),
-              "curvature": float(curvature)}
+              "curvature": float(curvature),
+              "left": int((x < vertex).sum()),
+              "right": int((x > vertex).sum())}
     if np.isfinite(draw[0]).sum() > bootstrap / 2:
-        point["ci"] = {"N_opt": interval(np.exp(draw[0]))}
+        point["ci"] = {"N_opt": interval(np.exp(draw[0])), "loss": interval(np.exp(draw[1]))}
         point["edge"] = float(np.isnan(draw[0]).mean())
     return point, draw
 
@@ -205,7 +209,8 @@ def frontier(points, draws):
     widen = 1.0
     if expected > 0:
         widen = max(1.0, float(np.sqrt(scatter / expected)))
-    X, Y = draws[:, np.isfinite(draws[0]).sum(1) >= 2]
+    usable = np.isfinite(draws[0]).sum(1) >= 2
+    X, Y = draws[:, usable]
     p_draw, a_draw = line(u, X, weight)
     # Widened about the middle, where the line's height and its slope are independent.
     middle = (weight * u).sum() / weight.sum()
@@ -216,7 +221,9 @@ def frontier(points, draws):
             **intervals(optimal(height - a_draw * middle, a_draw, loss_draws)),
             "budgets": K,
             "range": span(C=C, N=N),
-            "health": {"widened": widen, "influence": leave_one_out(u, x, weight, a, a_draw)}}
+            "health": {"widened": widen,
+                       "edge": float(1 - usable.mean()) if len(usable) else 0.0,
+                       "influence": leave_one_out(u, x, weight, a, a_draw)}}
 
 
 def optimal(log_k, a, loss):
@@ -325,7 +332,8 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
                      f"Student's t({df})",
            "points": [dict(zip(("C", "N_opt", "loss"), point)) for point in best.T.tolist()],
            "range": span(C=best[0], N=best[1]),
-           "health": {}}
+           "scatter": float(scatter),
+           "health": {"winners": len(sizes)}}
     return judge(fit)
 
 
@@ -476,10 +484,11 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
                     "loss": np.exp(v).tolist(),
                     "fitted": len(late),
                     "between": len(between_runs(late))},
+           "runs": int(G),
            "kink": kink,
            "range": span(C=C, loss=L),
            **intervals(boot),
-           "health": {}}
+           "health": {"hull_points": len(late)}}
     if kink:
         low, high = kink["between"]
         before, after = kink["slopes"]
