@@ -29,10 +29,9 @@ class Design(NamedTuple):
 
 def jacobian(law: dict, N: Array, D: Array, center: Array) -> Array:
     """Derivatives (5, n) of the surface's log-loss at N, D (n,)."""
-    L = forms.surface_loss(law, N, D)
-    a = law["A"] * N ** -law["alpha"] / L
-    b = law["B"] * D ** -law["beta"] / L
-    return np.stack([law["E"] / L, a, -a * (np.log(N) - center[0]), b, -b * (np.log(D) - center[1])])
+    theta = np.array([forms.surface_theta(**law, center=center)])
+    _, slopes = forms.additive(theta, np.log([N, D]) - center[:, None])
+    return slopes[0]
 
 
 def gradient(law: dict, C: float, center: Array) -> Array:
