@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from runtime.basics import UserError, nearest
+from runtime.basics import UserError
 from scaling.laws.health import judge
 from scaling.laws.solver import (
     Array,
@@ -103,9 +103,9 @@ def decay(x, log_R) -> tuple[Array, Array, Array]:
     log R, and that of log(unique times it) in log unique."""
     R = np.exp(log_R)
     gone = np.exp(-x / R)
-    w = 1 - R * np.expm1(-x / R)
-    by_log_R = -(R * np.expm1(-x / R) + x * gone) / w
-    return np.log(w), by_log_R, 1 - gone * (1 + x) / w
+    worth = -R * np.expm1(-x / R)
+    w = 1 + worth
+    return np.log(w), (worth - x * gone) / w, 1 - gone * (1 + x) / w
 
 
 def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
@@ -155,12 +155,16 @@ def surface_of(theta, n, d):
 
 def surface_theta(E, A, B, alpha, beta, center=(0, 0), **_):
     n, d = center
-    return np.log(E), np.log(A) - alpha * n, alpha, np.log(B) - beta * d, beta
+    return (np.log(E),
+            np.log(A) - alpha * n, alpha,
+            np.log(B) - beta * d, beta)
 
 
 def power_of(theta, x):
     e, a, alpha = theta.T
-    return {"alpha": alpha, "x_c": scale(a / alpha + x), "L_inf": np.exp(e)}
+    return {"alpha": alpha,
+            "x_c": scale(a / alpha + x),
+            "L_inf": np.exp(e)}
 
 
 def power_theta(alpha, x_c, L_inf, **_):
@@ -169,7 +173,9 @@ def power_theta(alpha, x_c, L_inf, **_):
 
 def frontier_of(theta, c):
     e, a, gamma = theta.T
-    return {"gamma": gamma, "log_C_c": a / gamma + c, "L_inf": np.exp(e)}
+    return {"gamma": gamma,
+            "log_C_c": a / gamma + c,
+            "L_inf": np.exp(e)}
 
 
 def frontier_theta(gamma, log_C_c, L_inf, **_):
@@ -178,7 +184,10 @@ def frontier_theta(gamma, log_C_c, L_inf, **_):
 
 def kaplan_nd_of(theta, n, d):
     n_c, r, d_c, alpha_D = theta.T
-    return {"alpha_N": r * alpha_D, "alpha_D": alpha_D, "N_c": scale(n_c / r + n), "D_c": scale(d_c + d)}
+    return {"alpha_N": r * alpha_D,
+            "alpha_D": alpha_D,
+            "N_c": scale(n_c / r + n),
+            "D_c": scale(d_c + d)}
 
 
 def kaplan_nd_theta(alpha_N, alpha_D, N_c, D_c, **_):
@@ -195,7 +204,9 @@ def kaplan_ns_of(theta, n, s):
 
 
 def kaplan_ns_theta(alpha_N, alpha_S, N_c, S_c, **_):
-    return -np.inf, alpha_N * np.log(N_c), alpha_N, alpha_S * np.log(S_c), alpha_S
+    return (-np.inf,
+            alpha_N * np.log(N_c), alpha_N,
+            alpha_S * np.log(S_c), alpha_S)
 
 
 def broken_of(theta, x):
@@ -209,7 +220,9 @@ def broken_of(theta, x):
 
 
 def broken_theta(L_inf, A, c0, c1, x_break, f, **_):
-    return np.log(L_inf), np.log(A), c0, c1, np.log(x_break), np.log(f)
+    return (np.log(L_inf),
+            np.log(A), c0, c1,
+            np.log(x_break), np.log(f))
 
 
 def repeated_of(theta, n, d, u):
@@ -252,12 +265,9 @@ def renamed(parameters: dict, old: str, new: str) -> dict:
 def loss_of(fit: dict, inputs: dict) -> Array:
     """The loss of a fit of any form, or of its draws, at `inputs` {N, D, C, S or U: values}.
 
-    Everything broadcasts. A law in one input takes the first. Raises UserError for an unknown form.
+    Everything broadcasts. A law in one input takes the first.
     """
-    name = fit["form"]
-    if name not in FORMS:
-        raise UserError(f"unknown form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
-    form = FORMS[name]
+    form = FORMS[fit["form"]]
     names = form.inputs.split()
     if names == ["x"]:
         names = list(inputs)[:1]
@@ -326,6 +336,7 @@ def grid_of(*axes) -> list[Array]:
     return [v.ravel() for v in np.meshgrid(*axes, indexing="ij")]
 
 
+@np.errstate(divide="ignore")                           # log 0 = -inf is no floor
 def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list]:
     """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free if None, else fixed."""
     low = np.log(L.min())
@@ -333,12 +344,11 @@ def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list
     hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
     shares = E_STARTS
     if E is not None:
-        with np.errstate(divide="ignore"):             # log 0 = -inf is no floor
-            lo[0] = hi[0] = np.log(E)
+        lo[0] = hi[0] = np.log(E)
         shares = [min(E / L.min(), 0.9)]
     share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
     part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
-    starts = [np.log(np.maximum(share, 1e-12) * L.min())]
+    starts = [np.log(share * L.min())]
     for alpha in alphas:
         starts += [part, alpha]
     return starts, lo, hi
@@ -424,10 +434,8 @@ def outside(fit: dict, **inputs) -> dict:
     factors = {}
     for k, v in inputs.items():
         lo, hi = fit["range"][k]
-        factor = max(float(np.max(v)) / hi, lo / float(np.min(v)))
-        if factor > 1 + 1e-9:
-            factors[k] = factor
-    return factors
+        factors[k] = float(max(np.max(v) / hi, lo / np.min(v)))
+    return {k: factor for k, factor in factors.items() if factor > 1 + 1e-9}
 
 
 def draws_of(fit: dict) -> dict:
@@ -479,7 +487,10 @@ def optimum(fit: dict, C: float) -> dict:
     if any(fit["boot"].values()):
         with np.errstate(over="ignore"):               # of a resample that determines nothing
             ci = {k: interval(np.ravel(v)) for k, v in at(draws_of(fit)).items()}
-    return {"C": float(C), **{k: float(v) for k, v in at(fit).items()}, "ci": ci, "outside": outside(fit, C=C)}
+    return {"C": float(C),
+            **{k: float(v) for k, v in at(fit).items()},
+            "ci": ci,
+            "outside": outside(fit, C=C)}
 
 
 # ---- The other forms. ----

@@ -104,14 +104,14 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     return step, (g[:, :, 0] * step).sum(1), solve
 
 
-def bend(model: Model, theta, X, f, J, step, solve) -> Array:
+def bend(problem: Problem, theta, f, J, step, solve) -> Array:
     """The second-order correction of a step (geodesic acceleration, Transtrum & Sethna 2012).
 
     Where E and A trade off, the minimum lies in a long curved canyon; this follows its bend, which takes ten
     times fewer steps than going straight. Never longer than half the step.
     """
     h = 0.1
-    ahead, _ = model(theta + h * step, X)
+    ahead, _ = problem.model(theta + h * step, problem.X)
     straight = (step[:, None] @ J)[:, 0]
     turn = -solve(((ahead - f) / h - straight) / h)
     ratio = np.abs(turn).max(1) / np.maximum(np.abs(step).max(1), 1e-300)
@@ -142,10 +142,8 @@ def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 30
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
 def descend(problem: Problem, theta, y, w, steps, tolerance) -> tuple[Array, Array]:
     """`minimise` for one part of a batch, all arrays with a row per problem."""
-    model = problem.model
-    X = problem.X
     theta = np.clip(theta, problem.lo, problem.hi)
-    f, J = model(theta, X)
+    f, J = problem.model(theta, problem.X)
     F = (w * huber(y - f)).sum(1)
     damping = np.ones(len(theta))
     i = np.arange(len(theta))                                           # the problems still worked on
@@ -153,12 +151,11 @@ def descend(problem: Problem, theta, y, w, steps, tolerance) -> tuple[Array, Arr
         slope = J[i]
         step, promise, solve = newton_step(slope, y[i] - f[i], w[i], damping[i], problem.frozen)
         step /= np.maximum(np.abs(step).max(1, keepdims=True), 1)       # at most a factor e at a time
-        turn = bend(model, theta[i], X, f[i], slope, step, solve)
+        turn = bend(problem, theta[i], f[i], slope, step, solve)
         trial = np.clip(theta[i] + step + turn, problem.lo, problem.hi)
-        f_trial, J_trial = model(trial, X)
+        f_trial, J_trial = problem.model(trial, problem.X)
         F_trial = (w[i] * huber(y[i] - f_trial)).sum(1)
-        reached = (promise <= tolerance * F[i]) & (damping[i] <= 1)
-        done = reached | (damping[i] > 1e8) | (F[i] == 0)
+        done = (promise <= tolerance * F[i]) & (damping[i] <= 1) | (damping[i] > 1e8)
         down = F_trial < F[i]
         damping[i] = np.where(down, np.maximum(damping[i] / 5, 1e-8), damping[i] * 6)
         lower = i[down]
