@@ -42,7 +42,7 @@ def test_gradients_are_exact(model, theta, k):
     X = rng.normal(0, 2, (k, 20)) if k < 3 else rng.uniform([[16], [19], [18]], [[24], [26], [24]], (3, 20))
     theta = np.array([theta])
     value, gradient = model(theta, X)
-    alone, slope = model(np.repeat(theta, 20, 0), X.T[:, :, None])       # 20 problems with inputs of their own
+    alone, slope = model(np.repeat(theta, 20, 0), X.T[:, :, None])      # 20 problems, each with its input
     np.testing.assert_allclose(alone[:, 0], value[0], rtol=1e-14)
     np.testing.assert_allclose(slope[:, :, 0].T, gradient[0], rtol=1e-12)
     for j, step in enumerate(1e-6 * np.eye(theta.shape[1])):

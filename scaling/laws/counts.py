@@ -3,7 +3,7 @@
 The exponents of a scaling law depend on what is counted: Kaplan et al. 2020 leave out the embeddings,
 Hoffmann et al. 2022 count everything, and most of the distance between the two papers is in that choice
 (Pearce & Song 2024, Porian et al. 2024). So every number carries the name of its convention. All functions
-work on a whole table of runs, {column: array} as `scaling.csv.read_table` gives it.
+work on a whole table of runs, {column: array} as `scaling.tables.csv.read_table` gives it.
 """
 from collections.abc import Mapping
 

@@ -283,8 +283,10 @@ def loss_of(fit: dict, inputs: dict) -> Array:
 # ---- Fits: what they share. ----
 
 def checked(what: str = "", need: int = 1, **columns) -> tuple[Array, ...]:
-    """The columns as float arrays of one length, finite and positive. Raises UserError for a bad row, and
-    where an input (a column that is not `loss`) takes fewer than the `need` different values that `what` needs.
+    """The columns as float arrays of one length, finite and positive.
+
+    `what` needs `need` different values of each input, which is a column other than `loss`. Raises UserError
+    for a bad row, and for too few values.
     """
     arrays = [np.array(v, float, ndmin=1) for v in columns.values()]
     for name, v in zip(columns, arrays):
@@ -377,7 +379,8 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
                 seed: int = 0) -> dict:
     """L(N, D) = E + A/N^alpha + B/D^beta: Hoffmann et al. 2022, approach 3; E free, or fixed (0: no floor).
 
-    N parameters, D tokens, L nats per token, each (n,); `run` names the cluster of each row. Raises UserError.
+    N parameters, D tokens, L nats per token, each (n,); `run` names the cluster of each row. Raises
+    UserError.
     """
     N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
     return fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)

@@ -198,15 +198,16 @@ def resample(problem: Problem, best, group, count: int, seed: int) -> tuple[Arra
     p = problem.free()
     G = group.max() + 1
     if G == n and n < max(SMALL, 4 * p):
+        how = f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, Student's t({n - p})"
         noise = problem.noise(best) * t_ratio(n - p) * rng.standard_normal((count, n))
-        return problem.fitted(best) + noise, np.ones((1, n)), (
-            f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, Student's t({n - p})")
+        return problem.fitted(best) + noise, np.ones((1, n)), how
     variance = n / (n - p)
     if G < n:
         variance = min(G / (G - 1) * t_ratio(G - 1) ** 2, 4)
+    how = (f"bootstrap over {G} runs ({n} rows), {count} resamples with random weights of variance "
+           f"{variance:.3g}")
     weights = rng.gamma(1 / variance, variance, (count, G))[:, group]
-    return problem.y[None], weights, (
-        f"bootstrap over {G} runs ({n} rows), {count} resamples with random weights of variance {variance:.3g}")
+    return problem.y[None], weights, how
 
 
 def interval(draws: Array) -> list[float]:
