@@ -441,9 +441,14 @@ def outside(fit: dict, **inputs) -> dict:
     return {k: factor for k, factor in factors.items() if factor > 1 + 1e-9}
 
 
+def has_draws(fit: dict) -> bool:
+    """Was the fit bootstrapped?"""
+    return any(fit["boot"].values())
+
+
 def draws_of(fit: dict) -> dict:
     """The bootstrap draws of `fit` as columns (B, 1), ready to broadcast. Raises UserError without any."""
-    if not any(fit["boot"].values()):
+    if not has_draws(fit):
         raise UserError("this fit has no bootstrap; fit again with --bootstrap=1000 to get intervals")
     return {k: np.array(v, float)[:, None] for k, v in fit["boot"].items()}
 
@@ -487,7 +492,7 @@ def optimum(fit: dict, C: float) -> dict:
         return {"N_opt": N, "D_opt": D, "loss": loss, "tokens_per_param": D / N}
 
     ci = {}
-    if any(fit["boot"].values()):
+    if has_draws(fit):
         with np.errstate(over="ignore"):               # of a resample that determines nothing
             ci = {k: interval(np.ravel(v)) for k, v in at(draws_of(fit)).items()}
     return {"C": float(C),
