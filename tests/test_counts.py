@@ -80,6 +80,7 @@ def test_pf_day():
     (lambda: counts.params({"tokens": np.ones(1)}), "no column 'params_non_embedding'"),
     (lambda: counts.flops({k: v for k, v in table().items() if k != "n_head"}, "chinchilla"), "'n_head'"),
     (lambda: counts.params(table() | {"params_head": np.array(["x"], object)}), "hold numbers; data row 1"),
+    (lambda: counts.params(table() | {"params_head": np.array(["1_0"], object)}), "data row 1 holds '1_0'"),
 ])
 def test_bad_names_are_one_clear_line(call, message):
     with pytest.raises(UserError) as e:

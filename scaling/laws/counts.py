@@ -3,13 +3,14 @@
 The exponents of a scaling law depend on what is counted: Kaplan et al. 2020 leave out the embeddings,
 Hoffmann et al. 2022 count everything, and most of the distance between the two papers is in that choice
 (Pearce & Song 2024, Porian et al. 2024). So every number carries the name of its convention. All functions
-work on a whole table of runs, {column: array} as `scaling.csv.read_table` gives it.
+work on a whole table of runs, {column: array} as `scaling.tables.csv.read_table` gives it.
 """
 from collections.abc import Mapping
 
 import numpy as np
 
 from runtime.basics import UserError, nearest
+from scaling.tables.csv import number
 
 PF_DAY = 1e15 * 24 * 3600                 # 8.64e19 FLOPs: one petaFLOP/s for one day
 PARAMS = ("non_embedding", "total", "non_embedding_plus_head")
@@ -29,17 +30,12 @@ def column(table: Mapping[str, np.ndarray], name: str, why: str) -> np.ndarray:
     if name not in table:
         raise UserError(f"no column {name!r}{nearest(name, table)}, which {why} needs")
     if table[name].dtype == object:
-        bad = next(i for i, v in enumerate(table[name]) if not is_number(v))
-        raise UserError(f"column {name!r} must hold numbers; data row {bad + 1} holds {table[name][bad]!r}")
+        for row, cell in enumerate(table[name], 1):
+            try:
+                number(cell)
+            except ValueError:
+                raise UserError(f"column {name!r} must hold numbers; data row {row} holds {cell!r}") from None
     return np.asarray(table[name], float)
-
-
-def is_number(cell: str) -> bool:
-    try:
-        float(cell)
-        return True
-    except ValueError:
-        return cell.strip() == ""
 
 
 def params(table: Mapping[str, np.ndarray], convention: str = DEFAULT_PARAMS) -> np.ndarray:

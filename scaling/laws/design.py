@@ -29,10 +29,9 @@ class Design(NamedTuple):
 
 def jacobian(law: dict, N: Array, D: Array, center: Array) -> Array:
     """Derivatives (5, n) of the surface's log-loss at N, D (n,)."""
-    L = forms.surface_loss(law, N, D)
-    a = law["A"] * N ** -law["alpha"] / L
-    b = law["B"] * D ** -law["beta"] / L
-    return np.stack([law["E"] / L, a, -a * (np.log(N) - center[0]), b, -b * (np.log(D) - center[1])])
+    theta = np.array([forms.surface_theta(**law, center=center)])
+    _, slopes = forms.additive(theta, np.log([N, D]) - center[:, None])
+    return slopes[0]
 
 
 def gradient(law: dict, C: float, center: Array) -> Array:
@@ -70,7 +69,7 @@ def next_runs(law: dict, N: Array, D: Array, C: float, budget: float, sizes: Arr
         return float(1.96 * law["noise"] * np.sqrt(g @ np.linalg.solve(M, g)))
     seen = jacobian(law, N, D, center)
     M = seen @ seen.T
-    best = None
+    designs = []
     for k in CUTS:
         tokens = budget / k / cost
         ratio = tokens / sizes
@@ -80,9 +79,8 @@ def next_runs(law: dict, N: Array, D: Array, C: float, budget: float, sizes: Arr
         J = jacobian(law, sizes[usable], tokens[usable], center)
         chosen = greedy(M, J, g, k)
         after = half_width(M + J[:, chosen] @ J[:, chosen].T)
-        if best is None or after < best.after:
-            best = Design(sizes[usable[chosen]], tokens[usable[chosen]], half_width(M), after)
-    if best is None:
+        designs.append(Design(sizes[usable[chosen]], tokens[usable[chosen]], half_width(M), after))
+    if not designs:
         raise UserError(f"--next={budget:g}: no size of this study suits that budget; its runs took "
                         f"{(6 * N * D).min():.2g} to {(6 * N * D).max():.2g} FLOPs each")
-    return best
+    return min(designs, key=lambda design: design.after)

@@ -10,15 +10,15 @@ deviation of the log-residuals), `method` (how the intervals were made) and `hea
 English what is wrong (scaling/laws/health.py).
 """
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from runtime.basics import UserError, nearest
+from runtime.basics import UserError
 from scaling.laws.health import judge
 from scaling.laws.solver import (
-    LEVEL,
     Array,
     Model,
     Problem,
@@ -38,7 +38,7 @@ C4 = {"E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974), "al
       "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743}
 
 
-# ---- Models: theta (B, p) is a batch of parameters, X (k, n) or (k, B, n) the logarithms of k inputs. ----
+# ---- Models: theta (B, p) is a batch of parameters, X (k, n) or (B, k, n) the logarithms of k inputs. ----
 
 @np.errstate(over="ignore", invalid="ignore")          # a step too far; the solver refuses it
 def additive(theta: Array, X: Array) -> tuple[Array, Array]:
@@ -48,16 +48,13 @@ def additive(theta: Array, X: Array) -> tuple[Array, Array]:
     E (e = -inf) and with (N, S) it is Kaplan et al. 2020, eq. 1.6. Returns log-loss (B, n) and gradient
     (B, p, n).
     """
+    E = np.exp(theta[:, :1])
+    terms = np.exp(theta[:, 1::2, None] - theta[:, 2::2, None] * X)
+    L = E + terms.sum(1)
     grad = np.empty((*theta.shape, X.shape[-1]))
-    grad[:, 0] = np.exp(theta[:, :1])
-    for k, x in enumerate(X):
-        a = theta[:, 1 + 2 * k, None]
-        alpha = theta[:, 2 + 2 * k, None]
-        grad[:, 1 + 2 * k] = np.exp(a - alpha * x)
-    L = grad[:, 0] + grad[:, 1::2].sum(1)
-    grad /= L[:, None]
-    for k, x in enumerate(X):
-        grad[:, 2 + 2 * k] = -grad[:, 1 + 2 * k] * x
+    grad[:, 0] = E / L
+    grad[:, 1::2] = terms / L[:, None]
+    grad[:, 2::2] = -grad[:, 1::2] * X
     return np.log(L), grad
 
 
@@ -67,7 +64,7 @@ def kaplan_nd(theta: Array, X: Array) -> tuple[Array, Array]:
     theta = (n_c, r, d_c, alpha_D), where r = alpha_N/alpha_D and the bracket is e^(n_c - r n) + e^(d_c - d).
     """
     n_c, r, d_c, power = theta.T[:, :, None]
-    n, d = X
+    n, d = np.moveaxis(X, -2, 0)
     u = n_c - r * n
     v = d_c - d
     bracket = np.logaddexp(u, v)
@@ -84,7 +81,7 @@ def broken(theta: Array, X: Array) -> tuple[Array, Array]:
     """Smoothly broken power law with one break (Caballero et al. 2023, eq. 1 with n = 1):
     L = E + A x^-c0 (1 + (x/d)^(1/f))^(-c1 f); theta = (e, a, c0, c1, log d, log f)."""
     e, a, c0, c1, d, log_f = theta.T[:, :, None]
-    x = X[0]
+    x = X[..., 0, :]
     f = np.exp(log_f)
     u = (x - d) / f
     soft = np.logaddexp(0, u)                           # log(1 + e^u)
@@ -101,58 +98,41 @@ def broken(theta: Array, X: Array) -> tuple[Array, Array]:
     return y, np.stack(grad, 1)
 
 
-def log_G(a, alpha, b, beta) -> Array:
-    """log G of the surface's optimum N_opt = G (C/6)^(beta/(alpha+beta)), where a = log A and b = log B
-    (Hoffmann et al. 2022, eq. 4)."""
-    return (np.log(alpha / beta) + a - b) / (alpha + beta)
-
-
 def decay(x, log_R) -> tuple[Array, Array, Array]:
     """What x repeats are worth (Muennighoff et al. 2023, eq. 5): log(1 + R (1 - e^(-x/R))), its derivative in
     log R, and that of log(unique times it) in log unique."""
     R = np.exp(log_R)
     gone = np.exp(-x / R)
-    w = 1 - R * np.expm1(-x / R)
-    by_log_R = -(R * np.expm1(-x / R) + x * gone) / w
-    return np.log(w), by_log_R, 1 - gone * (1 + x) / w
+    worth = -R * np.expm1(-x / R)
+    w = 1 + worth
+    return np.log(w), (worth - x * gone) / w, 1 - gone * (1 + x) / w
 
 
 def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
-    """The surface of N parameters trained on D tokens of which U are unique: theta = (log E, log A, log B,
-    alpha, beta, log R_D, log R_N) and X = log (N, D, U), not centred (Muennighoff et al. 2023, eqs. 5, 6, 8).
+    """The surface of N parameters trained on D tokens of which U are unique: theta = (log E, log A, alpha,
+    log B, beta, log R_D, log R_N), X = log (N, D, U), not centred (Muennighoff et al. 2023, eqs. 5, 6, 8).
 
     Repeats beyond the first epoch, and parameters beyond what is optimal for U, decay in value with constants
     R_D and R_N.
     """
-    e, a, b, al, be, log_RD, log_RN = theta.T[:, :, None]
-    n, d, u = X
+    _, a, alpha, b, beta, log_RD, log_RN = theta.T[:, :, None]
+    n, d, u = np.moveaxis(X, -2, 0)
     u = np.minimum(d, u)
-    s = al + be
-    G = log_G(a, al, b, be)
-    n_opt = G + be / al * (u + G)                       # optimal for U tokens seen once
-    excess = n > n_opt
-    n_unique = np.where(excess, n_opt, n)
-    more_d, dRD, _ = decay(np.expm1(d - u), log_RD)
-    more_n, dRN, dn = decay(np.expm1(n - n_unique), log_RN)
-    log_n = n_unique + more_n
-    log_d = u + more_d
-    by_n = a - al * log_n
-    by_d = b - be * log_d
-    y = np.logaddexp(np.logaddexp(e, by_n), by_d)
-    pE = np.exp(e - y)
-    pN = np.exp(by_n - y)
-    pD = np.exp(by_d - y)
-    # The law itself says which parameters are in excess, so A, B, alpha and beta also act through N_opt.
-    chain = np.where(excess, -al * pN * dn, 0)
-    grow = 1 + be / al
-    grad = [pE,
-            pN + chain * grow / s,
-            pD - chain * grow / s,
-            -pN * log_n + chain * (grow * (1 / al - G) / s - be / al ** 2 * (u + G)),
-            -pD * log_d + chain * (-grow * (1 / be + G) / s + (u + G) / al),
-            -be * pD * dRD,
-            -al * pN * dRN]
-    return y, np.stack(grad, 1)
+    # Where U tokens seen once are optimal, both terms fall alike: alpha A/N^alpha = beta B/U^beta.
+    n_opt = (np.log(alpha / beta) + a - b + beta * u) / alpha
+    n_unique = np.minimum(n, n_opt)
+    more_d, by_RD, _ = decay(np.expm1(d - u), log_RD)
+    more_n, by_RN, by_n = decay(np.expm1(n - n_unique), log_RN)
+    y, grad = additive(theta[:, :5], np.stack([n_unique + more_n, u + more_d], 1))
+    by_RN = -alpha * grad[:, 1] * by_RN
+    by_RD = -beta * grad[:, 3] * by_RD
+    # The law itself says which parameters are in excess, so A, alpha, B and beta also act through N_opt.
+    through = np.where(n > n_opt, -grad[:, 1] * by_n, 0)
+    grad[:, 1] += through
+    grad[:, 2] += through * (1 / alpha - n_opt)
+    grad[:, 3] -= through
+    grad[:, 4] += through * (u - 1 / beta)
+    return y, np.concatenate([grad, by_RD[:, None], by_RN[:, None]], 1)
 
 
 # ---- From theta to parameters as papers print them, and back; n, d, s, x, c: the means of the inputs. ----
@@ -173,7 +153,8 @@ def surface_of(theta, n, d):
             "b": alpha / (alpha + beta)}
 
 
-def surface_theta(n, d, /, E, A, B, alpha, beta, **_):
+def surface_theta(E, A, B, alpha, beta, center=(0, 0), **_):
+    n, d = center
     return (np.log(E),
             np.log(A) - alpha * n, alpha,
             np.log(B) - beta * d, beta)
@@ -186,8 +167,8 @@ def power_of(theta, x):
             "L_inf": np.exp(e)}
 
 
-def power_theta(x, /, alpha, x_c, L_inf, **_):
-    return np.log(L_inf), alpha * (np.log(x_c) - x), alpha
+def power_theta(alpha, x_c, L_inf, **_):
+    return np.log(L_inf), alpha * np.log(x_c), alpha
 
 
 def frontier_of(theta, c):
@@ -197,8 +178,8 @@ def frontier_of(theta, c):
             "L_inf": np.exp(e)}
 
 
-def frontier_theta(c, /, gamma, log_C_c, L_inf, **_):
-    return np.log(L_inf), gamma * (log_C_c - c), gamma
+def frontier_theta(gamma, log_C_c, L_inf, **_):
+    return np.log(L_inf), gamma * log_C_c, gamma
 
 
 def kaplan_nd_of(theta, n, d):
@@ -209,9 +190,9 @@ def kaplan_nd_of(theta, n, d):
             "D_c": scale(d_c + d)}
 
 
-def kaplan_nd_theta(n, d, /, alpha_N, alpha_D, N_c, D_c, **_):
+def kaplan_nd_theta(alpha_N, alpha_D, N_c, D_c, **_):
     r = alpha_N / alpha_D
-    return r * (np.log(N_c) - n), r, np.log(D_c) - d, alpha_D
+    return r * np.log(N_c), r, np.log(D_c), alpha_D
 
 
 def kaplan_ns_of(theta, n, s):
@@ -222,10 +203,10 @@ def kaplan_ns_of(theta, n, s):
             "S_c": scale(s_c / alpha_S + s)}
 
 
-def kaplan_ns_theta(n, s, /, alpha_N, alpha_S, N_c, S_c, **_):
+def kaplan_ns_theta(alpha_N, alpha_S, N_c, S_c, **_):
     return (-np.inf,
-            alpha_N * (np.log(N_c) - n), alpha_N,
-            alpha_S * (np.log(S_c) - s), alpha_S)
+            alpha_N * np.log(N_c), alpha_N,
+            alpha_S * np.log(S_c), alpha_S)
 
 
 def broken_of(theta, x):
@@ -238,33 +219,30 @@ def broken_of(theta, x):
             "f": np.exp(log_f)}
 
 
-def broken_theta(x, /, L_inf, A, c0, c1, x_break, f, **_):
+def broken_theta(L_inf, A, c0, c1, x_break, f, **_):
     return (np.log(L_inf),
-            np.log(A) - c0 * x, c0,
-            c1, np.log(x_break) - x, np.log(f))
+            np.log(A), c0, c1,
+            np.log(x_break), np.log(f))
 
 
-def repeated_of(theta, *_):
-    _, _, _, alpha, beta, _, _ = theta.T
-    E, A, B, _, _, R_D, R_N = np.exp(theta.T)
-    return {"E": E, "A": A, "B": B, "alpha": alpha, "beta": beta, "R_D": R_D, "R_N": R_N}
+def repeated_of(theta, n, d, u):
+    R_D, R_N = np.exp(theta.T[5:])
+    return surface_of(theta[:, :5], n, d) | {"R_D": R_D, "R_N": R_N}
 
 
-def repeated_theta(n, d, u, /, E, A, B, alpha, beta, R_D, R_N, **_):
-    return (np.log(E), np.log(A), np.log(B),
-            alpha, beta,
-            np.log(R_D), np.log(R_N))
+def repeated_theta(R_D, R_N, **surface):
+    return *surface_theta(**surface), np.log(R_D), np.log(R_N)
 
 
 class Form(NamedTuple):
-    """One law. `natural` and `theta` are inverse to each other; a parameter x_... of a law in one input x is
-    called after that input: N_c, D_break."""
+    """One law. `natural` and `theta` are inverse to each other where the inputs are not centred; a parameter
+    x_... of a law in one input x is called after that input: N_c, D_break."""
 
     model: Model
     inputs: str                                         # their names, in the order of X's rows
     names: str                                          # of theta's entries, for people
     natural: Callable[..., dict]                        # (theta (B, p), the means) -> {parameter: (B,)}
-    theta: Callable[..., tuple]                         # (the means, **parameters) -> p values of any shape
+    theta: Callable[..., tuple]                         # (**parameters) -> p values of any shape
 
 
 FORMS = {
@@ -274,7 +252,7 @@ FORMS = {
     "kaplan_nd": Form(kaplan_nd, "N D", "N_c alpha_N/alpha_D D_c alpha_D", kaplan_nd_of, kaplan_nd_theta),
     "kaplan_ns": Form(additive, "N S", "E N_c alpha_N S_c alpha_S", kaplan_ns_of, kaplan_ns_theta),
     "broken": Form(broken, "x", "L_inf A c0 c1 x_break f", broken_of, broken_theta),
-    "repeated": Form(repeated, "N D U", "E A B alpha beta R_D R_N", repeated_of, repeated_theta),
+    "repeated": Form(repeated, "N D U", "E A alpha B beta R_D R_N", repeated_of, repeated_theta),
 }
 
 
@@ -287,30 +265,30 @@ def renamed(parameters: dict, old: str, new: str) -> dict:
 def loss_of(fit: dict, inputs: dict) -> Array:
     """The loss of a fit of any form, or of its draws, at `inputs` {N, D, C, S or U: values}.
 
-    Everything broadcasts. A law in one input takes the first. Raises UserError for an unknown form.
+    Everything broadcasts. A law in one input takes the first.
     """
-    name = fit["form"]
-    if name not in FORMS:
-        raise UserError(f"unknown form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
-    form = FORMS[name]
+    form = FORMS[fit["form"]]
     names = form.inputs.split()
     if names == ["x"]:
         names = list(inputs)[:1]
         fit = renamed(fit, names[0], "x")
-    k = len(names)
     x = [np.log(inputs[name]) for name in names]
-    columns = np.broadcast_arrays(*x, *form.theta(*[0.0] * k, **fit))
+    columns = np.broadcast_arrays(*x, *form.theta(**fit))
     # Each point is a problem of its own, with one row: then draws broadcast against inputs of any shape.
-    points = np.array([v.ravel() for v in columns])
-    log_loss, _ = form.model(points[k:].T, points[:k, :, None])
+    points = np.array([v.ravel() for v in columns]).T
+    log_loss, _ = form.model(points[:, len(x):], points[:, :len(x), None])
     return np.exp(log_loss).reshape(columns[0].shape)[()]
 
 
 # ---- Fits: what they share. ----
 
-def checked(**columns) -> tuple[Array, ...]:
-    """The columns as float arrays of one length, finite and positive. Raises UserError for a bad row."""
-    arrays = [np.atleast_1d(np.asarray(v, float)) for v in columns.values()]
+def checked(what: str = "", need: int = 1, **columns) -> tuple[Array, ...]:
+    """The columns as float arrays of one length, finite and positive.
+
+    `what` needs `need` different values of each input, which is a column other than `loss`. Raises UserError
+    for a bad row, and for too few values.
+    """
+    arrays = [np.array(v, float, ndmin=1) for v in columns.values()]
     for name, v in zip(columns, arrays):
         if len(v) != len(arrays[0]):
             raise UserError(f"{name} has {len(v)} values where {next(iter(columns))} has {len(arrays[0])}")
@@ -318,16 +296,11 @@ def checked(**columns) -> tuple[Array, ...]:
         if len(bad):
             raise UserError(f"{name} must be a positive number: row {bad[0] + 1} holds {v[bad[0]]:g}; mend "
                             "or remove it")
-    return tuple(arrays)
-
-
-def distinct(what: str, need: int, **inputs) -> None:
-    """Raise UserError when an input (n,) takes fewer than `need` values; `what` needs them."""
-    for name, x in inputs.items():
-        have = len(np.unique(x))
-        if have < need:
+        have = len(np.unique(v))
+        if have < need and name != "loss":
             values = "the same value" if have == 1 else f"only {have} different values"
             raise UserError(f"all runs have {values} of {name}; {what} needs at least {need}")
+    return tuple(arrays)
 
 
 def centred(*inputs: Array) -> tuple[Array, Array]:
@@ -346,8 +319,18 @@ def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
         return renamed(law.natural(theta, *center), "x", name)
 
     names = law.names.replace("x_", f"{name}_").split()
-    starts = np.stack(starts, 1)
-    return Problem(law.model, X, np.log(L), starts, np.array(lo), np.array(hi), names, natural)
+    lo = np.array(lo)
+    hi = np.array(hi)
+    return Problem(law.model, X, np.log(L), np.stack(starts, 1), lo, hi, lo == hi, names, natural)
+
+
+def fit_form(form: str, inputs: dict, L: Array, bounds: tuple, run, bootstrap: int, seed: int) -> dict:
+    """Fit `form` to losses L (n,) at `inputs` {name: (n,)}, from the (starts, lo, hi) of `bounds`."""
+    problem = problem_of(form, *centred(*inputs.values()), L, *bounds, next(iter(inputs)))
+    ranges = inputs | {"loss": L}
+    if "N" in inputs and "D" in inputs:
+        ranges["C"] = 6 * inputs["N"] * inputs["D"]
+    return fit_law(form, problem, ranges, run, bootstrap, seed)
 
 
 def grid_of(*axes) -> list[Array]:
@@ -355,6 +338,7 @@ def grid_of(*axes) -> list[Array]:
     return [v.ravel() for v in np.meshgrid(*axes, indexing="ij")]
 
 
+@np.errstate(divide="ignore")                           # log 0 = -inf is no floor
 def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list]:
     """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free if None, else fixed."""
     low = np.log(L.min())
@@ -362,12 +346,11 @@ def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list
     hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
     shares = E_STARTS
     if E is not None:
-        with np.errstate(divide="ignore"):             # log 0 = -inf is no floor
-            lo[0] = hi[0] = np.log(E)
+        lo[0] = hi[0] = np.log(E)
         shares = [min(E / L.min(), 0.9)]
     share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
     part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
-    starts = [np.log(np.maximum(share, 1e-12) * L.min())]
+    starts = [np.log(share * L.min())]
     for alpha in alphas:
         starts += [part, alpha]
     return starts, lo, hi
@@ -381,75 +364,59 @@ def fit_power(x: Array, L: Array, run=None, irreducible: bool = True, name: str 
 
     Returns a fit with alpha, `{name}_c` and L_inf. Raises UserError.
     """
-    x, L = checked(**{name: x, "loss": L})
+    what = "a power law"
+    need = 2
+    E = 0.0
     if irreducible:
-        distinct("a power law with a floor", 3, **{name: x})
-        bounds = additive_bounds(L, 1, None)
-    else:
-        distinct("a power law", 2, **{name: x})
-        bounds = additive_bounds(L, 1, 0.0)
-    problem = problem_of("power", *centred(x), L, *bounds, name)
-    return fit_law("power", problem, {name: x, "loss": L}, run, bootstrap, seed)
-
-
-def surface_problem(N: Array, D: Array, L: Array, E: float | None = None) -> Problem:
-    """What a fit of the surface and the profile of its E share."""
-    return problem_of("surface", *centred(N, D), L, *additive_bounds(L, 2, E))
+        what = "a power law with a floor"
+        need = 3
+        E = None
+    x, L = checked(what, need, **{name: x, "loss": L})
+    return fit_form("power", {name: x}, L, additive_bounds(L, 1, E), run, bootstrap, seed)
 
 
 def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, bootstrap: int = 1000,
-                seed: int = 0, noise: float = float("nan")) -> dict:
+                seed: int = 0) -> dict:
     """L(N, D) = E + A/N^alpha + B/D^beta: Hoffmann et al. 2022, approach 3; E free, or fixed (0: no floor).
 
-    N parameters, D tokens, L nats per token, each (n,); `run` names the cluster of each row; `noise` is the
-    standard deviation of log-loss between seeds, where known. Raises UserError.
+    N parameters, D tokens, L nats per token, each (n,); `run` names the cluster of each row. Raises
+    UserError.
     """
+    N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
+    return fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
+
+
+def surface_problem(N: Array, D: Array, L: Array) -> Problem:
+    """What is minimised to fit the surface. Raises UserError."""
     N, D, L = checked(params=N, tokens=D, loss=L)
-    distinct("the surface", 3 if E is None else 2, params=N, tokens=D)
-    inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
-    fit = fit_law("surface", surface_problem(N, D, L, E), inputs, run, bootstrap, seed)
-    if noise > 0:
-        fit["health"]["lack_of_fit"] = fit["noise"] / noise
-    return judge(fit)
+    return problem_of("surface", *centred(N, D), L, *additive_bounds(L, 2, None))
 
 
 def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
     """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}.
 
-    Where `lo` is None, E = 0 fits.
+    Where `lo` is None, E = 0 fits. Raises UserError.
     """
-    N, D, L = checked(params=N, tokens=D, loss=L)
     shares = np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51))
-    found = profile(surface_problem(N, D, L), 0, np.log(L.min() * shares), run, bootstrap, seed)
-    found["grid"] = np.exp(found["grid"]).tolist()
-    for end in ("lo", "hi"):
-        if found[end] is not None:
-            found[end] = float(np.exp(found[end]))
-    found["identified"] = found["lo"] is not None and found["hi"] is not None
-    return found
+    return profile(surface_problem(N, D, L), 0, np.log(np.min(L) * shares), run, bootstrap, seed)
 
 
 def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | None = None) -> dict:
     """Judge somebody's published surface {E, A, B, alpha, beta} on the data it was fitted to.
 
     Returns the health of the point itself beside `excess`, its objective over the best one minus 1, `best`,
-    the parameters there, and `moved`, its largest distance from `start` in log-parameters (nan without one).
+    the parameters there, and `moved`, its largest distance from `start`, if given, in log-parameters. Raises
+    UserError.
     """
-    N, D, L = checked(params=N, tokens=D, loss=L)
     problem = surface_problem(N, D, L)
     _, center = centred(N, D)
-    here = np.array(surface_theta(*center, **params))
-    starts = np.vstack([problem.starts, here])
-    best, _, F = problem._replace(starts=starts).best()
-    objective = float(huber(problem.y - problem.fitted(here[None])).sum())
-    moved = float("nan")
-    if start:
-        moved = float(np.abs(here - surface_theta(*center, **start)).max())
+    here = np.array([surface_theta(**params, center=center)])
+    best, _, F = problem._replace(starts=np.vstack([problem.starts, here])).best()
     health = evidence(problem, here)
-    health |= {"objective": objective,
-               "excess": float(objective / F.min() - 1),
-               "best": problem.printed(best),
-               "moved": moved}
+    health["excess"] = float(huber(problem.y - problem.fitted(here)).sum() / F.min() - 1)
+    health["best"] = problem.printed(best)
+    if start:
+        health["moved"] = float(np.abs(here - surface_theta(**start, center=center)).max())
     return judge({"form": "published", "health": health})["health"]
 
 
@@ -465,21 +432,18 @@ def repeated_loss(p: dict, N: Array, D: Array, U: Array) -> Array:
     return loss_of(p | {"form": "repeated"}, {"N": N, "D": D, "U": U})
 
 
-
 def outside(fit: dict, **inputs) -> dict:
     """{input: factor} by which each input lies outside the fit's range; inputs inside are left out."""
     factors = {}
     for k, v in inputs.items():
         lo, hi = fit["range"][k]
-        factor = max(float(np.max(v)) / hi, lo / float(np.min(v)))
-        if factor > 1 + 1e-9:
-            factors[k] = factor
-    return factors
+        factors[k] = float(max(np.max(v) / hi, lo / np.min(v)))
+    return {k: factor for k, factor in factors.items() if factor > 1 + 1e-9}
 
 
 def has_draws(fit: dict) -> bool:
     """Was the fit bootstrapped?"""
-    return any(len(v) for v in fit["boot"].values())
+    return any(fit["boot"].values())
 
 
 def draws_of(fit: dict) -> dict:
@@ -499,7 +463,7 @@ def surface_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
     """(N_opt, D_opt, loss) of a surface for C = 6 N D FLOPs (Hoffmann et al. 2022, eq. 4)."""
     alpha = p["alpha"]
     beta = p["beta"]
-    G = log_G(np.log(p["A"]), alpha, np.log(p["B"]), beta)
+    G = (np.log(alpha / beta) + np.log(p["A"]) - np.log(p["B"])) / (alpha + beta)
     N = np.exp(G + beta / (alpha + beta) * np.log(C / 6))
     D = C / (6 * N)
     return N, D, surface_loss(p, N, D)
@@ -514,7 +478,7 @@ def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
     return N, C / (6 * N), loss
 
 
-def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
+def optimum(fit: dict, C: float) -> dict:
     """The compute-optimal run for C = 6 N D FLOPs, by a surface or by a frontier's power laws in C.
 
     Returns {C, N_opt, D_opt, tokens_per_param, loss, ci: {each: [lo, hi]}, outside}. The interval of the loss
@@ -527,47 +491,40 @@ def optimum(fit: dict, C: float, level: float = LEVEL) -> dict:
         N, D, loss = surface_optimum(p, C) if fit["form"] == "surface" else power_optimum(p, C)
         return {"N_opt": N, "D_opt": D, "loss": loss, "tokens_per_param": D / N}
 
-    result = {"C": float(C),
-              **{k: float(v) for k, v in at(fit).items()},
-              "ci": {},
-              "outside": outside(fit, C=C)}
+    ci = {}
     if has_draws(fit):
         with np.errstate(over="ignore"):               # of a resample that determines nothing
-            draws = at(draws_of(fit))
-        result["ci"] = {k: interval(np.ravel(v), level) for k, v in draws.items()}
-    return result
+            ci = {k: interval(np.ravel(v)) for k, v in at(draws_of(fit)).items()}
+    return {"C": float(C),
+            **{k: float(v) for k, v in at(fit).items()},
+            "ci": ci,
+            "outside": outside(fit, C=C)}
 
 
 # ---- The other forms. ----
 
 def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D. Raises UserError."""
-    N, D, L = checked(params=N, tokens=D, loss=L)
-    distinct("L(N, D)", 2, params=N, tokens=D)
+    N, D, L = checked("L(N, D)", 2, params=N, tokens=D, loss=L)
     ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
     half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
     starts = [half, ratio, half, power]
     lo = [-500, 1e-3, -500, 1e-3]
     hi = [2000, 20.0, 2000, 5.0]
-    problem = problem_of("kaplan_nd", *centred(N, D), L, starts, lo, hi)
-    inputs = {"N": N, "D": D, "C": 6 * N * D, "loss": L}
-    return fit_law("kaplan_nd", problem, inputs, run, bootstrap, seed)
+    return fit_form("kaplan_nd", {"N": N, "D": D}, L, (starts, lo, hi), run, bootstrap, seed)
 
 
 def fit_kaplan_ns(N: Array, S: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
     """Kaplan et al. 2020, eq. 1.6: L = (N_c/N)^alpha_N + (S_c/S)^alpha_S, S in steps. Raises UserError."""
-    N, S, L = checked(params=N, steps=S, loss=L)
-    distinct("L(N, S)", 2, params=N, steps=S)
-    problem = problem_of("kaplan_ns", *centred(N, S), L, *additive_bounds(L, 2, 0.0))
-    return fit_law("kaplan_ns", problem, {"N": N, "S": S, "loss": L}, run, bootstrap, seed)
+    N, S, L = checked("L(N, S)", 2, params=N, steps=S, loss=L)
+    return fit_form("kaplan_ns", {"N": N, "S": S}, L, additive_bounds(L, 2, 0.0), run, bootstrap, seed)
 
 
 def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1000, seed: int = 0) -> dict:
     """L_inf + A x^-c0 (1 + (x/x_break)^(1/f))^(-c1 f): the exponent turns from c0 to c0 + c1 at `x_break`,
     over a range that grows with f (Caballero et al. 2023). Raises UserError."""
-    x, L = checked(**{name: x, "loss": L})
-    distinct("a broken power law", 7, **{name: x})
-    X, center = centred(x)
+    x, L = checked("a broken power law", 7, **{name: x, "loss": L})
+    X, _ = centred(x)
     low = np.log(L.min())
     # The break lies within the data: beyond them nothing tells it from no break at all.
     lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
@@ -576,22 +533,21 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
     c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1), at, (-2.0, -0.5))
     rest = np.log(np.median(L) - share * L.min())
     starts = [np.log(share) + low, rest, c0, c1, at, log_f]
-    problem = problem_of("broken", X, center, L, starts, lo, hi, name)
-    return fit_law("broken", problem, {name: x, "loss": L}, run, bootstrap, seed)
+    return fit_form("broken", {name: x}, L, (starts, lo, hi), run, bootstrap, seed)
 
 
 def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) -> Problem:
     """`fit_repeated` as the solver needs it: R_D and R_N are free, and with base = None all of it is."""
-    first = base or fit_surface(N, D, L, bootstrap=0)      # the surface that knows no repeats is near enough
-    theta = [*(np.log(max(first[k], 1e-9)) for k in "EAB"), first["alpha"], first["beta"]]
+    # The surface that knows no repeats is near enough to start from.
+    theta = surface_theta(**(base or fit_surface(N, D, L, bootstrap=0)))
     R = np.log([1, 5, 20, 200, 1e5])
     R_N, R_D = grid_of(R, R)
     starts = [*(np.full(len(R_D), v) for v in theta), R_D, R_N]
     lo = hi = theta
     if base is None:
         low = np.log(L.min())
-        lo = [low - 14, -10, -10, 0.02, 0.02]
-        hi = [low + 0.1, 60, 60, 3, 3]
+        lo = [low - 14, -10, 0.02, -10, 0.02]
+        hi = [low + 0.1, 60, 3, 60, 3]
     lo = [*lo, *np.log([0.05, 0.05])]
     hi = [*hi, *np.log([1e12, 1e12])]
     return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, lo, hi)
@@ -606,8 +562,8 @@ def fit_repeated(N: Array, D: Array, U: Array, L: Array, run=None, base: dict | 
     N, D, U, L = checked(params=N, tokens=D, unique_tokens=U, loss=L)
     if not (D > 1.001 * U).any():
         raise UserError("no run repeats its data (tokens > unique_tokens): its decay cannot be fitted")
-    inputs = {"N": N, "D": D, "U": U, "loss": L}
-    return fit_law("repeated", repeated_problem(N, D, U, L, base), inputs, run, bootstrap, seed)
+    ranges = {"N": N, "D": D, "U": U, "loss": L}
+    return fit_law("repeated", repeated_problem(N, D, U, L, base), ranges, run, bootstrap, seed)
 
 
 def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, float]:
@@ -623,12 +579,12 @@ def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, 
 
 # ---- Which form do the data prefer? ----
 
-def compare(fits: dict[str, tuple], inputs: dict, L: Array, run=None) -> dict:
-    """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, preferred}.
+def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict:
+    """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, held_out_rows, n}.
 
-    `fits` maps a form's name to a function (*inputs, L) -> fit and its options; `inputs` {name: (n,)}. AICc
-    is of a Laplace likelihood, relative to the best, and takes a learning curve (the rows of one `run`) for
-    one observation. `held_out` is the mean |log error| on the largest fifth of the first input's values
+    `fits` maps a form's name to a function (*inputs, L) -> fit, and `inputs` an input's to its values (n,).
+    AICc is of a Laplace likelihood, relative to the best, and takes a learning curve (the rows of one `run`)
+    for one observation. `held_out` is the mean |log error| on the largest fifth of the first input's values
     (models), predicted from the others: what extrapolation costs. A form that cannot be fitted is reported
     with the reason.
     """
@@ -637,10 +593,10 @@ def compare(fits: dict[str, tuple], inputs: dict, L: Array, run=None) -> dict:
     big = x[0] >= sizes[-max(1, round(0.2 * len(sizes)))]
     n = int(clusters(run, len(L)).max()) + 1
     table = {}
-    for name, (fit, options) in fits.items():
+    for name, fit in fits.items():
         try:
-            full = fit(*x, L, bootstrap=0, **options)
-            part = fit(*x[:, ~big], L[~big], bootstrap=0, **options)
+            full = fit(*x, L, bootstrap=0)
+            part = fit(*x[:, ~big], L[~big], bootstrap=0)
         except UserError as e:
             table[name] = {"refused": str(e)}
             continue
@@ -649,14 +605,11 @@ def compare(fits: dict[str, tuple], inputs: dict, L: Array, run=None) -> dict:
                        "held_out": float(np.abs(error).mean()),
                        "objective": full["objective"],
                        "aicc": aicc(full, n)}
-    fitted = {name: row for name, row in table.items() if "aicc" in row}
-    preferred = {}
-    if fitted:
-        least = min(row["aicc"] for row in fitted.values())
-        for row in fitted.values():
-            row["aicc"] = float(row["aicc"] - least)
-        preferred = {by: min(fitted, key=lambda name: fitted[name][by]) for by in ("aicc", "held_out")}
-    return {"forms": table, "preferred": preferred, "held_out_rows": int(big.sum()), "n": n}
+    fitted = [row for row in table.values() if "aicc" in row]
+    least = min((row["aicc"] for row in fitted), default=0)
+    for row in fitted:
+        row["aicc"] = float(row["aicc"] - least)
+    return {"forms": table, "held_out_rows": int(big.sum()), "n": n}
 
 
 def aicc(fit: dict, n: int) -> float:
@@ -670,17 +623,15 @@ def aicc(fit: dict, n: int) -> float:
 
 def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> dict:
     """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
-    N, D, L = checked(params=N, tokens=D, loss=L)
-    fits = {"E + A/N^alpha + B/D^beta": (fit_surface, {}),
-            "A/N^alpha + B/D^beta": (fit_surface, {"E": 0.0}),
-            "Kaplan L(N, D)": (fit_kaplan_nd, {})}
+    fits = {"E + A/N^alpha + B/D^beta": fit_surface,
+            "A/N^alpha + B/D^beta": partial(fit_surface, E=0.0),
+            "Kaplan L(N, D)": fit_kaplan_nd}
     return compare(fits, {"N": N, "D": D}, L, run)
 
 
 def compare_powers(x: Array, L: Array, name: str = "N") -> dict:
     """`compare` of a power law with and without a floor and of a smoothly broken one, all in one input."""
-    x, L = checked(**{name: x, "loss": L})
-    fits = {"power law with a floor": (fit_power, {"name": name}),
-            "power law": (fit_power, {"name": name, "irreducible": False}),
-            "broken power law": (fit_broken, {"name": name})}
+    fits = {"power law with a floor": partial(fit_power, name=name),
+            "power law": partial(fit_power, name=name, irreducible=False),
+            "broken power law": partial(fit_broken, name=name)}
     return compare(fits, {name: x}, L)

@@ -91,7 +91,7 @@ def of_published(h: dict) -> list[str]:
     if h["excess"] > 1e-4:
         best = ", ".join(f"{k} = {h['best'][k]:.4g}" for k in ("E", "A", "B", "alpha", "beta"))
         out.append(f"not at the minimum: the objective is {h['excess']:.1%} above the best, where {best}")
-        if h["moved"] < 0.05:
+        if h.get("moved", 1) < 0.05:
             out.append("the optimiser hardly left its start (largest change of a log-parameter "
                        f"{h['moved']:.1g}): it stopped at once, whatever it reports")
     return out

@@ -23,7 +23,7 @@ CHUNK = 500_000                            # gradient entries (B p n) of one bat
 DRAW = (60, 1e-6)                          # steps and tolerance of a resample, which need not be exact
 
 Array = np.ndarray
-# A model maps theta (B, p) and inputs X (k, n), or (k, B, n) where each problem has inputs of its own, to
+# A model maps theta (B, p) and inputs X (k, n), or (B, k, n) where each problem has inputs of its own, to
 # log-loss (B, n) and its gradient (B, p, n).
 Model = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -31,8 +31,9 @@ Model = Callable[[Array, Array], tuple[Array, Array]]
 class Problem(NamedTuple):
     """What a fit minimises over: `model` at inputs `X` (k, n) against log-losses `y` (n,).
 
-    theta starts at each row of `starts` (S, p) and stays within `lo` and `hi` (p,); lo = hi freezes an entry.
-    `names` are those of theta's entries; `natural` turns theta (B, p) into {parameter: (B,)} as in print.
+    theta starts at each row of `starts` (S, p) and stays within `lo` and `hi` (p,), or where it starts if
+    `frozen` (p,). `names` are those of theta's entries; `natural` turns theta (B, p) into {parameter: (B,)}
+    as in print.
     """
 
     model: Model
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     starts: Array
     lo: Array
     hi: Array
+    frozen: Array
     names: list[str]
     natural: Callable[[Array], dict]
 
@@ -57,6 +59,15 @@ class Problem(NamedTuple):
         """Log-loss (n,) that the model has at theta (1, p)."""
         return self.model(theta, self.X)[0][0]
 
+    def free(self) -> int:
+        """How many parameters are fitted."""
+        return int((~self.frozen).sum())
+
+    def noise(self, theta: Array) -> float:
+        """The standard deviation of the log-residuals at theta (1, p), with n - p degrees of freedom."""
+        rest = self.y - self.fitted(theta)
+        return float(np.sqrt((rest ** 2).sum() / (len(rest) - self.free())))
+
 
 # ---- The solver. ----
 
@@ -70,7 +81,7 @@ def huber(r: Array) -> Array:
 def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     """The step (B, p), the decrease (B,) it promises, and `solve`, which maps residuals (B, n) to a step.
 
-    J (B, p, n) is the model's gradient, r (B, n) the residuals, w (B, n) their weights; frozen (B, p) marks
+    J (B, p, n) is the model's gradient, r (B, n) the residuals, w (B, n) their weights; frozen (p,) marks
     what stays where it is.
 
     The Hessian is that of the rows within DELTA, plus `damping` times the quadratic majoriser of the others.
@@ -79,7 +90,7 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     a = np.abs(r)
     majoriser = damping[:, None] * DELTA / np.maximum(a, DELTA)
     curvature = w * np.where(a <= DELTA, 1, majoriser)
-    J = np.where(frozen[:, :, None], 0, J)
+    J = np.where(frozen[:, None], 0, J)
     H = (J * curvature[:, None]) @ J.transpose(0, 2, 1)
     diagonal = np.einsum("bii->bi", H)                                  # a view: what follows edits H
     smallest = 1e-12 * diagonal.max(1, keepdims=True) + 1e-300          # so that H can always be inverted
@@ -93,14 +104,14 @@ def newton_step(J, r, w, damping, frozen) -> tuple[Array, Array, Callable]:
     return step, (g[:, :, 0] * step).sum(1), solve
 
 
-def bend(model: Model, theta, X, f, J, step, solve) -> Array:
+def bend(problem: Problem, theta, f, J, step, solve) -> Array:
     """The second-order correction of a step (geodesic acceleration, Transtrum & Sethna 2012).
 
     Where E and A trade off, the minimum lies in a long curved canyon; this follows its bend, which takes ten
     times fewer steps than going straight. Never longer than half the step.
     """
     h = 0.1
-    ahead, _ = model(theta + h * step, X)
+    ahead, _ = problem.model(theta + h * step, problem.X)
     straight = (step[:, None] @ J)[:, 0]
     turn = -solve(((ahead - f) / h - straight) / h)
     ratio = np.abs(turn).max(1) / np.maximum(np.abs(step).max(1), 1e-300)
@@ -108,81 +119,54 @@ def bend(model: Model, theta, X, f, J, step, solve) -> Array:
     return np.where(np.isfinite(turn), turn, 0)
 
 
-class Batch(NamedTuple):
-    """The problems that `descend` still works on: where they are (theta, F, f, J), and what they are."""
-
-    index: Array
-    theta: Array
-    F: Array
-    f: Array
-    J: Array
-    damping: Array
-    y: Array
-    w: Array
-    lo: Array
-    hi: Array
-
-
 def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 300,
              tolerance: float = 1e-9) -> tuple[Array, Array]:
     """Minimise sum_i w_i huber(y_i - model(theta)_i) from each row of `theta`.
 
-    `y` and `w` broadcast to (B, n), and problem.lo and .hi to (B, p). Returns theta (B, p) and objective
-    (B,). A problem is finished when a Newton step promises less than `tolerance` of its objective, or when no
-    damping finds a descent.
+    `y` and `w` broadcast to (B, n). Returns theta (B, p) and objective (B,). A problem is finished when a
+    Newton step promises less than `tolerance` of its objective, or when no damping finds a descent.
     """
     B, p = theta.shape
     n = problem.X.shape[1]
     y, w = (np.broadcast_to(v, (B, n)) for v in (y, w))
-    lo, hi = (np.broadcast_to(v, (B, p)) for v in (problem.lo, problem.hi))
-    parts = int(np.clip(np.ceil(B * n * p / CHUNK), 1, max(B, 1)))
-    found = []
+    best = np.empty((B, p))
+    least = np.empty(B)
     # A part's arrays fit the cache, which is faster than all problems at once.
-    for i in np.array_split(np.arange(B), parts):
-        found.append(descend(problem, theta[i], y[i], w[i], lo[i], hi[i], steps, tolerance))
-    best, least = zip(*found)
-    return np.concatenate(best), np.concatenate(least)
+    size = max(CHUNK // (n * p), 1)
+    for start in range(0, B, size):
+        i = slice(start, start + size)
+        best[i], least[i] = descend(problem, theta[i], y[i], w[i], steps, tolerance)
+    return best, least
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
-def descend(problem: Problem, theta, y, w, lo, hi, steps, tolerance) -> tuple[Array, Array]:
+def descend(problem: Problem, theta, y, w, steps, tolerance) -> tuple[Array, Array]:
     """`minimise` for one part of a batch, all arrays with a row per problem."""
-    model = problem.model
-    X = problem.X
-    B = len(theta)
-    theta = np.clip(theta, lo, hi)
-    f, J = model(theta, X)
-    b = Batch(index=np.arange(B),
-              theta=theta,
-              F=(w * huber(y - f)).sum(1),
-              f=f,
-              J=J,
-              damping=np.ones(B),
-              y=y, w=w, lo=lo, hi=hi)
-    best = theta.copy()
-    least = np.empty(B)
+    theta = np.clip(theta, problem.lo, problem.hi)
+    f, J = problem.model(theta, problem.X)
+    F = (w * huber(y - f)).sum(1)
+    damping = np.ones(len(theta))
+    i = np.arange(len(theta))                                           # the problems still worked on
     for _ in range(steps):
-        step, promise, solve = newton_step(b.J, b.y - b.f, b.w, b.damping, b.lo == b.hi)
+        slope = J[i]
+        step, promise, solve = newton_step(slope, y[i] - f[i], w[i], damping[i], problem.frozen)
         step /= np.maximum(np.abs(step).max(1, keepdims=True), 1)       # at most a factor e at a time
-        turn = bend(model, b.theta, X, b.f, b.J, step, solve)
-        trial = np.clip(b.theta + step + turn, b.lo, b.hi)
-        f, J = model(trial, X)
-        F = (b.w * huber(b.y - f)).sum(1)
-        reached = (promise <= tolerance * b.F) & (b.damping <= 1)
-        done = reached | (b.damping > 1e8) | (b.F == 0)
-        down = F < b.F
-        b.theta[down] = trial[down]
-        b.F[down] = F[down]
-        b.f[down] = f[down]
-        b.J[down] = J[down]
-        b.damping[:] = np.where(down, np.maximum(b.damping / 5, 1e-8), b.damping * 6)
-        best[b.index] = b.theta
-        least[b.index] = b.F
-        if done.all():
+        turn = bend(problem, theta[i], f[i], slope, step, solve)
+        trial = np.clip(theta[i] + step + turn, problem.lo, problem.hi)
+        f_trial, J_trial = problem.model(trial, problem.X)
+        F_trial = (w[i] * huber(y[i] - f_trial)).sum(1)
+        done = (promise <= tolerance * F[i]) & (damping[i] <= 1) | (damping[i] > 1e8)
+        down = F_trial < F[i]
+        damping[i] = np.where(down, np.maximum(damping[i] / 5, 1e-8), damping[i] * 6)
+        lower = i[down]
+        theta[lower] = trial[down]
+        F[lower] = F_trial[down]
+        f[lower] = f_trial[down]
+        J[lower] = J_trial[down]
+        i = i[~done]
+        if len(i) == 0:
             break
-        if done.any():                                                  # go on with the others alone
-            b = Batch(*(v[~done] for v in b))
-    return best, least
+    return theta, F
 
 
 # ---- Uncertainty. ----
@@ -200,7 +184,7 @@ def t_ratio(df: int) -> float:
     return student.ppf(q, df) / student.ppf(q, np.inf)
 
 
-def resample(p: int, group, count: int, rng, fitted, y) -> tuple[Array, Array, str]:
+def resample(problem: Problem, best, group, count: int, seed: int) -> tuple[Array, Array, str]:
     """(y, w, method): `count` bootstrap worlds as data (count, n) and weights (count, n), and how they arose.
 
     With SMALL or more independent runs: random weights of mean 1, one per run. This is the bootstrap over
@@ -209,25 +193,26 @@ def resample(p: int, group, count: int, rng, fitted, y) -> tuple[Array, Array, s
     runs: Gaussian noise about the fit, as large as the residuals (n-p degrees of freedom), widened by
     Student's t.
     """
-    n = len(y)
+    rng = np.random.default_rng(seed)
+    n = len(problem.y)
+    p = problem.free()
     G = group.max() + 1
     if G == n and n < max(SMALL, 4 * p):
-        df = n - p
-        scale = np.sqrt(((y - fitted) ** 2).sum() / df) * t_ratio(df)
-        how = f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, Student's t({df})"
-        return fitted + scale * rng.standard_normal((count, n)), np.ones((1, n)), how
-    if G == n:
-        variance = n / (n - p)
-    else:
+        how = f"Gaussian bootstrap of {n} runs, {count} resamples, residual noise, Student's t({n - p})"
+        noise = problem.noise(best) * t_ratio(n - p) * rng.standard_normal((count, n))
+        return problem.fitted(best) + noise, np.ones((1, n)), how
+    variance = n / (n - p)
+    if G < n:
         variance = min(G / (G - 1) * t_ratio(G - 1) ** 2, 4)
+    how = (f"bootstrap over {G} runs ({n} rows), {count} resamples with random weights of variance "
+           f"{variance:.3g}")
     weights = rng.gamma(1 / variance, variance, (count, G))[:, group]
-    return y[None], weights, (f"bootstrap over {G} runs ({n} rows), {count} resamples with random weights of "
-                              f"variance {variance:.3g}")
+    return problem.y[None], weights, how
 
 
-def interval(draws: Array, level: float = LEVEL) -> list[float]:
-    """[lo, hi]: the percentiles along axis 0 that hold the share `level` of the finite `draws`."""
-    return np.nanpercentile(draws, [50 * (1 - level), 50 * (1 + level)], axis=0).tolist()
+def interval(draws: Array) -> list[float]:
+    """[lo, hi]: the percentiles along axis 0 that hold the share LEVEL of the finite `draws`."""
+    return np.nanpercentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0).tolist()
 
 
 def intervals(draws: dict) -> dict:
@@ -258,145 +243,126 @@ def seed_noise(key: Array, y: Array) -> tuple[float, int]:
 
 # ---- One fit: many starts, the bootstrap, leave-one-out, findings. ----
 
-def fit_law(form: str, problem: Problem, inputs: dict, run=None, bootstrap: int = 1000,
-            seed: int = 0) -> dict:
+def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed: int) -> dict:
     """Fit `problem`, which is of the law `form`, and make `bootstrap` resamples of it.
 
     `inputs` {name: (n,)} are those whose extremes become the fit's range; `run` (n,) names the cluster of
     each row. Returns the fit as scaling/laws/forms.py describes it. Raises UserError for too few rows.
     """
-    y = problem.y
-    n = len(y)
-    free = problem.lo < problem.hi
-    p = int(free.sum())
+    n = len(problem.y)
+    p = problem.free()
     if n <= p:
         raise UserError(f"{form}: {n} runs cannot determine {p} parameters; {p + 1} or more are needed")
     best, _, F = problem.best()
-    first = F.argmin()
-    fitted = problem.fitted(best)
     group = clusters(run, n)
     draws = best[:0]
     method = "none: the bootstrap was turned off"
     if bootstrap:
-        Y, W, method = resample(p, group, bootstrap, np.random.default_rng(seed), fitted, y)
-        draws, _ = minimise(problem, np.repeat(best, bootstrap, 0), Y, W, *DRAW)
+        y, w, method = resample(problem, best, group, bootstrap, seed)
+        draws, _ = minimise(problem, np.repeat(best, bootstrap, 0), y, w, *DRAW)
     boot = problem.natural(draws)
     fit = {"form": form,
            **problem.printed(best),
            "n": n,
            "runs": int(group.max() + 1),
            "free": p,
-           "objective": float(F[first]),
-           "noise": float(np.sqrt(((y - fitted) ** 2).sum() / (n - p))),
+           "objective": float(F.min()),
+           "noise": problem.noise(best),
            "range": span(**inputs),
            "method": method,
            **intervals(boot),
-           "health": evidence(problem, best[0])}
+           "health": evidence(problem, best)}
     # A frozen parameter has draws, all alike, but no interval.
-    fit["ci"] = {k: ends for k, ends in fit["ci"].items() if np.ptp(boot[k]) > 0}
-    start = np.clip(problem.starts[first], problem.lo, problem.hi)
-    fit["health"] |= {"starts": len(F),
-                      "agree": float((F <= F[first] * (1 + 1e-4)).mean()),
-                      "moved": float(np.abs(best[0, free] - start[free]).max())}
+    fit["ci"] = {k: ends for k, ends in fit["ci"].items() if ends[0] < ends[1]}
+    fit["health"] |= {"starts": len(F), "agree": float((F <= F.min() * (1 + 1e-4)).mean())}
     if bootstrap:
-        fit["health"] |= influence(problem, best, group, boot)
+        fit["health"]["influence"] = influence(problem, best, group, boot, fit["ci"])
     return judge(fit)
 
 
-def evidence(problem: Problem, theta) -> dict:
-    """Findings at `theta` (p,): is it a minimum, and is it determined?
+def evidence(problem: Problem, theta: Array) -> dict:
+    """Findings at `theta` (1, p): is it a minimum, and is it determined?
 
-    `gradient` is the norm of the objective's gradient over the objective, `improvable` the share of the
-    objective that a step along Newton's direction still takes off, `bounds` the parameters at a bound,
-    `condition` that of the gradients' scaled Gram matrix.
+    `improvable` is the share of the objective that a step along Newton's direction still takes off, `bounds`
+    the parameters at a bound, `condition` that of the gradients' scaled Gram matrix.
     """
-    model, X, y, _, lo, hi, names, _ = problem
-    free = lo < hi
-    f, J = model(theta[None], X)
+    model, X, y, _, lo, hi, frozen, names, _ = problem
+    f, J = model(theta, X)
     r = y - f
-    F = max(float(huber(r).sum()), 1e-300)
-    step, _, _ = newton_step(J, r, np.ones_like(r), np.full(1, 1e-6), ~free[None])
+    step, _, _ = newton_step(J, r, np.ones_like(r), np.full(1, 1e-6), frozen)
     step /= max(np.abs(step).max(), 1)
     shorter = 0.5 ** np.arange(12)[:, None]                             # the whole step, half of it ...
     along, _ = model(np.clip(theta + shorter * step, lo, hi), X)
-    J = J[0, free]
-    g = J @ np.clip(r[0], -DELTA, DELTA)
+    J = J[0, ~frozen]
     H = J @ J.T
     scale = np.sqrt(np.maximum(np.diag(H), 1e-300))
-    inside = (lo + 1e-6 < theta) & (theta < hi - 1e-6)
-    return {"gradient": float(np.linalg.norm(g) / F),
-            "improvable": float(max(1 - huber(y - along).sum(1).min() / F, 0)),
-            "bounds": [names[k] for k in np.flatnonzero(free & ~inside)],
+    inside = (lo + 1e-6 < theta[0]) & (theta[0] < hi - 1e-6)
+    return {"improvable": float(max(1 - huber(y - along).sum(1).min() / max(huber(r).sum(), 1e-300), 0)),
+            "bounds": [names[k] for k in np.flatnonzero(~frozen & ~inside)],
             "condition": float(np.linalg.cond(H / scale / scale[:, None]))}
 
 
-def influence(problem: Problem, best, group, boot: dict) -> dict:
-    """The run without which an exponent moves most, in standard errors of that exponent: {influence: ...}."""
+def influence(problem: Problem, best, group, boot: dict, ci: dict) -> dict | None:
+    """The run without which an exponent moves most, in standard errors of that exponent."""
     G = group.max() + 1
-    exponents = [k for k in boot if k.startswith(("alpha", "beta", "c0", "R_"))]
-    names = [k for k in exponents if np.ptp(boot[k]) > 0]
+    names = [k for k in ci if k.startswith(("alpha", "beta", "c0", "R_"))]
     if G > 500 or not names:                            # one of more than 500 runs cannot carry a fit
-        return {}
-    W = 1.0 * (group != np.arange(G)[:, None])
-    theta, _ = minimise(problem, np.repeat(best, G, 0), problem.y, W, *DRAW)
+        return None
+    w = 1.0 * (group != np.arange(G)[:, None])
+    theta, _ = minimise(problem, np.repeat(best, G, 0), problem.y, w, *DRAW)
     point = problem.natural(best)
     moved = problem.natural(theta)
     shift = {k: np.abs(moved[k] - point[k]) / np.std(boot[k]) for k in names}
     worst = max(names, key=lambda k: shift[k].max())
-    run = int(shift[worst].argmax())
-    return {"influence": {"row": int((group == run).argmax()),
-                          "parameter": worst,
-                          "shift": float(shift[worst][run]),
-                          "without": float(moved[worst][run])}}
+    run = shift[worst].argmax()
+    return {"row": int((group == run).argmax()),
+            "parameter": worst,
+            "shift": float(shift[worst][run]),
+            "without": float(moved[worst][run])}
 
 
 # ---- Profiles: how far can one parameter move before the data object? ----
 
 def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
-    """Profile likelihood of theta[k]: refit all the others at each value of `grid` (G,).
+    """Profile likelihood of theta[k], a logarithm: refit all the others at each value of `grid` (G,).
 
     `deviance` is 2 n log(F/F_min), minus twice the Laplace log-likelihood whose scale is fitted too. Its
     cutoff is not that of chi-squared, which would take the noise to be Laplace, but comes from the bootstrap:
     the 95 % quantile of the deviance, in each resample, of the value fitted to the data. Returns {grid,
-    deviance, cutoff, lo, hi}; lo or hi is None where the profile does not rise above the cutoff on that side.
+    deviance, cutoff, lo, hi, identified}, with e^theta[k] for theta[k]; lo or hi is None where the profile
+    does not rise above the cutoff on that side.
     """
-    y = problem.y
-    n = len(y)
+    n = len(problem.y)
     best, theta, F = problem.best()
-    some = theta[np.argsort(F)[:: max(1, len(F) // 12)]]                # a dozen starts or so
-    near = np.vstack([best, some])
-
-    def refit(value, starts, y, w):
-        lo = np.tile(problem.lo, (len(starts), 1))
-        hi = np.tile(problem.hi, (len(starts), 1))
-        lo[:, k] = hi[:, k] = value
-        return minimise(problem._replace(lo=lo, hi=hi), starts, y, w, *DRAW)[1]
+    near = np.vstack([best, theta[np.argsort(F)[:: max(1, len(F) // 12)]]])     # a dozen starts or so
+    held = np.arange(best.shape[1]) == k
+    others = problem._replace(frozen=problem.frozen | held)
 
     def excess(F, least):
         return 2 * n * np.log(np.maximum(F / np.maximum(least, 1e-300), 1))
 
-    held = refit(np.repeat(grid, len(near)), np.tile(near, (len(grid), 1)), y, np.ones((1, n)))
-    deviance = excess(held.reshape(len(grid), -1).min(1), F.min())
-    free = int((problem.lo < problem.hi).sum())
-    rng = np.random.default_rng(seed)
-    Y, W, _ = resample(free, clusters(run, n), bootstrap, rng, problem.fitted(best), y)
+    starts = np.where(held, grid[:, None, None], near).reshape(-1, len(held))   # each of `near` at each value
+    _, refitted = minimise(others, starts, problem.y, np.ones((1, n)), *DRAW)
+    deviance = excess(refitted.reshape(len(grid), -1).min(1), F.min())
+    y, w, _ = resample(problem, best, clusters(run, n), bootstrap, seed)
     many = np.repeat(best, bootstrap, 0)
-    _, least = minimise(problem, many, Y, W, *DRAW)
-    cutoff = float(np.quantile(excess(refit(best[0, k], many, Y, W), least), LEVEL))
-    middle = int(deviance.argmin())
-    return {"grid": grid.tolist(),
+    _, there = minimise(others, many, y, w, *DRAW)
+    _, least = minimise(problem, many, y, w, *DRAW)
+    cutoff = float(np.quantile(excess(there, least), LEVEL))
+    middle = deviance.argmin()
+    lo = crossing(grid[middle::-1], deviance[middle::-1], cutoff)
+    hi = crossing(grid[middle:], deviance[middle:], cutoff)
+    return {"grid": np.exp(grid).tolist(),
             "deviance": deviance.tolist(),
             "cutoff": cutoff,
-            "lo": crossing(grid[middle::-1], deviance[middle::-1], cutoff),
-            "hi": crossing(grid[middle:], deviance[middle:], cutoff)}
+            "lo": lo,
+            "hi": hi,
+            "identified": None not in (lo, hi)}
 
 
 def crossing(x, deviance, cutoff: float) -> float | None:
-    """The first x at which `deviance` rises above `cutoff`, between grid points; None where it does not."""
-    above = deviance > cutoff
-    rises = np.flatnonzero(above[1:] & ~above[:-1])
-    if len(rises) == 0:
-        return None
-    i = rises[0]
-    rise = deviance[i + 1] - deviance[i]
-    return float(x[i] + (x[i + 1] - x[i]) * (cutoff - deviance[i]) / rise)
+    """e^x where `deviance` first rises above `cutoff`, between grid points; None where it does not."""
+    for a, b, low, high in zip(x, x[1:], deviance, deviance[1:]):
+        if low <= cutoff < high:
+            return float(np.exp(a + (b - a) * (cutoff - low) / (high - low)))
+    return None
