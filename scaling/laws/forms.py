@@ -580,7 +580,7 @@ def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, 
 # ---- Which form do the data prefer? ----
 
 def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict:
-    """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, held_out_rows, n}.
+    """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, preferred, ...}.
 
     `fits` maps a form's name to a function (*inputs, L) -> fit, and `inputs` an input's to its values (n,).
     AICc is of a Laplace likelihood, relative to the best, and takes a learning curve (the rows of one `run`)
@@ -605,11 +605,14 @@ def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict
                        "held_out": float(np.abs(error).mean()),
                        "objective": full["objective"],
                        "aicc": aicc(full, n)}
-    fitted = [row for row in table.values() if "aicc" in row]
-    least = min((row["aicc"] for row in fitted), default=0)
-    for row in fitted:
+    scored = {name: row for name, row in table.items() if "aicc" in row}
+    least = min((row["aicc"] for row in scored.values()), default=0)
+    for row in scored.values():
         row["aicc"] = float(row["aicc"] - least)
-    return {"forms": table, "held_out_rows": int(big.sum()), "n": n}
+    best = {}
+    if scored:
+        best = {by: min(scored, key=lambda name: scored[name][by]) for by in ("aicc", "held_out")}
+    return {"forms": table, "preferred": best, "held_out_rows": int(big.sum()), "n": n}
 
 
 def aicc(fit: dict, n: int) -> float:

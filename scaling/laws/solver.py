@@ -51,6 +51,11 @@ class Problem(NamedTuple):
         theta, F = minimise(self, self.starts, self.y, np.ones((1, len(self.y))))
         return theta[[F.argmin()]], theta, F
 
+    def moved(self, theta: Array, start: Array) -> float:
+        """How far the fitted parameters (p,) lie from where they started."""
+        start = np.clip(start, self.lo, self.hi)
+        return float(np.abs(theta - start)[~self.frozen].max())
+
     def printed(self, theta: Array) -> dict:
         """theta (1, p) as {parameter: value}."""
         return {k: float(v[0]) for k, v in self.natural(theta).items()}
@@ -274,7 +279,9 @@ def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed
            "health": evidence(problem, best)}
     # A frozen parameter has draws, all alike, but no interval.
     fit["ci"] = {k: ends for k, ends in fit["ci"].items() if ends[0] < ends[1]}
-    fit["health"] |= {"starts": len(F), "agree": float((F <= F.min() * (1 + 1e-4)).mean())}
+    fit["health"] |= {"starts": len(F),
+                      "agree": float((F <= F.min() * (1 + 1e-4)).mean()),
+                      "moved": problem.moved(best[0], problem.starts[F.argmin()])}
     if bootstrap:
         fit["health"]["influence"] = influence(problem, best, group, boot, fit["ci"])
     return judge(fit)
@@ -283,8 +290,9 @@ def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed
 def evidence(problem: Problem, theta: Array) -> dict:
     """Findings at `theta` (1, p): is it a minimum, and is it determined?
 
-    `improvable` is the share of the objective that a step along Newton's direction still takes off, `bounds`
-    the parameters at a bound, `condition` that of the gradients' scaled Gram matrix.
+    `gradient` is the norm of the objective's gradient over the objective, `improvable` the share of the
+    objective that a step along Newton's direction still takes off, `bounds` the parameters at a bound,
+    `condition` that of the gradients' scaled Gram matrix.
     """
     model, X, y, _, lo, hi, frozen, names, _ = problem
     f, J = model(theta, X)
@@ -297,7 +305,9 @@ def evidence(problem: Problem, theta: Array) -> dict:
     H = J @ J.T
     scale = np.sqrt(np.maximum(np.diag(H), 1e-300))
     inside = (lo + 1e-6 < theta[0]) & (theta[0] < hi - 1e-6)
-    return {"improvable": float(max(1 - huber(y - along).sum(1).min() / max(huber(r).sum(), 1e-300), 0)),
+    F = max(float(huber(r).sum()), 1e-300)
+    return {"gradient": float(np.linalg.norm(J @ np.clip(r[0], -DELTA, DELTA)) / F),
+            "improvable": float(max(1 - huber(y - along).sum(1).min() / F, 0)),
             "bounds": [names[k] for k in np.flatnonzero(~frozen & ~inside)],
             "condition": float(np.linalg.cond(H / scale / scale[:, None]))}
 
