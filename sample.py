@@ -106,11 +106,14 @@ def pick(logits: torch.Tensor, c: Config, rng: torch.Generator) -> torch.Tensor:
 @torch.no_grad()
 def generate(model: GPT, idx: torch.Tensor, c: Config, rng: torch.Generator, vocab_size: int) -> torch.Tensor:
     """Continue idx (B, T) int64 -> (B, max_new_tokens), every id below `vocab_size`."""
-    prompt, window = idx.shape[1], model.config.block_size
-    new, cache = idx, [[] for _ in model.transformer.h]
+    prompt = idx.shape[1]
+    window = model.config.block_size
+    new = idx                                                    # what the cache does not hold yet
+    cache = [[] for _ in model.transformer.h]
     for _ in tqdm(range(c.max_new_tokens), desc="sampling", unit="token", leave=False, disable=None):
         if idx.shape[1] > window:                                # the window moves: nothing cached holds
-            new, cache = idx[:, -window:], None
+            new = idx[:, -window:]
+            cache = None
         logits = model(new, cache=cache)[0][:, -1, :vocab_size]  # ids that pad the vocabulary mean nothing
         new = pick(logits, c, rng)
         idx = torch.cat([idx, new], dim=1)

@@ -6,7 +6,6 @@
 Ctrl-C and SIGTERM stop it; the same command goes on. Documents (of plain text: paragraphs) are separated by
 <|endoftext|>, or with --tokenizer=byte by three newlines. Validation text does not depend on --num_tokens.
 """
-import json
 import signal
 import sys
 from itertools import islice
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import common  # noqa: E402
-from runtime.basics import UserError, exit_cleanly, write_json  # noqa: E402
+from runtime.basics import UserError, exit_cleanly, load_json, write_json  # noqa: E402
 
 HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 BATCH = 1024                                          # documents between two notes of how far it is
@@ -38,7 +37,7 @@ def load_state(path: Path, part: Path, settings: dict, num_tokens: int) -> dict:
     """How far an interrupted run came, or a fresh start. `stream` is where `datasets` was in its input."""
     if not path.is_file():
         return {"settings": settings, "tokens": 0, "bytes": 0, "documents": 0, "dropped": 0, "stream": None}
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = load_json(path)
     if state["settings"] != settings or state["tokens"] > num_tokens:
         raise UserError(f"{path} is of an unfinished run with other settings; delete it to start again")
     if not part.is_file() or part.stat().st_size < 2 * state["tokens"]:

@@ -34,23 +34,23 @@ def python_files() -> list[tuple[str, Path]]:
 
 
 def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
-    """{sha256: (package, text)}, one file per content, sorted by hash; and counts of the rest."""
+    """{sha256: (package, text, characters)}, one file per content, sorted by hash; and counts of the rest."""
     found = {}
     dropped = Counter()
     for package, path in tqdm(files, desc="reading", unit="file"):
         data = path.read_bytes()
         digest = common.sha256(data)
         try:
-            text = common.to_text(data, path)
-        except UserError:
+            characters = len(data.decode().strip())
+        except UnicodeDecodeError:
             dropped["undecodable"] += 1
             continue
-        if not text.strip():
+        if not characters:
             dropped["empty"] += 1
         elif digest in found:
             dropped["duplicate"] += 1
         else:
-            found[digest] = package, text
+            found[digest] = package, common.to_text(data, path), characters
     return dict(sorted(found.items())), dropped
 
 
@@ -58,8 +58,8 @@ def held_out(files: dict) -> set[str]:
     """Packages for validation: by the hash of their names, each that fits in 5 % of the characters."""
     chosen = set()
     sizes = Counter()
-    for package, text in files.values():
-        sizes[package] += len(text.strip())
+    for package, _, characters in files.values():
+        sizes[package] += characters
     room = 0.05 * sum(sizes.values())
     for package in sorted(sizes, key=lambda name: common.sha256(name.encode())):
         if sizes[package] <= room:
@@ -76,8 +76,8 @@ def main(args: list[str] | None = None) -> None:
     tok = common.get_tokenizer(args.tokenizer)
     files, dropped = unique_files(python_files())
     packages = held_out(files)
-    train = [text for package, text in files.values() if package not in packages]
-    val = [text for package, text in files.values() if package in packages]
+    train = [text for package, text, _ in files.values() if package not in packages]
+    val = [text for package, text, _ in files.values() if package in packages]
     if not val:
         raise UserError("too little Python source to hold a package out; use a Python with more packages")
     is_repeat = common.repeats(val)
