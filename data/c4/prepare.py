@@ -107,7 +107,7 @@ def prepare(args) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Returns 0, or 130 when a signal stopped it."""
-    p = common.new_parser("c4", __doc__, default="gpt2", tokenizers=("byte", "gpt2"))
+    p = common.new_parser("c4", __doc__, tokenizers=("byte", "gpt2"))
     p.add_argument("--num_tokens", type=common.count, default="1e8", help="training tokens (default 1e8)")
     p.add_argument("--val_tokens", type=common.count, default="2e6", help="validation tokens (default 2e6)")
     common.add_input(p)

@@ -69,7 +69,7 @@ def held_out(files: dict) -> set[str]:
 
 
 def main(args: list[str] | None = None) -> None:
-    p = common.new_parser("pycode", __doc__, default="gpt2", tokenizers=("byte", "gpt2"))
+    p = common.new_parser("pycode", __doc__, tokenizers=("byte", "gpt2"))
     p.add_argument("--num_tokens", type=common.count, default=math.inf,
                    help="stop after this many training tokens")
     args = p.parse_args(args)
