@@ -64,11 +64,11 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
                         f"python train.py --out_dir={out} --resume=never") from None
     meta = load_meta(c.dataset)
     # A char vocabulary is its text's, so it must be the same text; byte and gpt2 are the same for every text.
-    other_text = tokenizer == "char" and meta["train_sha256"] != data
-    if other_text or meta["tokenizer"] != tokenizer or meta["vocab_size"] > c.vocab_size:
+    other = "other text, " if tokenizer == "char" and meta["train_sha256"] != data else ""
+    if other or meta["tokenizer"] != tokenizer or meta["vocab_size"] > c.vocab_size:
         raise UserError(f"{out} does not match data/{c.dataset}: trained with tokenizer {tokenizer} and "
-                        f"{c.vocab_size} ids, and that now holds {'other text, ' if other_text else ''}"
-                        f"tokenizer {meta['tokenizer']} and {meta['vocab_size']} ids; prepare it as it was")
+                        f"{c.vocab_size} ids, and that now holds {other}tokenizer {meta['tokenizer']} and "
+                        f"{meta['vocab_size']} ids; prepare it as it was")
     return model.eval(), get_tokenizer(tokenizer, meta.get("chars", ""))
 
 
@@ -96,7 +96,7 @@ def pick(logits: torch.Tensor, c: Config, rng: torch.Generator) -> torch.Tensor:
     if c.temperature == 0:
         return ids[:, :1]
     if c.top_k:
-        logits, ids = logits[:, :c.top_k], ids[:, :c.top_k]
+        logits = logits[:, :c.top_k]
     probs = torch.softmax((logits - logits[:, :1]) / c.temperature, dim=1)
     if c.top_p < 1:
         probs[probs.cumsum(dim=1) - probs >= c.top_p] = 0        # likelier tokens alone hold top_p
@@ -106,11 +106,14 @@ def pick(logits: torch.Tensor, c: Config, rng: torch.Generator) -> torch.Tensor:
 @torch.no_grad()
 def generate(model: GPT, idx: torch.Tensor, c: Config, rng: torch.Generator, vocab_size: int) -> torch.Tensor:
     """Continue idx (B, T) int64 -> (B, max_new_tokens), every id below `vocab_size`."""
-    prompt, window = idx.shape[1], model.config.block_size
-    new, cache = idx, [[] for _ in model.transformer.h]
+    prompt = idx.shape[1]
+    window = model.config.block_size
+    new = idx                                                    # what the cache does not hold yet
+    cache = [[] for _ in model.transformer.h]
     for _ in tqdm(range(c.max_new_tokens), desc="sampling", unit="token", leave=False, disable=None):
         if idx.shape[1] > window:                                # the window moves: nothing cached holds
-            new, cache = idx[:, -window:], None
+            new = idx[:, -window:]
+            cache = None
         logits = model(new, cache=cache)[0][:, -1, :vocab_size]  # ids that pad the vocabulary mean nothing
         new = pick(logits, c, rng)
         idx = torch.cat([idx, new], dim=1)
@@ -122,12 +125,12 @@ def main() -> int:
     check(c)
     device = find_device(c.device)
     model, tok = load_run(Path(c.out_dir))
-    text, model = read_prompt(c.start), model.to(device)
-    idx = torch.tensor([encode_prompt(tok, text)], device=device)
+    model.to(device)
+    text = read_prompt(c.start)
+    idx = torch.tensor([encode_prompt(tok, text)], device=device).expand(c.num_samples, -1)
     rng = torch.Generator(device).manual_seed(c.seed)
     at_once = max(1, 2 ** 27 // (model.config.block_size * model.config.vocab_size))    # .5 GB of logits
-    for done in range(0, c.num_samples, at_once):
-        batch = idx.expand(min(at_once, c.num_samples - done), -1)
+    for batch in idx.split(at_once):
         for ids in generate(model, batch, c, rng, tok.vocab_size).tolist():
             print(f"{text}{tok.decode(ids)}\n---------------")
     return 0

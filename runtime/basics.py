@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 # The repository. Others read it as `basics.ROOT`, so that a test can put another one in its place.
@@ -47,7 +46,7 @@ def plain_name(name) -> bool:
 
 def nearest(word: str, known) -> str:
     """' (did you mean X?)', or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -110,10 +109,8 @@ def load_json(path: str | Path) -> dict:
 def caught_signals():
     """A list that fills with SIGINT and SIGTERM as they come, instead of their killing the process."""
     caught = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda number, frame: caught.append(number))
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
     finally:

@@ -41,25 +41,27 @@ def onednn_pays() -> bool:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     a = torch.arange(65536.0).view(256, 256) % 251 / 251
+    error = at_medium(torch.mm, a, a) - a.double() @ a.double()
+    return error.abs().max().item() < 1e-3                   # of values near 70; bfloat16 would be off by .07
+
+
+def at_medium(function, *args):
+    """function(*args) at matmul precision "medium", which is put back: on GPUs it would bring TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    error = a @ a - a.double() @ a.double()
-    torch.set_float32_matmul_precision(before)
-    return error.abs().max().item() < 1e-3                   # of values near 70; bfloat16 would be off by .07
+    try:
+        return function(*args)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def onednn_matmul(function):
     """`function` with its matmuls taken to oneDNN, where that pays."""
     @functools.wraps(function)
     def wrapped(*args):
-        if not onednn_pays():
-            return function(*args)
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium")
-        try:
-            return function(*args)
-        finally:
-            torch.set_float32_matmul_precision(before)
+        if onednn_pays():
+            return at_medium(function, *args)
+        return function(*args)
     return wrapped
 
 
@@ -89,48 +91,40 @@ class LinearFunction(torch.autograd.Function):
         return dy @ w, rows.T @ x.flatten(0, -2), dbias
 
 
+ROWS = 512                     # tokens whose logits live at a time
+COLUMNS = 2048                 # ids a block, so that a block's logits fit the cache
+
+
 class BlockedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of softmax(x w^T) in nats: x (N, D), w (V, D), targets (N,); -1 do not count.
 
     F.cross_entropy(x @ w.T, targets, ignore_index=-1) without its N x V logits: they live for ROWS tokens at
-    a time, in blocks of COLUMNS that fit the cache. The gradients are made in the forward pass, while
-    exp(logits) is at hand, and backward scales them. Autograd does not tell forward that it is off: then
-    leave `gradients` out.
+    a time, in blocks of COLUMNS. The gradients are made in the forward pass, while exp(logits) is at hand,
+    and backward scales them. Autograd does not tell forward that it is off: then leave `gradients` out.
     """
-    ROWS = 512
-    COLUMNS = 2048
-
     @staticmethod
     @onednn_matmul
     def forward(ctx, x, w, targets, gradients=True):
-        rows = BlockedCrossEntropy.ROWS
-        columns = BlockedCrossEntropy.COLUMNS
-        weights = (targets != -1).to(x.dtype)[:, None]
-        weights /= weights.sum()                              # the share of each token in the mean
+        shares = (targets != -1).to(x.dtype)[:, None]
+        shares /= shares.sum()                                # of each token in the mean
+        targets = targets.clamp(min=0)                        # -1 is no index; its share is 0
         dx = torch.empty_like(x) if gradients else x          # without gradients nobody looks at these two
         dw = torch.zeros_like(w) if gradients else w
         loss = x.new_zeros(())
-        blocks = (y.split(rows) for y in (x, targets.clamp(min=0), weights, dx))
-        for x_b, t_b, weight, dx_b in zip(*blocks):
-            exps, tops, sums = [], [], []
-            for w_b in w.split(columns):
-                e = (x_b * LOG2E) @ w_b.T                     # logits in base 2
-                tops.append(e.amax(1, keepdim=True))
-                sums.append(e.sub_(tops[-1]).exp2_().sum(1, keepdim=True))
-                exps.append(e if gradients else None)
-            tops = torch.cat(tops, 1)                         # (rows, blocks), as are the sums
-            top = tops.amax(1, keepdim=True)
-            lse = top + (torch.cat(sums, 1) * (tops - top).exp2_()).sum(1, keepdim=True).log2_()
-            w_t = w[t_b]
-            loss += (weight * (lse / LOG2E - (x_b * w_t).sum(1, keepdim=True))).sum()
-            if gradients:                                     # d loss / d logits = weight (softmax - one-hot)
-                scales = weight * (tops - lse).exp2_()
-                dx_b.copy_(w_t.mul_(-weight))
-                dw.index_add_(0, t_b, x_b * -weight)
-                scales = scales.split(1, dim=1)
-                for e, s, w_b, dw_b in zip(exps, scales, w.split(columns), dw.split(columns)):
-                    dx_b.addcmul_(e @ w_b, s)
-                    dw_b.addmm_(e.T, x_b * s)
+        rows = (y.split(ROWS) for y in (x, targets, shares, dx))
+        for x_b, target, share, dx_b in zip(*rows):
+            exps, tops, lse = exp_logits(x_b, w, gradients)
+            w_target = w[target]
+            loss += (share * (lse / LOG2E - (x_b * w_target).sum(1, keepdim=True))).sum()
+            if gradients:
+                # d loss / d logits = share (softmax - one-hot). First the one-hot, which is rows of w and x;
+                # then the softmax by blocks: it is exps 2^(tops - lse), and these factors go to one column.
+                dx_b.copy_(w_target.mul_(-share))
+                dw.index_add_(0, target, x_b * -share)
+                factors = (share * (tops - lse).exp2_()).split(1, dim=1)
+                for e, factor, w_b, dw_b in zip(exps, factors, w.split(COLUMNS), dw.split(COLUMNS)):
+                    dx_b.addcmul_(e @ w_b, factor)
+                    dw_b.addmm_(e.T, x_b * factor)
         ctx.save_for_backward(dx, dw)
         return loss
 
@@ -144,32 +138,50 @@ class BlockedCrossEntropy(torch.autograd.Function):
         return dx, dw, None, None
 
 
+def exp_logits(x: torch.Tensor, w: torch.Tensor, keep: bool) -> tuple:
+    """exp(x w^T - tops) as a list of blocks of columns, `tops` (N, blocks), and log-sum-exp (N, 1).
+
+    Each block is less its own maximum, its column of `tops`, so that nothing overflows. All logarithms are of
+    base 2. The blocks are None unless they are to be kept.
+    """
+    exps, tops, sums = [], [], []
+    x = x * LOG2E
+    for w_b in w.split(COLUMNS):
+        e = x @ w_b.T
+        tops.append(e.amax(1, keepdim=True))
+        e.sub_(tops[-1]).exp2_()
+        sums.append(e.sum(1, keepdim=True))
+        exps.append(e if keep else None)
+    tops = torch.cat(tops, 1)
+    top = tops.amax(1, keepdim=True)
+    total = (torch.cat(sums, 1) * (tops - top).exp2_()).sum(1, keepdim=True)
+    return exps, tops, top + total.log2_()
+
+
 class BlockedAttention(torch.autograd.Function):
     """Causal softmax(scale q k^T) v; q, k, v (B, H, T, d) -> (B, H, T, d). Dao et al. 2022, algorithms 2, 4.
 
-    Blocks of 64 queries meet all keys up to their own. Of the T x T scores only the log-sum-exp is kept.
+    Blocks of 64 queries meet all keys up to their own. Of the T x T scores only the log-sum-exp of each row
+    is kept, in base 2, from which the backward pass makes the softmax again.
     """
-    @staticmethod
-    def exp_scores(q, k, i, lse=None):
-        """exp(scores) of the queries from i on, and lse, in base 2; by default lse is each row's maximum."""
-        e = q[:, i:i + 64] @ k[:, :i + 64].transpose(1, 2)
-        e[:, :, i:] += torch.full_like(e[0, :, i:], -math.inf).triu_(1)
-        if lse is None:
-            lse = e.amax(2, keepdim=True)
-        return e.sub_(lse).exp2_(), lse
-
     @staticmethod
     @onednn_matmul
     def forward(ctx, q, k, v, scale):
         shape = q.shape
-        q, k, v = (y.flatten(0, 1) for y in (q * (scale * LOG2E), k, v))
+        q = (q * (scale * LOG2E)).flatten(0, 1)
+        k = k.flatten(0, 1)
+        v = v.flatten(0, 1)
         y = torch.empty_like(q)
         lse = torch.empty_like(q[:, :, :1])
         for i in range(0, q.shape[1], 64):
-            e, top = BlockedAttention.exp_scores(q, k, i)
+            rows = slice(i, i + 64)
+            past = slice(0, i + 64)
+            scores = causal_scores(q[:, rows], k[:, past])
+            top = scores.amax(2, keepdim=True)
+            e = scores.sub_(top).exp2_()
             total = e.sum(2, keepdim=True)
-            y[:, i:i + 64] = (e @ v[:, :i + 64]) / total
-            lse[:, i:i + 64] = total.log2_() + top
+            y[:, rows] = (e @ v[:, past]) / total
+            lse[:, rows] = total.log2_() + top
         ctx.scale = scale
         ctx.save_for_backward(q, k, v, y, lse)
         return y.view(shape)
@@ -181,17 +193,28 @@ class BlockedAttention(torch.autograd.Function):
         q, k, v, y, lse = ctx.saved_tensors
         shape = dy.shape
         dy = dy.reshape(y.shape)
-        dq, dk, dv = (torch.zeros_like(y) for _ in range(3))
+        dq = torch.zeros_like(q)
+        dk = torch.zeros_like(k)
+        dv = torch.zeros_like(v)
         delta = (dy * y).sum(2, keepdim=True)
         for i in range(0, q.shape[1], 64):
             rows = slice(i, i + 64)
             past = slice(0, i + 64)
-            p, _ = BlockedAttention.exp_scores(q, k, i, lse[:, rows])
+            p = causal_scores(q[:, rows], k[:, past]).sub_(lse[:, rows]).exp2_()    # the softmax
             dv[:, past] += p.transpose(1, 2) @ dy[:, rows]
             p *= (dy[:, rows] @ v[:, past].transpose(1, 2)).sub_(delta[:, rows])    # now d loss / d scores
             dq[:, rows] = p @ k[:, past]
             dk[:, past] += p.transpose(1, 2) @ q[:, rows]
+        # q came scaled by scale log2(e), while d loss / d scores is of natural logarithms.
         return (dq * ctx.scale).view(shape), (dk / LOG2E).view(shape), dv.view(shape), None
+
+
+def causal_scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """q k^T of a block of queries and all keys up to the block's last; what lies in the future is -inf."""
+    scores = q @ k.transpose(1, 2)
+    own = scores[:, :, -q.shape[1]:]                          # the block's own keys: only there is a future
+    own += torch.full_like(own[0], -math.inf).triu_(1)
+    return scores
 
 
 class FusedAdamW(torch.optim.AdamW):

@@ -27,12 +27,12 @@ def find_device(device: str) -> str:
 
 def join_processes(device: str) -> tuple[int, int, str]:
     """(rank, world size, device) of this process. Under torchrun: nccl on GPUs, gloo elsewhere."""
-    rank, world, local = (int(os.environ.get(name, alone)) for name, alone in
-                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     device = find_device(device)
     if world > 1:
         if device == "cuda":
-            device = f"cuda:{local}"
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
             torch.cuda.set_device(device)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -37,6 +37,8 @@ class NoiseScale:
         if self.parts:
             B = self.batch_size
             whole = grad_norm ** 2
+            # Each square is of rows/B of a part's mean gradient (DDP: times the ranks). The mean's expected
+            # square is |G|^2 + tr(Sigma)/rows, that of the whole |G|^2 + tr(Sigma)/B: solved for tr(Sigma).
             trace = sum((square * (B / self.world / rows) ** 2 - whole) / (1 / rows - 1 / B)
                         for square, rows in self.parts) / len(self.parts)
             new = torch.stack([trace, whole - trace / B])

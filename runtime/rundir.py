@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -29,22 +30,21 @@ LATER = {*settings.HORIZONS, "lr_decay_iters", "schedule", "min_lr", "cooldown_f
 
 @contextlib.contextmanager
 def named_errors(path: Path, fix: str):
-    """The system's refusal to make, change or read `path`, and what is not valid in it, as a UserError."""
+    """The system's refusal to make, change or read `path`, as a UserError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or type(e).__name__}; {fix}") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; {fix}") from None
 
 
 def read_json(path: Path, needs: str) -> dict:
     """What was written to `path`; it must have the key `needs`."""
-    fix = f"mend it, or {START_OVER}"
     try:
         found = load_json(path)
+        if needs not in found:
+            raise UserError(f"{path}: no {needs} in it")
     except UserError as e:
-        raise UserError(f"{e}; {fix}") from None
-    if needs not in found:
-        raise UserError(f"{path}: no {needs} in it; {fix}")
+        raise UserError(f"{e}; mend it, or {START_OVER}") from None
     return found
 
 
@@ -97,43 +97,18 @@ class Corrupt(UserError):
         super().__init__(f"{path} is corrupt ({self.why}); delete it, or {START_OVER}")
 
 
-def load_checkpoint(path: Path, c: Config, meta: dict) -> dict:
-    """The checkpoint at `path`, which must be of the run `c`, or for a branch of one that begins alike."""
-    try:
-        with zipfile.ZipFile(path) as z:
-            if z.testzip():                            # torch.load ignores the checksums of torch.save
-                raise zipfile.BadZipFile
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        old = dict(state["config"])
-        if not all(isinstance(value, (int, float, str)) for value in old.values()):
-            raise TypeError
-        sha256 = state["data_sha256"]
-        step = int(state["step"])
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint {path}; train the run that keeps it (keep_steps) first") from None
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; make it readable, then run the same command") from None
-    except Exception as e:                             # unpickling garbage can raise almost anything
-        raise e if out_of_memory(e) else Corrupt(path, e) from None
-    if path.name in (CHECKPOINT, PREVIOUS):
-        require_same_run(old, c, path)
-    else:
-        require_same_start(old, c, path, step)
-    require_same_text(sha256, c, meta, path)
-    return state
-
-
 def save(run, name: str = CHECKPOINT) -> None:
     """Write a checkpoint to go on from bit for bit. Raises UserError if a loss is not finite."""
     losses = run.sum_over_ranks(torch.stack(run.losses)) if run.losses else torch.zeros(0)
     require_finite(run.c, losses.tolist(), run.step - len(losses) + 1, "training loss")
     norm = torch.nn.utils.get_total_norm(run.weights)  # spoilt a step before the loss
     require_finite(run.c, [norm.item()], run.step, "norm of the weights")
+    # Each rank's part is now in the sum. All go on with an equal share of it, as they do after `load`: so the
+    # next sum over ranks is what it would have been, whatever their number.
+    run.losses = [x / run.world for x in losses.unbind()]
     noise = run.noise
     if noise.average is not None:
         noise.average = run.sum_over_ranks(noise.average) / run.world
-    # Each rank goes on with its share, so that the sum over ranks stays what it is, whatever their number.
-    run.losses = [x / run.world for x in losses.unbind()]
     if run.rank > 0:
         return
     state = dict(
@@ -146,24 +121,48 @@ def save(run, name: str = CHECKPOINT) -> None:
 
 
 def load(run, path: Path) -> None:
-    """Have `run` go on from a checkpoint. Raises Corrupt, or UserError for one of another run."""
-    state = load_checkpoint(path, run.c, run.meta)
+    """Have `run` go on from the checkpoint `path`: its own, or to branch, that of a run which begins alike.
+
+    Raises Corrupt for what is no whole checkpoint, UserError for one of another run or text.
+    """
     try:
-        run.raw.load_state_dict(state["model"])
-        groups = run.optimizer.state_dict()            # the groups are the configuration's own
-        run.optimizer.load_state_dict(groups | {"state": state["optimizer"]["state"]})
-        require_moments(run)
-        run.scaler.load_state_dict(state["scaler"])
-        if not 0 <= state["step"] <= run.c.max_iters:
-            raise ValueError
-        run.step = state["step"]
-        run.elapsed = state["elapsed"]
-        run.record = state["record"]
-        run.losses = [x.view(()) / run.world for x in state["losses"].to(run.c.device).unbind()]
-        if state.get("noise") is not None:
-            run.noise.average = state["noise"].to(run.c.device)
-    except Exception as e:                             # or of another version
-        raise e if out_of_memory(e) else Corrupt(path, e) from None
+        with zipfile.ZipFile(path) as z:
+            if z.testzip():                            # torch.load ignores the checksums of torch.save
+                raise zipfile.BadZipFile
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.name in (CHECKPOINT, PREVIOUS):
+            require_same_run(state["config"], run.c, path)
+        else:
+            require_same_start(state["config"], run.c, path, state["step"])
+        require_same_text(state["data_sha256"], run.c, run.meta, path)
+        restore(run, state)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint {path}; train the run that keeps it (keep_steps) first") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; make it readable, then run the same command") from None
+    except Exception as e:                             # unpickling garbage can raise almost anything
+        if out_of_memory(e):
+            raise
+        raise Corrupt(path, e) from None
+
+
+def restore(run, state: dict) -> None:
+    """Set `run` to where `save` left off. Raises something where `state` is not such a run's."""
+    if not 0 <= state["step"] <= run.c.max_iters:
+        raise ValueError
+    run.raw.load_state_dict(state["model"])
+    groups = run.optimizer.state_dict()                # their settings are this run's: a branch has its own
+    run.optimizer.load_state_dict(groups | {"state": state["optimizer"]["state"]})
+    require_moments(run)
+    run.scaler.load_state_dict(state["scaler"])
+    run.step = state["step"]
+    run.elapsed = state["elapsed"]
+    run.record = state["record"]
+    run.losses = [x.view(()) / run.world for x in state["losses"].to(run.c.device).unbind()]
+    if state.get("noise") is not None:                 # it is young: older checkpoints lack it
+        run.noise.average = state["noise"].to(run.c.device)
 
 
 def require_moments(run) -> None:
@@ -205,33 +204,34 @@ def start_files(run, resumed: Path | None) -> None:
     c = run.c
     remove_stale(run.out, resumed)
     log = run.out / "log.jsonl"
-    if c.branch and not log.exists():                  # a branch's log begins with that of its trunk
-        with whole_file(log, "wb") as f:
-            f.write((Path(c.branch).parent / "log.jsonl").read_bytes())
+    if c.branch and not resumed:                       # a branch's log begins with that of its trunk
+        trunk = Path(c.branch).with_name(log.name)
+        with named_errors(trunk, "put it back, or free some space"):
+            shutil.copyfile(trunk, log)
     trim_log(log, run.step)
     path = run.out / "config.json"
-    old = read_json(path, "seed") if resumed and path.exists() else {}
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    # What was sealed, or begun, stays so: a forecast that a resumed run is told of came too late.
-    told = old.get("forecast") if old else c.forecast
-    write_json(path, dataclasses.asdict(c) | dict(
-        started_at=old.get("started_at", now), forecast=told or None, commit=git_commit(),
-        torch=torch.__version__, numpy=np.__version__, world_size=run.world,
-        device_name=device_name(c.device),
-        data_sha256=run.meta["train_sha256"], tokenizer=run.meta["tokenizer"], params=run.params,
-        flops_per_token=run.flops))
+    facts = dataclasses.asdict(c) | dict(
+        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), forecast=c.forecast or None,
+        commit=git_commit(), torch=torch.__version__, numpy=np.__version__, world_size=run.world,
+        device_name=device_name(c.device), data_sha256=run.meta["train_sha256"],
+        tokenizer=run.meta["tokenizer"], params=run.params, flops_per_token=run.flops)
+    if resumed and path.exists():
+        # What was begun, or sealed, stays so: a forecast that a resumed run is told of came too late.
+        old = read_json(path, "seed")
+        facts |= {name: old.get(name) for name in ("started_at", "forecast")}
+    write_json(path, facts)
 
 
 def remove_stale(out: Path, resumed: Path | None) -> None:
     """Remove what does not belong to the run that goes on from `resumed`, or starts over."""
-    stale = ["result.json", *(part.name for part in out.glob(".*.tmp"))]      # files that a kill left half
+    stale = [out / "result.json", *out.glob(".*.tmp")]      # .tmp: files that a kill left half
     if resumed is None:
-        stale += [PREVIOUS, CHECKPOINT, "log.jsonl"]
+        stale += [out / PREVIOUS, out / CHECKPOINT, out / "log.jsonl"]
     elif resumed.name == PREVIOUS:                     # a corrupt ckpt.pt must not become the previous one
-        stale += [CHECKPOINT]
+        stale.append(out / CHECKPOINT)
     with named_errors(out, "allow writing, or choose another out_dir"):
-        for name in stale:
-            (out / name).unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
 
 
 def trim_log(path: Path, step: int) -> None:
@@ -271,18 +271,16 @@ def result_row(asked: Config, run, record: dict) -> dict:
     tokens = record["tokens"]
     epoch = (meta["train_tokens"] - 1) // c.block_size * c.block_size
     bits = record["val_loss"] / math.log(2) * meta["val_tokens"] / meta["val_bytes"]
-    return dict(
-        seed=c.seed, dataset=c.dataset, tokenizer=meta["tokenizer"], n_layer=c.n_layer, n_head=c.n_head,
-        n_embd=c.n_embd, block_size=c.block_size, batch_tokens=c.batch_size * c.block_size,
-        learning_rate=c.learning_rate, schedule=c.schedule, params_total=p["total"],
+    found = dataclasses.asdict(c) | settings.recipe(asked, c) | dict(
+        tokenizer=meta["tokenizer"], batch_tokens=c.batch_size * c.block_size, params_total=p["total"],
         params_embedding=p["token_embedding"] + p["position_embedding"],
         params_non_embedding=p["non_embedding"], params_head=p["head"], tokens=tokens,
         unique_tokens=min(tokens, epoch), epochs=tokens / epoch,
         flops_6nd=6 * (p["non_embedding"] + p["head"]) * tokens, flops_exact=record["flops"],
         train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
         val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
-        tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), dtype=c.dtype,
-        commit=git_commit()) | settings.recipe(asked, c)
+        tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), commit=git_commit())
+    return {name: found[name] for name in settings.RUN_COLUMNS if name not in ("study", "run")}
 
 
 def device_name(device: str) -> str:

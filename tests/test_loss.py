@@ -51,8 +51,8 @@ def in_double(*inputs: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(BlockedCrossEntropy, "ROWS", 3)
-    monkeypatch.setattr(BlockedCrossEntropy, "COLUMNS", 4)
+    monkeypatch.setattr(cpu, "ROWS", 3)
+    monkeypatch.setattr(cpu, "COLUMNS", 4)
 
 
 # ---------------------------------------------------------------- cross-entropy

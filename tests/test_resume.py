@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -275,3 +276,12 @@ def test_a_branch_that_does_not_fit_its_trunk_is_refused(trunk, name, changes, s
     code, _, err = trunk.command(name, branch=str(trunk.out("trunk") / f"ckpt_{step}.pt"), **settings)
     assert code == 2 and says in err and err.count("\n") == 1
     assert [path.name for path in trunk.out(name).iterdir()] == ["lock"]
+
+
+def test_a_branch_whose_trunk_has_no_log_is_one_line(trunk, name):
+    folder = trunk.out(f"{name}-trunk")
+    folder.mkdir()
+    kept = shutil.copy(trunk.out("trunk") / "ckpt_20.pt", folder)
+    code, _, err = trunk.command(name, max_iters=30, branch=str(kept), **WSD)
+    assert code == 2 and err.count("\n") == 1
+    assert f"{folder / 'log.jsonl'}: No such file or directory; put it back" in err

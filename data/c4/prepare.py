@@ -6,7 +6,6 @@
 Ctrl-C and SIGTERM stop it; the same command goes on. Documents (of plain text: paragraphs) are separated by
 <|endoftext|>, or with --tokenizer=byte by three newlines. Validation text does not depend on --num_tokens.
 """
-import json
 import signal
 import sys
 from itertools import islice
@@ -16,14 +15,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import common  # noqa: E402
-from runtime.basics import UserError, exit_cleanly, write_json  # noqa: E402
+from runtime.basics import UserError, exit_cleanly, load_json, write_json  # noqa: E402
 
 HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 BATCH = 1024                                          # documents between two notes of how far it is
-
-
-def open_stream(files: list[str], split: str):
-    return common.open_stream(files, HUB, split, sample_by="paragraph")
 
 
 def take(stream, tok: common.Tokenizer, num_tokens: int) -> list[str]:
@@ -42,7 +37,7 @@ def load_state(path: Path, part: Path, settings: dict, num_tokens: int) -> dict:
     """How far an interrupted run came, or a fresh start. `stream` is where `datasets` was in its input."""
     if not path.is_file():
         return {"settings": settings, "tokens": 0, "bytes": 0, "documents": 0, "dropped": 0, "stream": None}
-    state = json.loads(path.read_text(encoding="utf-8"))
+    state = load_json(path)
     if state["settings"] != settings or state["tokens"] > num_tokens:
         raise UserError(f"{path} is of an unfinished run with other settings; delete it to start again")
     if not part.is_file() or part.stat().st_size < 2 * state["tokens"]:
@@ -82,7 +77,7 @@ def prepare(args) -> None:
     state_path = out / "state.json"
     settings = {"tokenizer": tok.name, "val_tokens": args.val_tokens, **origin}
     state = load_state(state_path, parts["train"], settings, args.num_tokens)
-    val_stream = open_stream(args.val_input or args.input, "validation")
+    val_stream = common.open_stream(args.val_input or args.input, HUB, "validation", sample_by="paragraph")
     val = take(val_stream, tok, args.val_tokens)
     if args.input and not args.val_input and not state["stream"]:
         state["stream"] = val_stream.state_dict()     # training text begins where the validation text ended
@@ -90,8 +85,8 @@ def prepare(args) -> None:
     try:
         val_items = common.cut(common.pieces(val, tok), args.val_tokens, tok)
         counts = {"val": common.write_pieces(parts["val"], val_items)}
-        fill(parts["train"], state_path, state, open_stream(args.input, "train"), tok, common.repeats(val),
-             args.num_tokens)
+        stream = common.open_stream(args.input, HUB, "train", sample_by="paragraph")
+        fill(parts["train"], state_path, state, stream, tok, common.repeats(val), args.num_tokens)
         counts["train"] = state["tokens"], state["bytes"]
         place = "C4's own split"
         if args.val_input:
@@ -112,7 +107,7 @@ def prepare(args) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Returns 0, or 130 when a signal stopped it."""
-    p = common.new_parser(__file__, __doc__, default="gpt2", tokenizers=("byte", "gpt2"))
+    p = common.new_parser("c4", __doc__, tokenizers=("byte", "gpt2"))
     p.add_argument("--num_tokens", type=common.count, default="1e8", help="training tokens (default 1e8)")
     p.add_argument("--val_tokens", type=common.count, default="2e6", help="validation tokens (default 2e6)")
     common.add_input(p)

@@ -6,13 +6,13 @@
 Needs no network (but for GPT-2's vocabulary). What it finds depends on what is installed: see meta.json.
 Whole packages are held out. Files come in the order of their hashes, so the head of a split is a fair sample.
 """
+import math
 import platform
 import sys
 import sysconfig
 from collections import Counter
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Iterator
 
 from tqdm import tqdm
 
@@ -34,33 +34,33 @@ def python_files() -> list[tuple[str, Path]]:
 
 
 def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
-    """{sha256: (package, path, characters)}, one file per content, sorted by hash; and counts of the rest."""
+    """{sha256: (package, text, characters)}, one file per content, sorted by hash; and counts of the rest."""
     found = {}
     dropped = Counter()
     for package, path in tqdm(files, desc="reading", unit="file"):
         data = path.read_bytes()
+        digest = common.sha256(data)
         try:
-            characters = len(data.decode("utf-8").strip())
+            characters = len(data.decode().strip())
         except UnicodeDecodeError:
             dropped["undecodable"] += 1
             continue
-        digest = common.sha256(data)
         if not characters:
             dropped["empty"] += 1
         elif digest in found:
             dropped["duplicate"] += 1
         else:
-            found[digest] = package, path, characters
+            found[digest] = package, common.to_text(data, path), characters
     return dict(sorted(found.items())), dropped
 
 
-def held_out(files: dict, share: float = 0.05) -> set[str]:
-    """Packages for validation: by the hash of their names, each that fits in `share` of the characters."""
+def held_out(files: dict) -> set[str]:
+    """Packages for validation: by the hash of their names, each that fits in 5 % of the characters."""
     chosen = set()
     sizes = Counter()
     for package, _, characters in files.values():
         sizes[package] += characters
-    room = share * sum(sizes.values())
+    room = 0.05 * sum(sizes.values())
     for package in sorted(sizes, key=lambda name: common.sha256(name.encode())):
         if sizes[package] <= room:
             chosen.add(package)
@@ -68,31 +68,28 @@ def held_out(files: dict, share: float = 0.05) -> set[str]:
     return chosen
 
 
-def read(paths: list[Path], desc: str) -> Iterator[str]:
-    for path in tqdm(paths, desc=desc, unit="file"):
-        yield common.to_text(path.read_bytes(), path)
-
-
 def main(args: list[str] | None = None) -> None:
-    p = common.new_parser(__file__, __doc__, default="gpt2", tokenizers=("byte", "gpt2"))
-    p.add_argument("--num_tokens", type=common.count, help="stop after this many training tokens")
+    p = common.new_parser("pycode", __doc__, tokenizers=("byte", "gpt2"))
+    p.add_argument("--num_tokens", type=common.count, default=math.inf,
+                   help="stop after this many training tokens")
     args = p.parse_args(args)
     tok = common.get_tokenizer(args.tokenizer)
     files, dropped = unique_files(python_files())
     packages = held_out(files)
-    val = list(read([path for package, path, _ in files.values() if package in packages], "validation"))
+    train = [text for package, text, _ in files.values() if package not in packages]
+    val = [text for package, text, _ in files.values() if package in packages]
     if not val:
         raise UserError("too little Python source to hold a package out; use a Python with more packages")
     is_repeat = common.repeats(val)
 
-    def train():
-        for doc in read([path for package, path, _ in files.values() if package not in packages], "training"):
-            if is_repeat(doc):
+    def fresh():
+        for text in tqdm(train, desc="encoding", unit="file"):
+            if is_repeat(text):
                 dropped["repeats validation"] += 1
             else:
-                yield doc
+                yield text
 
-    items = common.cut(common.pieces(train(), tok), args.num_tokens, tok)
+    items = common.cut(common.pieces(fresh(), tok), args.num_tokens, tok)
     common.save(args, tok, items, common.pieces(val, tok),
                 source=f"standard library of Python {platform.python_version()} and installed packages",
                 sha256={"sorted sha256 of all files": common.sha256("".join(files).encode())},

@@ -21,7 +21,7 @@ def read_lines(files: list[str], split: str) -> list[str]:
 
 
 def main(args: list[str] | None = None) -> None:
-    p = common.new_parser(__file__, __doc__, default="gpt2")
+    p = common.new_parser("wikitext2", __doc__)
     common.add_input(p)
     args = p.parse_args(args)
     origin = common.describe(args, HUB)
