@@ -7,7 +7,7 @@ What is ordered (sizes, budgets) is coloured along viridis, what is not takes a 
 (2008): both survive colour blindness, viridis also a grey printer. A shaded band is a 95 % interval; a law is
 solid inside the range that it was fitted on, and dashed outside.
 
-To draw a new law, write a function from a `Study` to a figure and give it a row in `FIGURES`.
+To draw a new law, write a function from a `Study` and the law to a figure, and give it a row in `FIGURES`.
 """
 import argparse
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from runtime import basics
 from runtime.basics import UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
 from scaling.laws.frontiers import group_budgets
-from scaling.laws.solver import DELTA, huber, interval
+from scaling.laws.solver import DELTA, Array, huber, interval
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
@@ -48,6 +48,7 @@ BLUE = "#0072B2"
 RED = "#D55E00"
 PURPLE = "#CC79A7"
 VIRIDIS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))   # no pale yellow
+LOW_IS_DARK = {"cmap": VIRIDIS.reversed(), "norm": "log"}       # lines of equal loss
 WIDTH = 3.5                                             # inches: a column of a two-column paper
 
 N_LABEL = {
@@ -90,13 +91,11 @@ matplotlib.rcParams.update({
     "figure.dpi": 160,
 })
 
-Array = np.ndarray
-
 
 # ---- What a study directory holds. ----
 
 class Study(NamedTuple):
-    """A study as its figures need it. Without a file `fit` and `curves` are {}, and `forecasts` has no rows."""
+    """What figures need. Without their files, `fit` and `curves` are {} and `forecasts` has no rows."""
     N: Array                  # (runs,) parameters, as the fit counted them
     D: Array                  # (runs,) tokens
     C: Array                  # (runs,) FLOPs, as the fit counted them
@@ -151,8 +150,8 @@ def learning_curves(curves: dict, data: dict, forecasts: dict) -> dict:
     shown = known & np.isfinite(L) & (curves["tokens"] > 0)
     if not shown.any():
         return {}
-    columns = {"run": curves["run"], "N": N, "D": curves["tokens"], "L": L}
-    return {"label": label} | {name: column[shown] for name, column in columns.items()}
+    return {"label": label, "run": curves["run"][shown], "N": N[shown], "D": curves["tokens"][shown],
+            "L": L[shown]}
 
 
 # ---- The parts that figures share. ----
@@ -229,11 +228,6 @@ def color_bar(ax, values: Array, label: str) -> ScalarMappable:
     return colors
 
 
-def contours(ax, x: Array, y: Array, loss: Array, levels: Array, **look):
-    """Lines of equal loss (y, x) on a grid, the lowest the darkest."""
-    return ax.contour(x, y, loss, levels, cmap=VIRIDIS.reversed(), norm="log", **look)
-
-
 def end_with_grid(ax, x: Array, y: Array) -> None:
     """Logarithmic axes that are as long as the grid."""
     ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
@@ -303,9 +297,8 @@ def loss_curves(study: Study) -> Figure | None:
 
 # ---- The best size for each budget. ----
 
-def isoflop(study: Study) -> Figure:
+def isoflop(study: Study, law: dict) -> Figure:
     """Loss against N at each budget, its parabola and its optimum; of a refused one, hollow points alone."""
-    law = study.fit["isoflop"]
     level = study.data["budget"]
     if level is None:
         level = group_budgets(study.C)
@@ -335,12 +328,11 @@ def draw_budget(ax, N: Array, L: Array, point: dict, color: str) -> None:
     ax.plot(x, parabola, color=color, linewidth=0.8)
     ax.plot(N_opt, loss, "D", color=RED, markersize=3, zorder=4)
     if "ci" in point:
-        ax.plot(point["ci"]["N_opt"], [loss, loss], color=RED, linewidth=1.2, zorder=4)
+        ax.plot(point["ci"]["N_opt"], [loss, loss], color=RED, zorder=4)
 
 
-def envelope(study: Study) -> Figure:
+def envelope(study: Study, law: dict) -> Figure:
     """Approach 1: learning curves over compute, and on each the point where no other size is better."""
-    law = study.fit["envelope"]
     rows = study.data if study.data["curves"] else study.data["along"]
     C = rows["C"]
     L = rows["L"]
@@ -356,11 +348,9 @@ def envelope(study: Study) -> Figure:
 
 # ---- Loss against one thing at a time. ----
 
-def loss_vs_compute(study: Study) -> Figure:
+def loss_vs_compute(study: Study, law: dict) -> Figure:
     """Kaplan's L(C): runs or checkpoints, their lower-left hull, the law through its later part, the kink."""
-    law = study.fit["loss_vs_compute"]
-    C = np.append(study.data["C"], study.data["along"].get("C", []))
-    L = np.append(study.data["L"], study.data["along"].get("L", []))
+    C, L = (np.append(study.data[k], study.data["along"].get(k, [])) for k in "CL")
     hull = law["hull"]
     late = -hull["fitted"]                                              # the law was fitted from here on
     title = rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}"
@@ -382,35 +372,31 @@ def loss_vs_compute(study: Study) -> Figure:
     return ax.figure
 
 
-def loss_vs_params(study: Study) -> Figure:
-    """Kaplan's L(N)."""
-    return power_law(study.N, study.L, study.fit["loss_vs_params"], "N", study.n_label)
-
-
-def loss_vs_tokens(study: Study) -> Figure:
-    """Kaplan's L(D)."""
-    return power_law(study.D, study.L, study.fit["loss_vs_tokens"], "D", D_LABEL)
-
-
-def power_law(x: Array, L: Array, law: dict, name: str, label: str) -> Figure:
-    """L(N) or L(D), `name`: the runs, the points that the fit used filled, the law and its range."""
+def power_law(study: Study, law: dict) -> Figure:
+    """Kaplan's L(N) or L(D): the runs, the points that the fit used filled, the law and its range."""
+    name = "N"
+    x = study.N
+    label = study.n_label
+    if "D" in law["range"]:
+        name = "D"
+        x = study.D
+        label = D_LABEL
     floor = ""
     if law["L_inf"] > 0.005:
         floor = f" + {law['L_inf']:.2f}"
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
     ax = axes(label, LOSS_LABEL, title)
-    ax.plot(x, L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
+    ax.plot(x, study.L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
     ax.plot(law["points"][name], law["points"]["loss"], "o", color=BLUE, label=f"best at each {name}")
     grid = reach(x)
     draw_law(ax, grid, law, lambda p: forms.loss_of(p, {name: grid}), law["range"][name], "law, 95 %")
-    return finish(ax, x, L)
+    return finish(ax, x, study.L)
 
 
 # ---- The surface. ----
 
-def frontier(study: Study) -> Figure:
+def frontier(study: Study, law: dict) -> Figure:
     """Loss against C = 6 N D: runs, curves, the surface's compute-optimal loss, forecasts, what came."""
-    law = study.fit["surface"]
     curves = study.curves
     new = study.forecasts
     C = 6 * study.N * study.D
@@ -442,15 +428,14 @@ def forecast_marks(ax, x: Array, forecasts: dict) -> None:
     if len(y) == 1:
         sealed = f"sealed forecast {y[0]:.3f} [{low[0]:.3f}, {high[0]:.3f}]"
         measured = f"measured {came[0]:.3f} (forecast {y[0] / came[0] - 1:+.2%})"
-    ax.vlines(x, low, high, color=RED, linewidth=1.2, zorder=3)
+    ax.vlines(x, low, high, color=RED, zorder=3)
     ax.plot(x, y, "s", color=RED, mfc="white", markersize=5, label=sealed, zorder=3)
     if np.isfinite(came).any():
         ax.plot(x, came, "*", color=BLUE, markersize=4.5, mew=0, label=measured, zorder=3)
 
 
-def surface_contours(study: Study) -> Figure:
+def surface_contours(study: Study, law: dict) -> Figure:
     """Lines of equal loss over C and N, faint beyond the D of the runs; the efficient frontier N_opt(C)."""
-    law = study.fit["surface"]
     C = 6 * study.N * study.D
     x = reach(C, 2)
     y = reach(study.N, 2)
@@ -460,8 +445,8 @@ def surface_contours(study: Study) -> Figure:
     inside = (D > study.D.min() / 1.5) & (D < study.D.max() * 1.5)
     levels = np.geomspace(loss[inside].min(), loss[inside].max(), 12)
     ax = axes(C_LABEL["6nd"], study.n_label, title_of(law))
-    contours(ax, x, y, loss, levels, linewidths=0.6, alpha=0.2)
-    contours(ax, x, y, np.where(inside, loss, np.nan), levels, linewidths=0.9)
+    ax.contour(x, y, loss, levels, linewidths=0.6, alpha=0.2, **LOW_IS_DARK)
+    ax.contour(x, y, np.where(inside, loss, np.nan), levels, linewidths=0.9, **LOW_IS_DARK)
     # The labels stand on a line above the frontier: a point on it for each second level.
     above = 2.5 * forms.surface_optimum(law, x)[0]
     there = forms.surface_loss(law, above, x / (6 * above))
@@ -479,9 +464,8 @@ def surface_contours(study: Study) -> Figure:
     return ax.figure
 
 
-def residuals(study: Study) -> Figure:
+def residuals(study: Study, law: dict) -> Figure:
     """Measured over fitted loss against compute, coloured by size: a pattern means a wrong form."""
-    law = study.fit["surface"]
     off = 100 * (study.L / forms.surface_loss(law, study.N, study.D) - 1)
     noise = 196 * law["noise"]
     highest = 1.4 * max(noise, np.abs(off).max())
@@ -496,9 +480,8 @@ def residuals(study: Study) -> Figure:
     return ax.figure
 
 
-def bootstrap_cloud(study: Study) -> Figure | None:
+def bootstrap_cloud(study: Study, law: dict) -> Figure | None:
     """Exponent a and irreducible loss E of each bootstrap resample: what one fit hides."""
-    law = study.fit["surface"]
     if not law["ci"]:
         return None
     draws = forms.draws_of(law)
@@ -513,9 +496,8 @@ def bootstrap_cloud(study: Study) -> Figure | None:
     return ax.figure
 
 
-def profile_of_E(study: Study) -> Figure | None:
+def profile_of_E(study: Study, law: dict) -> Figure | None:
     """How much worse the surface fits with E held elsewhere and all else refitted, and which E 95 % allow."""
-    law = study.fit["surface"]
     if "profile_E" not in law:
         return None
     profile = law["profile_E"]
@@ -566,10 +548,9 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     return ax.figure
 
 
-def accounting(study: Study) -> Figure:
+def accounting(study: Study, law: dict) -> Figure:
     """The exponent a of the same runs by each way to count N (rows) and C (columns), where it was found."""
-    matrix = study.fit["accounting"]
-    cells = [list(row.values()) for row in matrix.values()]
+    cells = [list(row.values()) for row in law.values()]
     a = np.array([[cell.get("a", np.nan) for cell in row] for row in cells])
     middle = (np.nanmin(a) + np.nanmax(a)) / 2
     ax = axes("how C is counted", "how N is counted", f"{A_LABEL}, with 95 % intervals", height=2.2)
@@ -577,9 +558,9 @@ def accounting(study: Study) -> Figure:
     for (i, j), value in np.ndenumerate(a):
         color = "white" if value < middle else BLACK
         ax.text(j, i, cell_text(cells[i][j]), ha="center", va="center", fontsize=7, color=color)
-    flops = next(iter(matrix.values()))
+    flops = next(iter(law.values()))
     ax.set_xticks(range(len(flops)), [c.replace("_", " +\n").replace("6nd", "6ND") for c in flops])
-    ax.set_yticks(range(len(matrix)), [r.replace("_plus_", "\n+ ").replace("_", "-") for r in matrix])
+    ax.set_yticks(range(len(law)), [r.replace("_plus_", "\n+ ").replace("_", "-") for r in law])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return ax.figure
@@ -596,15 +577,14 @@ def cell_text(cell: dict) -> str:
     return text
 
 
-# The figures of a study: the name, the law in fit.json that it shows (None: none) and its function, which
-# gives None where the study's files lack what it shows.
+# The figures of a study's laws: the name, the law in fit.json that it shows, and its function, which gives
+# None where the law was fitted without what it shows.
 FIGURES = (
-    ("curves", None, loss_curves),
     ("isoflop", "isoflop", isoflop),
     ("envelope", "envelope", envelope),
     ("loss_vs_compute", "loss_vs_compute", loss_vs_compute),
-    ("loss_vs_params", "loss_vs_params", loss_vs_params),
-    ("loss_vs_tokens", "loss_vs_tokens", loss_vs_tokens),
+    ("loss_vs_params", "loss_vs_params", power_law),
+    ("loss_vs_tokens", "loss_vs_tokens", power_law),
     ("frontier", "surface", frontier),
     ("surface", "surface", surface_contours),
     ("residuals", "surface", residuals),
@@ -616,8 +596,11 @@ FIGURES = (
 
 def study_figures(study: Study) -> dict[str, Figure]:
     """{name: figure} of every figure that the study's files support."""
-    drawn = {name: draw(study) for name, law, draw in FIGURES if law is None or law in study.fit}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    figures = {"curves": loss_curves(study)}
+    for name, law, draw in FIGURES:
+        if law in study.fit:
+            figures[name] = draw(study, study.fit[law])
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 # ---- Figures across studies, and of a plan. ----
@@ -643,12 +626,12 @@ def forecast_board(forecasts: dict) -> Figure:
     names = []
     ax = axes("forecast error (%)", "", height=0.3 * len(came) + 0.9)
     for y, k in enumerate(came):
-        measured = forecasts["measured"][k]
-        low, middle, high = (100 * (forecasts[c][k] / measured - 1) for c in ("lo95", "predicted", "hi95"))
+        row = {name: column[k] for name, column in forecasts.items()}
+        low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
         color, marker = (BLUE, "o") if low <= 0 <= high else (RED, "X")
         ax.plot([low, high], [-y, -y], color=color, linewidth=1)
         ax.plot(middle, -y, marker, color=color, markersize=4)
-        names.append(f"{forecasts['study'][k]}: {forecasts['run'][k]}")
+        names.append(f"{row['study']}: {row['run']}")
     ax.axvline(0, color=BLACK, linewidth=0.6)
     ax.set_yticks(-np.arange(len(came)), names)
     ax.set_ylim(0.6 - len(came), 0.6)
@@ -663,7 +646,7 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
     loss = forms.surface_loss(law, x, y[:, None])
     levels = np.geomspace(loss.min(), loss.max(), 14)[1:-1]
     ax = axes(N_LABEL[law["params"]], D_LABEL)
-    lines = contours(ax, x, y, loss, levels, linewidths=0.8)
+    lines = ax.contour(x, y, loss, levels, linewidths=0.8, **LOW_IS_DARK)
     ax.clabel(lines, levels[::2], fmt="%.3g", fontsize=6)
     ax.plot(x, N * D / x, color=BLACK, linewidth=0.8, label=f"6ND = {6 * N * D:.3g} FLOPs")
     if ci:
@@ -793,16 +776,16 @@ def draw_assets(out: Path) -> list[Path]:
     Raises UserError.
     """
     results = basics.ROOT / "scaling" / "results"
-    law = frontier(read_study(results / "laptop"))
-    recipe = transfer(read_table(results / "transfer" / "transfer.csv"))
+    laptop = read_study(results / "laptop")
+    recipe = read_table(results / "transfer" / "transfer.csv")
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    return [save(law, out / "laptop_frontier.png"),
+    return [save(frontier(laptop, laptop.fit["surface"]), out / "laptop_frontier.png"),
             save(forecast_board(forecasts), out / "forecasts.png"),
-            save(recipe, out / "transfer_transfer.png")]
+            save(transfer(recipe), out / "transfer_transfer.png")]
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scaling.plots", description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: what README shows")
     parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
@@ -813,7 +796,6 @@ def main(args: list[str] | None = None) -> int:
     for folder in a.studies:
         for path in draw_study(folder, a.out):
             print(path)
-    return 0
 
 
 if __name__ == "__main__":
