@@ -200,8 +200,7 @@ def log_axes(ax) -> None:
 
 
 def finish(ax, x: Array, L: Array, **legend) -> Figure:
-    """The figure, with a legend and limits that hold the points (x, L): an interval may leave the picture, a
-    point never."""
+    """The figure, with a legend and limits that hold the points (x, L), but not every interval."""
     span = L.max() / L.min()
     ax.set(xlim=(x.min() / 1.3, x.max() * 1.3), ylim=(L.min() / span ** 0.1, L.max() * span ** 0.2))
     log_axes(ax)
@@ -315,7 +314,7 @@ def isoflop(study: Study, law: dict) -> Figure:
     return finish(ax, study.N, study.L[np.isfinite(level)])
 
 
-def draw_budget(ax, N: Array, L: Array, point: dict, color: str) -> None:
+def draw_budget(ax, N: Array, L: Array, point: dict, color: tuple) -> None:
     """The runs of one IsoFLOP budget and, unless it was refused, its parabola and the interval of N_opt."""
     if point["refused"]:
         ax.plot(N, L, "o", color=color, mfc="none", mew=0.8)
