@@ -7,7 +7,7 @@ What is ordered (sizes, budgets) is coloured along viridis, what is not takes a 
 (2008): both survive colour blindness, viridis also a grey printer. A shaded band is a 95 % interval; a law is
 solid inside the range that it was fitted on, and dashed outside.
 
-To draw a new law, write a function from a `Study` to a figure and give it a row in `FIGURES`.
+To draw a new law, write a function from a `Study` and the law to a figure, and give it a row in `FIGURES`.
 """
 import argparse
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,12 +31,13 @@ from matplotlib.ticker import (
 )
 from PIL import Image
 from scipy.optimize import minimize
+from scipy.stats import gmean
 
 from runtime import basics
 from runtime.basics import UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
 from scaling.laws.frontiers import group_budgets
-from scaling.laws.solver import DELTA, huber, interval
+from scaling.laws.solver import DELTA, Array, huber, interval
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
@@ -46,6 +48,7 @@ BLUE = "#0072B2"
 RED = "#D55E00"
 PURPLE = "#CC79A7"
 VIRIDIS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))   # no pale yellow
+LOW_IS_DARK = {"cmap": VIRIDIS.reversed(), "norm": "log"}       # lines of equal loss
 WIDTH = 3.5                                             # inches: a column of a two-column paper
 
 N_LABEL = {
@@ -64,6 +67,8 @@ C_LABEL = {
 D_LABEL = "training tokens D"
 LOSS_LABEL = "validation loss (nats per token)"
 A_LABEL = "a, exponent of $N_{opt}$"
+
+NO_FORECASTS = dict.fromkeys(("run", "params", "tokens", "predicted", "measured"), np.array([]))
 
 matplotlib.rcParams.update({
     "font.size": 8,
@@ -86,14 +91,11 @@ matplotlib.rcParams.update({
     "figure.dpi": 160,
 })
 
-Array = np.ndarray
-
 
 # ---- What a study directory holds. ----
 
 class Study(NamedTuple):
-    """A study as its figures need it; `fit`, `curves` and `forecasts` are {} where there is no such file."""
-    name: str
+    """What figures need. Without their files, `fit` and `curves` are {} and `forecasts` has no rows."""
     N: Array                  # (runs,) parameters, as the fit counted them
     D: Array                  # (runs,) tokens
     C: Array                  # (runs,) FLOPs, as the fit counted them
@@ -112,9 +114,9 @@ def read_study(folder: str | Path) -> Study:
     if not (folder / "runs.csv").is_file():
         raise UserError(f"{folder}: no runs.csv in it; give a study directory, e.g. out/laptop")
     runs = read_table(folder / "runs.csv")
-    curves = table_or_nothing(folder / "curves.csv")
-    forecasts = table_or_nothing(folder / "forecasts.csv")
-    fit = load_json(folder / "fit.json") if (folder / "fit.json").is_file() else {}
+    fit = if_there(load_json, folder / "fit.json")
+    curves = if_there(read_table, folder / "curves.csv")
+    forecasts = if_there(read_table, folder / "forecasts.csv") or NO_FORECASTS
     used = fit.get("data", {})
     asked = {k: used[k] for k in ("params", "flops") if used.get(k, "as given") != "as given"}
     data = select(runs, **asked)
@@ -124,13 +126,12 @@ def read_study(folder: str | Path) -> Study:
     if curves:
         data["along"] = along(data, runs.get("schedule"), curves)
         curves = learning_curves(curves, data, forecasts)
-    N, D, C, L = (data[k][data["last"]] for k in "NDCL")
-    return Study(folder.resolve().name, N, D, C, L, data, fit, curves, forecasts,
-                 N_LABEL[data["params"]], C_LABEL[data["flops"]])
+    last = (data[k][data["last"]] for k in "NDCL")
+    return Study(*last, data, fit, curves, forecasts, N_LABEL[data["params"]], C_LABEL[data["flops"]])
 
 
-def table_or_nothing(path: Path) -> dict:
-    return read_table(path) if path.is_file() else {}
+def if_there(read: Callable[[Path], dict], path: Path) -> dict:
+    return read(path) if path.is_file() else {}
 
 
 def learning_curves(curves: dict, data: dict, forecasts: dict) -> dict:
@@ -138,22 +139,19 @@ def learning_curves(curves: dict, data: dict, forecasts: dict) -> dict:
 
     L is the validation loss where it was evaluated along the runs, else the train loss; `label` says which.
     """
-    sizes = dict(zip(data["run"], data["N"]))
-    if forecasts:
-        sizes |= dict(zip(forecasts["run"], forecasts["params"]))
-    known = np.isin(curves["run"].astype(str), list(sizes))
-    evaluations = np.isfinite(curves["val_loss"][known]).sum()
-    name = "train"
-    L = curves["train_loss"]
-    if evaluations >= 4 * len(np.unique(curves["run"][known])):
-        name = "validation"
-        L = curves["val_loss"]
+    sizes = dict(zip(data["run"], data["N"])) | dict(zip(forecasts["run"], forecasts["params"]))
+    N = np.array([sizes.get(run, np.nan) for run in curves["run"]])
+    known = np.isfinite(N)
+    label = "validation loss"
+    L = curves["val_loss"]
+    if np.isfinite(L[known]).sum() < 4 * len(np.unique(curves["run"][known])):
+        label = "train loss"
+        L = curves["train_loss"]
     shown = known & np.isfinite(L) & (curves["tokens"] > 0)
     if not shown.any():
         return {}
-    run = curves["run"][shown]
-    return {"run": run, "N": np.array([sizes[r] for r in run]), "D": curves["tokens"][shown], "L": L[shown],
-            "label": f"{name} loss"}
+    return {"label": label, "run": curves["run"][shown], "N": N[shown], "D": curves["tokens"][shown],
+            "L": L[shown]}
 
 
 # ---- The parts that figures share. ----
@@ -166,8 +164,8 @@ class Page(Figure):
         full = BytesIO()
         self.savefig(full)
         small = BytesIO()
-        colours = Image.open(full).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)
-        colours.save(small, "png", optimize=True)
+        colors = Image.open(full).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE)
+        colors.save(small, "png", optimize=True)
         return small.getvalue()
 
 
@@ -177,61 +175,56 @@ def axes(xlabel: str, ylabel: str, title: str = "", height: float = 2.6):
     return figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
 
 
-def panels(xlabel: str, ylabel: str, titles: list[str], sharey: bool = True) -> Array:
-    """Axes side by side, (len(titles),)."""
-    figure = Page(figsize=(WIDTH, 2.4), layout="constrained")
-    both = figure.subplots(1, len(titles), sharey=sharey)
-    for ax, title in zip(both, titles):
-        ax.set(title=title, xlabel=xlabel)
-    both[0].set_ylabel(ylabel)
-    return both
+def pair(sharey: bool = False) -> Array:
+    """Two axes side by side, (2,)."""
+    return Page(figsize=(WIDTH, 2.4), layout="constrained").subplots(1, 2, sharey=sharey)
 
 
-def log_ticks(axis, low: float, high: float) -> None:
+def log_ticks(axis) -> None:
     """Labels at powers of ten or, where the axis spans less than about two, at 1, 2 and 5 times them."""
+    low, high = axis.get_view_interval()
     subs = (1, 2, 5) if high / low < 50 else (1,)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set(major_locator=LogLocator(subs=subs),
+             major_formatter=LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)),
+             minor_formatter=NullFormatter())
 
 
 def log_axes(ax) -> None:
     """Logarithmic axes, x for N, D or C and y for a loss; to be called when the limits are final."""
-    ax.set_xscale("log")
-    log_ticks(ax.xaxis, *ax.get_xlim())
+    ax.set(xscale="log", yscale="log")
+    log_ticks(ax.xaxis)
     # A loss spans less than a decade: plain numbers, evenly spread, instead of powers of ten.
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
-    ax.yaxis.set_major_formatter(ScalarFormatter())
-    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set(major_locator=MaxNLocator(9, steps=[1, 2, 5, 10]),
+                 major_formatter=ScalarFormatter(),
+                 minor_locator=NullLocator())
 
 
-def frame(ax, x: Array, L: Array) -> None:
-    """Limits that hold the points (x, L) and a legend: an interval may leave the picture, a point never."""
+def finish(ax, x: Array, L: Array, **legend) -> Figure:
+    """The figure, with a legend and limits that hold the points (x, L), but not every interval."""
     span = L.max() / L.min()
-    ax.set_xlim(x.min() / 1.3, x.max() * 1.3)
-    ax.set_ylim(L.min() / span ** 0.1, L.max() * span ** 0.2)
+    ax.set(xlim=(x.min() / 1.3, x.max() * 1.3), ylim=(L.min() / span ** 0.1, L.max() * span ** 0.2))
     log_axes(ax)
+    ax.legend(**legend)
+    return ax.figure
 
 
-def shades(values: Array) -> LogNorm:
-    """The colour scale of an ordered quantity, e.g. all sizes of a study."""
+def shades(values: Array) -> ScalarMappable:
+    """The colours of an ordered quantity, e.g. all sizes of a study."""
     low = np.min(values)
     high = np.max(values)
-    return LogNorm(low, high if high > low else 2 * low)
+    if low == high:
+        high = 2 * low
+    return ScalarMappable(LogNorm(low, high), VIRIDIS)
 
 
-def color_bar(ax, norm: Normalize, label: str) -> None:
-    bar = ax.figure.colorbar(matplotlib.cm.ScalarMappable(norm, VIRIDIS), ax=ax, pad=0.02, aspect=30)
+def color_bar(ax, values: Array, label: str) -> ScalarMappable:
+    """`shades`, with a bar beside the axes that explains them."""
+    colors = shades(values)
+    bar = ax.figure.colorbar(colors, ax=ax, pad=0.02, aspect=30)
     bar.set_label(label, size=7)
     bar.outline.set_visible(False)
-    log_ticks(bar.ax.yaxis, norm.vmin, norm.vmax)
-
-
-def contours(ax, x: Array, y: Array, loss: Array, levels: Array, **look):
-    """Lines of equal loss (y, x) on a grid, the lowest the darkest."""
-    norm = LogNorm(levels[0], levels[-1])
-    return ax.contour(x, y, loss, levels, cmap=VIRIDIS.reversed(), norm=norm, **look)
+    log_ticks(bar.ax.yaxis)
+    return colors
 
 
 def end_with_grid(ax, x: Array, y: Array) -> None:
@@ -245,22 +238,21 @@ def label_only(ax, values: Array) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def reach(*values, factor: float = 1.3) -> Array:
+def reach(values: Array, factor: float = 1.3) -> Array:
     """A logarithmic grid that covers all `values` and a little more."""
-    v = np.concatenate([np.ravel(x) for x in values])
-    return np.geomspace(v.min() / factor, v.max() * factor, 200)
+    return np.geomspace(np.min(values) / factor, np.max(values) * factor, 200)
 
 
-def draw_law(ax, x: Array, law: dict, predict: Callable[[dict], Array], valid: tuple, color: str = BLACK,
-             label: str = "") -> None:
+def draw_law(ax, x: Array, law: dict, predict: Callable[[dict], Array], valid: tuple, label: str,
+             color: str = BLACK) -> None:
     """A law's line over `x` (n,): solid inside `valid` = (low, high), dashed outside; and its 95 % band.
 
     `predict` maps parameters, the law's own (scalars) or those of its draws (draws, 1), to values at `x`.
     """
     y = predict(law)
-    inside = (x >= valid[0] * (1 - 1e-9)) & (x <= valid[1] * (1 + 1e-9))
+    inside = np.isclose(x, np.clip(x, *valid), rtol=1e-9)
+    ax.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.8, zorder=3)
     ax.plot(x, np.where(inside, y, np.nan), color=color, label=label, zorder=3)
-    ax.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.8, zorder=2.9)
     if law["ci"]:                                       # else it was fitted without a bootstrap
         low, high = interval(predict(law | forms.draws_of(law)))
         ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
@@ -282,12 +274,12 @@ def title_of(law: dict) -> str:
 
 # ---- Learning curves. ----
 
-def draw_curves(ax, curves: dict, x: Array, norm: Normalize, **look) -> None:
+def draw_curves(ax, curves: dict, x: Array, colors: ScalarMappable, **look) -> None:
     """A line of the loss L per run of `curves` {run, N, L}, each (rows,), over `x` (rows,), coloured by N."""
+    order = np.argsort(x)
     for run in np.unique(curves["run"]):
-        own = np.flatnonzero(curves["run"] == run)
-        own = own[np.argsort(x[own])]
-        ax.plot(x[own], curves["L"][own], color=VIRIDIS(norm(curves["N"][own[0]])), **look)
+        own = order[curves["run"][order] == run]
+        ax.plot(x[own], curves["L"][own], color=colors.to_rgba(curves["N"][own[0]]), **look)
 
 
 def loss_curves(study: Study) -> Figure | None:
@@ -296,38 +288,33 @@ def loss_curves(study: Study) -> Figure | None:
     if not curves:
         return None
     ax = axes(D_LABEL, f"{curves['label']} (nats per token)")
-    norm = shades(curves["N"])
-    draw_curves(ax, curves, curves["D"], norm, linewidth=0.7)
+    colors = color_bar(ax, curves["N"], study.n_label)
+    draw_curves(ax, curves, curves["D"], colors, linewidth=0.7)
     log_axes(ax)
-    color_bar(ax, norm, study.n_label)
     return ax.figure
 
 
 # ---- The best size for each budget. ----
 
-def isoflop(study: Study) -> Figure:
+def isoflop(study: Study, law: dict) -> Figure:
     """Loss against N at each budget, its parabola and its optimum; of a refused one, hollow points alone."""
-    law = study.fit["isoflop"]
     level = study.data["budget"]
     if level is None:
         level = group_budgets(study.C)
     else:
         level = level[study.data["last"]]
     ax = axes(study.n_label, LOSS_LABEL, title_of(law))
-    norm = shades([p["C"] for p in law["points"]])
+    colors = color_bar(ax, [p["C"] for p in law["points"]], "budget C (FLOPs)")
     for p in law["points"]:
         own = np.isclose(level, p["C"], rtol=1e-6)
-        draw_budget(ax, study.N[own], study.L[own], p, VIRIDIS(norm(p["C"])))
-    frame(ax, study.N, study.L[np.isfinite(level)])
-    color_bar(ax, norm, "budget C (FLOPs)")
+        draw_budget(ax, study.N[own], study.L[own], p, colors.to_rgba(p["C"]))
     ax.plot([], [], "-D", color=RED, markersize=3, label="optimum, 95 % interval")
     if any(p["refused"] for p in law["points"]):
         ax.plot([], [], "o", color=BLACK, mfc="none", label="refused: no minimum inside")
-    ax.legend()
-    return ax.figure
+    return finish(ax, study.N, study.L[np.isfinite(level)])
 
 
-def draw_budget(ax, N: Array, L: Array, point: dict, color: str) -> None:
+def draw_budget(ax, N: Array, L: Array, point: dict, color: tuple) -> None:
     """The runs of one IsoFLOP budget and, unless it was refused, its parabola and the interval of N_opt."""
     if point["refused"]:
         ax.plot(N, L, "o", color=color, mfc="none", mew=0.8)
@@ -340,35 +327,29 @@ def draw_budget(ax, N: Array, L: Array, point: dict, color: str) -> None:
     ax.plot(x, parabola, color=color, linewidth=0.8)
     ax.plot(N_opt, loss, "D", color=RED, markersize=3, zorder=4)
     if "ci" in point:
-        ax.plot(point["ci"]["N_opt"], [loss, loss], color=RED, linewidth=1.2, zorder=4)
+        ax.plot(point["ci"]["N_opt"], [loss, loss], color=RED, zorder=4)
 
 
-def envelope(study: Study) -> Figure:
+def envelope(study: Study, law: dict) -> Figure:
     """Approach 1: learning curves over compute, and on each the point where no other size is better."""
-    law = study.fit["envelope"]
     rows = study.data if study.data["curves"] else study.data["along"]
     C = rows["C"]
     L = rows["L"]
     ax = axes(study.c_label, LOSS_LABEL, title_of(law))
-    norm = shades(rows["N"])
-    draw_curves(ax, rows, C, norm, linewidth=0.6)
+    colors = color_bar(ax, rows["N"], study.n_label)
+    draw_curves(ax, rows, C, colors, linewidth=0.6)
     at = [p["C"] for p in law["points"]]
     best = [p["loss"] for p in law["points"]]
     ax.plot(at, best, "D", color=RED, label="best size at this compute")
     near = L < L.min() + 3 * (max(best) - L.min())                      # the start of training tells nothing
-    frame(ax, C[near], L[near])
-    color_bar(ax, norm, study.n_label)
-    ax.legend()
-    return ax.figure
+    return finish(ax, C[near], L[near])
 
 
 # ---- Loss against one thing at a time. ----
 
-def loss_vs_compute(study: Study) -> Figure:
+def loss_vs_compute(study: Study, law: dict) -> Figure:
     """Kaplan's L(C): runs or checkpoints, their lower-left hull, the law through its later part, the kink."""
-    law = study.fit["loss_vs_compute"]
-    C = np.append(study.data["C"], study.data["along"].get("C", []))
-    L = np.append(study.data["L"], study.data["along"].get("L", []))
+    C, L = (np.append(study.data[k], study.data["along"].get(k, [])) for k in "CL")
     hull = law["hull"]
     late = -hull["fitted"]                                              # the law was fitted from here on
     title = rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}"
@@ -379,71 +360,60 @@ def loss_vs_compute(study: Study) -> Figure:
             label="lower-left hull")
     ax.plot(hull["C"][late:], hull["loss"][late:], "o", color=BLUE, markersize=3)
     x = reach(C)
-
-    def loss(p):
-        return np.exp(p["alpha"] * (p["log_C_c"] - np.log(x)))
-    draw_law(ax, x, law, loss, (hull["C"][late], hull["C"][-1]), RED, "law, 95 %")
+    draw_law(ax, x, law, lambda p: np.exp(p["alpha"] * (p["log_C_c"] - np.log(x))),
+             (hull["C"][late], hull["C"][-1]), "law, 95 %", RED)
     if law["kink"]:
         ax.axvspan(*law["kink"]["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0,
                    label="kink: the slope changes here")
-    frame(ax, C, L[L <= 1.05 * max(hull["loss"])])
+    finish(ax, C, L[L <= 1.05 * max(hull["loss"])])
     top = ax.secondary_xaxis("top", functions=(lambda c: c / counts.PF_DAY, lambda d: d * counts.PF_DAY))
     top.set_xlabel("PF-days")
-    ax.legend()
     return ax.figure
 
 
-def loss_vs_params(study: Study) -> Figure:
-    """Kaplan's L(N)."""
-    return power_law(study.N, study.L, study.fit["loss_vs_params"], "N", study.n_label)
-
-
-def loss_vs_tokens(study: Study) -> Figure:
-    """Kaplan's L(D)."""
-    return power_law(study.D, study.L, study.fit["loss_vs_tokens"], "D", D_LABEL)
-
-
-def power_law(x: Array, L: Array, law: dict, name: str, label: str) -> Figure:
-    """L(N) or L(D), `name`: the runs, the points that the fit used filled, the law and its range."""
+def power_law(study: Study, law: dict) -> Figure:
+    """Kaplan's L(N) or L(D): the runs, the points that the fit used filled, the law and its range."""
+    name = "N"
+    x = study.N
+    label = study.n_label
+    if "D" in law["range"]:
+        name = "D"
+        x = study.D
+        label = D_LABEL
     floor = ""
     if law["L_inf"] > 0.005:
         floor = f" + {law['L_inf']:.2f}"
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
     ax = axes(label, LOSS_LABEL, title)
-    ax.plot(x, L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
+    ax.plot(x, study.L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
     ax.plot(law["points"][name], law["points"]["loss"], "o", color=BLUE, label=f"best at each {name}")
     grid = reach(x)
-    draw_law(ax, grid, law, lambda p: forms.loss_of(p, {name: grid}), law["range"][name], label="law, 95 %")
-    frame(ax, x, L)
-    ax.legend()
-    return ax.figure
+    draw_law(ax, grid, law, lambda p: forms.loss_of(p, {name: grid}), law["range"][name], "law, 95 %")
+    return finish(ax, x, study.L)
 
 
 # ---- The surface. ----
 
-def frontier(study: Study) -> Figure:
+def frontier(study: Study, law: dict) -> Figure:
     """Loss against C = 6 N D: runs, curves, the surface's compute-optimal loss, forecasts, what came."""
-    law = study.fit["surface"]
     curves = study.curves
-    new = study.forecasts or dict.fromkeys(("params", "tokens", "predicted", "measured"), np.array([]))
+    new = study.forecasts
     C = 6 * study.N * study.D
     C_new = 6 * new["params"] * new["tokens"]
-    norm = shades(np.append(study.N, new["params"]))
+    everywhere = np.append(C, C_new)
     ax = axes(C_LABEL["6nd"], LOSS_LABEL)
+    colors = color_bar(ax, np.append(study.N, new["params"]), study.n_label)
     if curves:
-        draw_curves(ax, curves, 6 * curves["N"] * curves["D"], norm, linewidth=0.5, alpha=0.4, zorder=0)
+        draw_curves(ax, curves, 6 * curves["N"] * curves["D"], colors, linewidth=0.5, alpha=0.4, zorder=0)
         ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.5, label=f"{curves['label']} while training")
-    ax.scatter(C, study.L, s=9, c=study.N, cmap=VIRIDIS, norm=norm, linewidth=0, zorder=2)
-    x = reach(C, C_new)
+    ax.scatter(C, study.L, s=9, c=colors.to_rgba(study.N), linewidth=0, zorder=2)
+    x = reach(everywhere)
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[2], law["range"]["C"],
-             label="compute-optimal loss, 95 %")
+             "compute-optimal loss, 95 %")
     if len(C_new):
         forecast_marks(ax, C_new, new)
     losses = np.concatenate([study.L, new["predicted"], new["measured"]])
-    frame(ax, np.append(C, C_new), losses[np.isfinite(losses)])         # not every forecast has come
-    color_bar(ax, norm, study.n_label)
-    ax.legend(fontsize=6.5)
-    return ax.figure
+    return finish(ax, everywhere, losses[np.isfinite(losses)], fontsize=6.5)     # not every forecast has come
 
 
 def forecast_marks(ax, x: Array, forecasts: dict) -> None:
@@ -457,26 +427,25 @@ def forecast_marks(ax, x: Array, forecasts: dict) -> None:
     if len(y) == 1:
         sealed = f"sealed forecast {y[0]:.3f} [{low[0]:.3f}, {high[0]:.3f}]"
         measured = f"measured {came[0]:.3f} (forecast {y[0] / came[0] - 1:+.2%})"
-    ax.vlines(x, low, high, color=RED, linewidth=1.2, zorder=5)
-    ax.plot(x, y, "s", color=RED, mfc="white", markersize=5, label=sealed, zorder=5)
+    ax.vlines(x, low, high, color=RED, zorder=3)
+    ax.plot(x, y, "s", color=RED, mfc="white", markersize=5, label=sealed, zorder=3)
     if np.isfinite(came).any():
-        ax.plot(x, came, "*", color=BLUE, markersize=4.5, mew=0, label=measured, zorder=6)
+        ax.plot(x, came, "*", color=BLUE, markersize=4.5, mew=0, label=measured, zorder=3)
 
 
-def surface_contours(study: Study) -> Figure:
+def surface_contours(study: Study, law: dict) -> Figure:
     """Lines of equal loss over C and N, faint beyond the D of the runs; the efficient frontier N_opt(C)."""
-    law = study.fit["surface"]
     C = 6 * study.N * study.D
-    x = reach(C, factor=2)
-    y = reach(study.N, factor=2)
+    x = reach(C, 2)
+    y = reach(study.N, 2)
     N = y[:, None]
     D = x / (6 * N)
     loss = forms.surface_loss(law, N, D)
     inside = (D > study.D.min() / 1.5) & (D < study.D.max() * 1.5)
     levels = np.geomspace(loss[inside].min(), loss[inside].max(), 12)
     ax = axes(C_LABEL["6nd"], study.n_label, title_of(law))
-    contours(ax, x, y, loss, levels, linewidths=0.6, alpha=0.2)
-    contours(ax, x, y, np.where(inside, loss, np.nan), levels, linewidths=0.9)
+    ax.contour(x, y, loss, levels, linewidths=0.6, alpha=0.2, **LOW_IS_DARK)
+    ax.contour(x, y, np.where(inside, loss, np.nan), levels, linewidths=0.9, **LOW_IS_DARK)
     # The labels stand on a line above the frontier: a point on it for each second level.
     above = 2.5 * forms.surface_optimum(law, x)[0]
     there = forms.surface_loss(law, above, x / (6 * above))
@@ -486,36 +455,32 @@ def surface_contours(study: Study) -> Figure:
         if x[0] * 1.2 < at < x[-1] / 1.2 and height < y[-1] / 1.2:
             ax.text(at, height, f"{level:.2f}", fontsize=6, ha="center", va="center",
                     bbox={"color": "white", "pad": 0.5})
-    ax.plot(C, study.N, "o", color=BLACK, markersize=2, zorder=5)
-    draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[0], law["range"]["C"], RED,
-             "efficient frontier, 95 %")
+    draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[0], law["range"]["C"],
+             "efficient frontier, 95 %", RED)
+    ax.plot(C, study.N, "o", color=BLACK, markersize=2, zorder=3)
     end_with_grid(ax, x, y)
     ax.legend(loc="upper left")
     return ax.figure
 
 
-def residuals(study: Study) -> Figure:
+def residuals(study: Study, law: dict) -> Figure:
     """Measured over fitted loss against compute, coloured by size: a pattern means a wrong form."""
-    law = study.fit["surface"]
     off = 100 * (study.L / forms.surface_loss(law, study.N, study.D) - 1)
     noise = 196 * law["noise"]
     highest = 1.4 * max(noise, np.abs(off).max())
-    norm = shades(study.N)
     ax = axes(C_LABEL["6nd"], "measured / fitted loss - 1 (%)")
+    colors = color_bar(ax, study.N, study.n_label)
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.axhspan(-noise, noise, color=BLACK, alpha=0.12, linewidth=0, label="1.96 residual standard deviations")
-    ax.scatter(6 * study.N * study.D, off, s=12, c=study.N, cmap=VIRIDIS, norm=norm, linewidth=0)
-    ax.set_xscale("log")
-    log_ticks(ax.xaxis, *ax.get_xlim())
-    ax.set_ylim(-highest, highest)
-    color_bar(ax, norm, study.n_label)
+    ax.scatter(6 * study.N * study.D, off, s=12, c=colors.to_rgba(study.N), linewidth=0)
+    ax.set(xscale="log", ylim=(-highest, highest))
+    log_ticks(ax.xaxis)
     ax.legend()
     return ax.figure
 
 
-def bootstrap_cloud(study: Study) -> Figure | None:
+def bootstrap_cloud(study: Study, law: dict) -> Figure | None:
     """Exponent a and irreducible loss E of each bootstrap resample: what one fit hides."""
-    law = study.fit["surface"]
     if not law["ci"]:
         return None
     draws = forms.draws_of(law)
@@ -530,23 +495,16 @@ def bootstrap_cloud(study: Study) -> Figure | None:
     return ax.figure
 
 
-def profile_of_E(study: Study) -> Figure | None:
+def profile_of_E(study: Study, law: dict) -> Figure | None:
     """How much worse the surface fits with E held elsewhere and all else refitted, and which E 95 % allow."""
-    law = study.fit["surface"]
     if "profile_E" not in law:
         return None
     profile = law["profile_E"]
     grid = profile["grid"]
     cutoff = profile["cutoff"]
-    low = profile["lo"]
-    high = profile["hi"]
-    unbounded = []                                      # the sides on which the profile does not rise
-    if low is None:
-        unbounded.append("below")
-        low = grid[0]
-    if high is None:
-        unbounded.append("above")
-        high = grid[-1]
+    low = profile["lo"] or grid[0]                      # None: the profile does not rise on this side
+    high = profile["hi"] or grid[-1]
+    unbounded = [side for side, end in (("below", "lo"), ("above", "hi")) if not profile[end]]
     allowed = f"{low:.3f} to {high:.3f}"
     if unbounded:
         allowed = "not bounded " + " or ".join(unbounded)
@@ -569,8 +527,7 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     X = np.log([N, D])
     y = np.log(L)
     least = forms.fit_surface(N, D, L, bootstrap=0)["objective"] / len(y)
-    E, A, B = np.log([start[k] for k in "EAB"])
-    first = np.array([E, A, start["alpha"], B, start["beta"]])
+    first = np.array(forms.surface_theta(0, 0, **start))
 
     def objective(theta):
         value, slope = forms.additive(theta[None], X)
@@ -579,8 +536,7 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     ax = axes("iteration of L-BFGS-B", "objective / its minimum - 1")
     for name, color, options in (("default", RED, {}), ("tight", BLUE, {"ftol": 1e-15, "gtol": 1e-12})):
         path = [first]
-        end = minimize(objective, first, jac=True, method="L-BFGS-B", options={"maxiter": 2000} | options,
-                       callback=path.append)
+        end = minimize(objective, first, jac=True, method="L-BFGS-B", options=options, callback=path.append)
         excess = np.array([objective(theta)[0] for theta in path]) / least - 1
         says = "success" if end.success else "failure"
         found = rf"$\alpha$ = {end.x[2]:.3f}, $\beta$ = {end.x[4]:.3f}"
@@ -591,23 +547,19 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     return ax.figure
 
 
-def accounting(study: Study) -> Figure | None:
+def accounting(study: Study, law: dict) -> Figure:
     """The exponent a of the same runs by each way to count N (rows) and C (columns), where it was found."""
-    matrix = study.fit["accounting"]
-    rows = list(matrix)
-    columns = list(matrix[rows[0]])
-    a = np.array([[matrix[r][c].get("a", np.nan) for c in columns] for r in rows])
-    if np.isnan(a).all():
-        return None
+    cells = [list(row.values()) for row in law.values()]
+    a = np.array([[cell.get("a", np.nan) for cell in row] for row in cells])
+    middle = (np.nanmin(a) + np.nanmax(a)) / 2
     ax = axes("how C is counted", "how N is counted", f"{A_LABEL}, with 95 % intervals", height=2.2)
     ax.imshow(a, cmap=VIRIDIS, aspect="auto")
-    middle = (np.nanmin(a) + np.nanmax(a)) / 2
     for (i, j), value in np.ndenumerate(a):
-        text = cell_text(matrix[rows[i]][columns[j]])
         color = "white" if value < middle else BLACK
-        ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
-    ax.set_xticks(range(len(columns)), [c.replace("_", " +\n").replace("6nd", "6ND") for c in columns])
-    ax.set_yticks(range(len(rows)), [r.replace("_plus_", "\n+ ").replace("_", "-") for r in rows])
+        ax.text(j, i, cell_text(cells[i][j]), ha="center", va="center", fontsize=7, color=color)
+    flops = next(iter(law.values()))
+    ax.set_xticks(range(len(flops)), [c.replace("_", " +\n").replace("6nd", "6ND") for c in flops])
+    ax.set_yticks(range(len(law)), [r.replace("_plus_", "\n+ ").replace("_", "-") for r in law])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return ax.figure
@@ -624,15 +576,14 @@ def cell_text(cell: dict) -> str:
     return text
 
 
-# The figures of a study: the name, the law in fit.json that it shows (None: none) and its function, which
-# gives None where the study's files lack what it shows.
+# The figures of a study's laws: the name, the law in fit.json that it shows, and its function, which gives
+# None where the law was fitted without what it shows.
 FIGURES = (
-    ("curves", None, loss_curves),
     ("isoflop", "isoflop", isoflop),
     ("envelope", "envelope", envelope),
     ("loss_vs_compute", "loss_vs_compute", loss_vs_compute),
-    ("loss_vs_params", "loss_vs_params", loss_vs_params),
-    ("loss_vs_tokens", "loss_vs_tokens", loss_vs_tokens),
+    ("loss_vs_params", "loss_vs_params", power_law),
+    ("loss_vs_tokens", "loss_vs_tokens", power_law),
     ("frontier", "surface", frontier),
     ("surface", "surface", surface_contours),
     ("residuals", "surface", residuals),
@@ -644,21 +595,22 @@ FIGURES = (
 
 def study_figures(study: Study) -> dict[str, Figure]:
     """{name: figure} of every figure that the study's files support."""
-    drawn = {name: draw(study) for name, law, draw in FIGURES if law is None or law in study.fit}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    figures = {"curves": loss_curves(study)}
+    for name, law, draw in FIGURES:
+        if law in study.fit:
+            figures[name] = draw(study, study.fit[law])
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 # ---- Figures across studies, and of a plan. ----
 
 def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
     """From one exponent to another, a change at a time: steps {label, a, lo, hi}; `marks`, papers' values."""
-    a = [step["a"] for step in steps]
-    below = [step["a"] - step["lo"] for step in steps]
-    above = [step["hi"] - step["a"] for step in steps]
+    a, low, high = np.array([[step[k] for step in steps] for k in ("a", "lo", "hi")])
     y = -np.arange(len(steps))
     ax = axes(r"a, exponent of $N_{opt} \propto C^a$", "", height=0.38 * len(steps) + 0.8)
     ax.plot(a, y, color=SKY, linewidth=0.8)
-    ax.errorbar(a, y, xerr=[below, above], fmt="o", color=BLUE, capsize=2, elinewidth=1)
+    ax.errorbar(a, y, xerr=[a - low, high - a], fmt="o", color=BLUE, capsize=2, elinewidth=1)
     for (name, value), color in zip(marks.items(), (RED, GREEN, PURPLE)):
         ax.axvline(value, color=color, linestyle=":", linewidth=1)
         ax.text(value, 0.6, name, color=color, fontsize=7, ha="center", va="bottom")
@@ -673,12 +625,12 @@ def forecast_board(forecasts: dict) -> Figure:
     names = []
     ax = axes("forecast error (%)", "", height=0.3 * len(came) + 0.9)
     for y, k in enumerate(came):
-        measured = forecasts["measured"][k]
-        low, middle, high = (100 * (forecasts[c][k] / measured - 1) for c in ("lo95", "predicted", "hi95"))
+        row = {name: column[k] for name, column in forecasts.items()}
+        low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
         color, marker = (BLUE, "o") if low <= 0 <= high else (RED, "X")
         ax.plot([low, high], [-y, -y], color=color, linewidth=1)
         ax.plot(middle, -y, marker, color=color, markersize=4)
-        names.append(f"{forecasts['study'][k]}: {forecasts['run'][k]}")
+        names.append(f"{row['study']}: {row['run']}")
     ax.axvline(0, color=BLACK, linewidth=0.6)
     ax.set_yticks(-np.arange(len(came)), names)
     ax.set_ylim(0.6 - len(came), 0.6)
@@ -687,17 +639,17 @@ def forecast_board(forecasts: dict) -> Figure:
 
 def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure:
     """A plan on a law's loss surface: N parameters, D tokens, its budget 6 N D, the interval `ci` of N."""
-    ends = np.array(ci or [N])
-    x = reach(N, ends, factor=20)
-    y = reach(D, N * D / ends, factor=20)
+    ends = np.array([N, *(ci or [])])
+    x = reach(ends, 20)
+    y = reach(N * D / ends, 20)
     loss = forms.surface_loss(law, x, y[:, None])
     levels = np.geomspace(loss.min(), loss.max(), 14)[1:-1]
     ax = axes(N_LABEL[law["params"]], D_LABEL)
-    lines = contours(ax, x, y, loss, levels, linewidths=0.8)
-    ax.clabel(lines, lines.levels[::2], fmt="%.3g", fontsize=6)
+    lines = ax.contour(x, y, loss, levels, linewidths=0.8, **LOW_IS_DARK)
+    ax.clabel(lines, levels[::2], fmt="%.3g", fontsize=6)
     ax.plot(x, N * D / x, color=BLACK, linewidth=0.8, label=f"6ND = {6 * N * D:.3g} FLOPs")
     if ci:
-        ax.plot(ends, N * D / ends, color=RED, linewidth=3, alpha=0.5, solid_capstyle="butt",
+        ax.plot(ends[1:], N * D / ends[1:], color=RED, linewidth=3, alpha=0.5, solid_capstyle="butt",
                 label="95 % interval")
     ax.plot(N, D, "D", color=RED, label=f"plan: {D / N:.3g} tokens per parameter")
     end_with_grid(ax, x, y)
@@ -707,54 +659,60 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
 
 # ---- Figures of the recipe. ----
 
+def by_parametrization(table: dict, xlabel: str, ylabel: str, titles: tuple[str, str]) -> list[tuple]:
+    """(axes, rows of the table) of muP and of GPT-2, side by side."""
+    both = pair(sharey=True)
+    both[0].set_ylabel(ylabel)
+    parts = []
+    for ax, title, kind in zip(both, titles, ("mup", "gpt2")):
+        ax.set(title=title, xlabel=xlabel)
+        own = table["parametrization"] == kind
+        parts.append((ax, {name: column[own] for name, column in table.items()}))
+    return parts
+
+
 def transfer(table: dict) -> Figure:
     """Loss against learning rate, a line per width, its best marked; `table` is transfer.csv."""
-    both = panels("learning rate", LOSS_LABEL, ["muP", "GPT-2"])
     widths = np.unique(table["n_embd"])
-    norm = shades(widths)
-    for ax, kind in zip(both, ("mup", "gpt2")):
-        of_kind = table["parametrization"] == kind
-        for width in widths:
-            own = np.flatnonzero(of_kind & (table["n_embd"] == width))
-            own = own[np.argsort(table["learning_rate"][own])]
-            rate = table["learning_rate"][own]
-            loss = table["val_loss"][own]
-            ax.plot(rate, loss, "-o", color=VIRIDIS(norm(width)), markersize=2)
-            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, markersize=7, zorder=4)
+    colors = shades(widths)
+    for ax, rows in by_parametrization(table, "learning rate", LOSS_LABEL, ("muP", "GPT-2")):
+        curves = {"run": rows["n_embd"], "N": rows["n_embd"], "L": rows["val_loss"]}
+        draw_curves(ax, curves, rows["learning_rate"], colors, marker="o", markersize=2)
+        for line in [*ax.lines]:
+            rate, loss = line.get_data()
+            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, markersize=7)
         ax.set_xscale("log")
-        shown = np.unique(table["learning_rate"][of_kind])[::2]
-        label_only(ax, shown)
-    lines = [Line2D([], [], color=VIRIDIS(norm(width)), label=f"d {width:.0f}") for width in widths]
+        label_only(ax, np.unique(rows["learning_rate"])[::2])
+    lines = [Line2D([], [], color=colors.to_rgba(width), label=f"d {width:.0f}") for width in widths]
     lines.append(Line2D([], [], color=RED, marker="*", linestyle="", label="best"))
-    both[0].figure.legend(handles=lines, loc="outside lower center", ncols=5, columnspacing=1)
-    return both[0].figure
+    ax.figure.legend(handles=lines, loc="outside lower center", ncols=5, columnspacing=1)
+    return ax.figure
 
 
 def coordinates(table: dict) -> Figure:
     """The coordinate check: how far a few Adam steps move activations; `table` is coordinates.csv."""
-    both = panels("width d", "change after 4 Adam steps (rms)", ["muP: flat", "GPT-2: grows"])
     looks = {
-        "attention": {"color": BLUE, "marker": "o"},
-        "mlp": {"color": RED, "marker": "s"},
-        "residual stream": {"color": BLACK, "marker": "^"},
-        "logits": {"color": GREEN, "marker": "D"},
+        "attention": (BLUE, "o"),
+        "mlp": (RED, "s"),
+        "residual stream": (BLACK, "^"),
+        "logits": (GREEN, "D"),
     }
     widths = np.unique(table["n_embd"])
-    last = table["step"] == table["step"].max()
-    for ax, kind in zip(both, ("mup", "gpt2")):
-        for name, look in looks.items():
-            own = last & (table["parametrization"] == kind) & (table["activation"] == name)
-            logs = [np.log(table["moved"][own & (table["n_embd"] == width)]) for width in widths]
-            moved = [np.exp(log.mean()) for log in logs]                # the geometric mean over seeds
-            ax.loglog(widths, moved, label=name, **look)
+    for ax, rows in by_parametrization(table, "width d", "change after 4 Adam steps (rms)",
+                                       ("muP: flat", "GPT-2: grows")):
+        last = rows["step"] == table["step"].max()
+        for name, (color, marker) in looks.items():
+            own = last & (rows["activation"] == name)
+            moved = [gmean(rows["moved"][own & (rows["n_embd"] == width)]) for width in widths]   # over seeds
+            ax.loglog(widths, moved, color=color, marker=marker, label=name)
         label_only(ax, widths)
-    both[0].figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return both[0].figure
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return ax.figure
 
 
 def critical_batch(table: dict, found: dict) -> Figure:
     """Steps and tokens to a loss by batch size, B_crit(L) and noise scale; from points.csv and batch.json."""
-    left, right = panels("", "steps", ["cost of a loss", "critical batch"], sharey=False)
+    left, right = pair()
     norm = Normalize(table["loss"].min(), table["loss"].max())
     B = reach(table["batch_tokens"])
     for level in found["levels"]:
@@ -764,13 +722,12 @@ def critical_batch(table: dict, found: dict) -> Figure:
         law = level["S_min"] * (1 + level["B_crit"] / B)
         left.plot(B * law, law, color=color, linewidth=0.8, label=f"{level['loss']:.2f}")
         left.plot(table["batch_tokens"][own] * steps, steps, "o", color=color, markersize=2.5)
-    left.set(xscale="log", yscale="log", xlabel="tokens")
-    left.figure.legend(*left.get_legend_handles_labels(), title="loss", title_fontsize=7, ncols=5,
-                       loc="outside lower center", columnspacing=1)
+    left.set(title="cost of a loss", xlabel="tokens", ylabel="steps", xscale="log", yscale="log")
+    left.figure.legend(title="loss", title_fontsize=7, ncols=5, loc="outside lower center", columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
     right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
-    right.set(xlabel="loss (nats per token)", ylabel="tokens", ylim=(0, None))
+    right.set(title="critical batch", xlabel="loss (nats per token)", ylabel="tokens", ylim=(0, None))
     right.invert_xaxis()
     right.legend(loc="lower right")
     return left.figure
@@ -780,11 +737,13 @@ def recipe_figures(folder: Path) -> dict[str, Figure]:
     """{name: figure} of what scaling.recipe.transfer and scaling.recipe.batch left in a study directory."""
     figures = {}
     for name, draw in (("transfer", transfer), ("coordinates", coordinates)):
-        if (folder / f"{name}.csv").is_file():
-            figures[name] = draw(read_table(folder / f"{name}.csv"))
-    if (folder / "points.csv").is_file() and (folder / "batch.json").is_file():
-        found = load_json(folder / "batch.json")
-        figures["critical"] = critical_batch(read_table(folder / "points.csv"), found)
+        table = if_there(read_table, folder / f"{name}.csv")
+        if table:
+            figures[name] = draw(table)
+    points = if_there(read_table, folder / "points.csv")
+    found = if_there(load_json, folder / "batch.json")
+    if points and found:
+        figures["critical"] = critical_batch(points, found)
     return figures
 
 
@@ -803,11 +762,11 @@ def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
     Returns the paths written. Raises UserError.
     """
     folder = Path(folder)
-    study = read_study(folder)
-    figures = study_figures(study) | recipe_figures(folder)
-    if out is None:
-        return [save(figure, folder / "figures" / f"{name}.png") for name, figure in figures.items()]
-    return [save(figure, Path(out) / f"{study.name}_{name}.png") for name, figure in figures.items()]
+    figures = study_figures(read_study(folder)) | recipe_figures(folder)
+    start = f"{folder}/figures/"
+    if out is not None:
+        start = f"{out}/{folder.resolve().name}_"
+    return [save(figure, Path(f"{start}{name}.png")) for name, figure in figures.items()]
 
 
 def draw_assets(out: Path) -> list[Path]:
@@ -816,16 +775,16 @@ def draw_assets(out: Path) -> list[Path]:
     Raises UserError.
     """
     results = basics.ROOT / "scaling" / "results"
-    law = study_figures(read_study(results / "laptop"))["frontier"]
-    recipe = recipe_figures(results / "transfer")["transfer"]
+    laptop = read_study(results / "laptop")
+    recipe = read_table(results / "transfer" / "transfer.csv")
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    return [save(law, out / "laptop_frontier.png"),
+    return [save(frontier(laptop, laptop.fit["surface"]), out / "laptop_frontier.png"),
             save(forecast_board(forecasts), out / "forecasts.png"),
-            save(recipe, out / "transfer_transfer.png")]
+            save(transfer(recipe), out / "transfer_transfer.png")]
 
 
-def main(args: list[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scaling.plots", description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: what README shows")
     parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
@@ -836,7 +795,6 @@ def main(args: list[str] | None = None) -> int:
     for folder in a.studies:
         for path in draw_study(folder, a.out):
             print(path)
-    return 0
 
 
 if __name__ == "__main__":

@@ -94,11 +94,6 @@ def drawn(study, folder):
     return {name: (figure, plots.save(figure, folder / f"{name}.png")) for name, figure in figures.items()}
 
 
-def with_law(study, name, law):
-    """The study with another law of this name."""
-    return study._replace(fit=study.fit | {name: law})
-
-
 def line(figure, label):
     """The line with this label. Fails when there is none."""
     return next(one for one in figure.axes[0].lines if one.get_label().startswith(label))
@@ -143,10 +138,9 @@ def test_figures_need_only_the_files_that_they_show(copy):
 
 
 def test_a_new_law_is_one_row(study, monkeypatch):
-    row = ("mine", "my_law", lambda study: plots.power_law(study.N, study.L, study.fit["my_law"], "N", "N"))
-    monkeypatch.setattr(plots, "FIGURES", (*plots.FIGURES, row))
+    monkeypatch.setattr(plots, "FIGURES", (("mine", "my_law", plots.power_law),))
     assert "mine" not in plots.study_figures(study)
-    mine = with_law(study, "my_law", study.fit["loss_vs_params"])
+    mine = study._replace(fit={"my_law": study.fit["loss_vs_params"]})
     assert line(plots.study_figures(mine)["mine"], "law")
 
 
@@ -204,7 +198,7 @@ def test_curves_fall_back_to_train_loss(folder, study, copy):
 
 
 def test_laws_are_solid_inside_their_range_and_dashed_outside(study, surface):
-    figure = plots.frontier(study)
+    figure = plots.frontier(study, surface)
     law = line(figure, "compute-optimal")
     x, y = law.get_data()
     low, high = surface["range"]["C"]
@@ -215,7 +209,7 @@ def test_laws_are_solid_inside_their_range_and_dashed_outside(study, surface):
 
 
 def test_frontier_is_the_optimum_of_the_surface(study, surface):
-    x, y = line(plots.frontier(study), "compute-optimal").get_data()
+    x, y = line(plots.frontier(study, surface), "compute-optimal").get_data()
     k = np.flatnonzero(np.isfinite(y))[10]
     N = np.geomspace(1e3, 1e8, 20_000)
     assert y[k] == pytest.approx(forms.surface_loss(surface, N, x[k] / (6 * N)).min(), rel=1e-6)
@@ -226,17 +220,17 @@ def test_bands_are_the_intervals_of_the_draws():
     draws = np.random.default_rng(0).normal(size=4000)
     x = np.arange(3.0)
     law = {"y": 0.0, "ci": {"y": [-2, 2]}, "boot": {"y": list(draws)}}
-    plots.draw_law(ax, x, law, lambda p: p["y"] + 10 * x, (0, 2))
+    plots.draw_law(ax, x, law, lambda p: p["y"] + 10 * x, (0, 2), "law")
     corners = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert corners.min() == pytest.approx(np.sort(draws)[100], abs=0.02)
     assert corners.max() == pytest.approx(20 + np.sort(draws)[-100], abs=0.02)
 
 
 def test_a_fit_without_a_bootstrap_has_no_band(study, surface):
-    bare = with_law(study, "surface", surface | {"ci": {}, "boot": {k: [] for k in surface["boot"]}})
-    figures = plots.study_figures(bare)
-    assert "bootstrap" not in figures and "frontier" in figures
-    assert len(figures["frontier"].axes[0].collections) == len(plots.frontier(study).axes[0].collections) - 1
+    bare = surface | {"ci": {}, "boot": {k: [] for k in surface["boot"]}}
+    assert plots.bootstrap_cloud(study, bare) is None
+    without, with_band = (plots.frontier(study, law).axes[0].collections for law in (bare, surface))
+    assert len(without) == len(with_band) - 1
 
 
 def test_a_draw_that_failed_is_left_out_of_the_band(copy):
@@ -244,13 +238,14 @@ def test_a_draw_that_failed_is_left_out_of_the_band(copy):
     fit = read_fit(copy)
     fit["surface"]["boot"] = {k: [None, *draws[1:]] for k, draws in fit["surface"]["boot"].items()}
     write_fit(copy, fit)
-    figure = plots.study_figures(plots.read_study(copy))["frontier"]
+    study = plots.read_study(copy)
+    figure = plots.frontier(study, study.fit["surface"])
     shaded = figure.axes[0].collections[-1].get_paths()[0].vertices
     assert np.isfinite(shaded).all()
 
 
-def test_forecasts_and_what_came_are_shown(study):
-    figure = plots.frontier(study)
+def test_forecasts_and_what_came_are_shown(study, surface):
+    figure = plots.frontier(study, surface)
     x, y = line(figure, "forecasts").get_data()
     assert np.allclose(x, 6 * 2e6 * 8e7) and np.allclose(y, 1.5)
     assert line(figure, "measured").get_ydata()[0] == 1.48
@@ -258,9 +253,10 @@ def test_forecasts_and_what_came_are_shown(study):
     assert low < x.min() and x.max() < high
 
 
-def test_one_forecast_is_spelt_out(study):
+def test_one_forecast_is_spelt_out(study, surface):
     one = {k: v[:1] for k, v in study.forecasts.items()}
-    line(plots.frontier(study._replace(curves={}, forecasts=one)), "sealed forecast 1.500 [1.450, 1.550]")
+    figure = plots.frontier(study._replace(curves={}, forecasts=one), surface)
+    line(figure, "sealed forecast 1.500 [1.450, 1.550]")
 
 
 def test_isoflop_marks_each_optimum_and_refuses_openly(study):
@@ -269,7 +265,7 @@ def test_isoflop_marks_each_optimum_and_refuses_openly(study):
     largest = level == level.max()
     L[largest] = 2 * np.median(L[largest]) - L[largest]            # upside down: no minimum inside
     fit = frontiers.fit_isoflop(study.N, study.C, L, bootstrap=50)
-    ax = plots.isoflop(with_law(study, "isoflop", fit)._replace(L=L)).axes[0]
+    ax = plots.isoflop(study._replace(L=L), fit).axes[0]
     marks = [one.get_xdata()[0] for one in ax.lines if one.get_marker() == "D" and len(one.get_xdata())]
     assert np.allclose(marks, [p["N_opt"] for p in fit["points"] if not p["refused"]]) and len(marks) == 3
     hollow = [one for one in ax.lines if one.get_markerfacecolor() == "none" and len(one.get_xdata())]
@@ -277,7 +273,7 @@ def test_isoflop_marks_each_optimum_and_refuses_openly(study):
 
 
 def test_isoflop_parabola_touches_its_vertex(study):
-    ax = plots.isoflop(study).axes[0]
+    ax = plots.isoflop(study, study.fit["isoflop"]).axes[0]
     curves = [one for one in ax.lines if len(one.get_xdata()) == 100]
     assert len(curves) == len(BUDGETS)
     for curve, point in zip(curves, study.fit["isoflop"]["points"]):
@@ -286,19 +282,19 @@ def test_isoflop_parabola_touches_its_vertex(study):
 
 def test_power_law_fills_the_points_that_it_used(study):
     used = frontiers.pareto(study.N, study.L)
-    figure = plots.loss_vs_params(study)
+    figure = plots.power_law(study, study.fit["loss_vs_params"])
     assert set(line(figure, "best").get_xdata()) == set(study.N[used])
     assert len(used) == study.fit["loss_vs_params"]["n"]
 
 
 def test_residuals_are_percentages_of_the_fit(study, surface):
-    shown = plots.residuals(study).axes[0].collections[-1].get_offsets()
+    shown = plots.residuals(study, surface).axes[0].collections[-1].get_offsets()
     assert np.allclose(shown[:, 1], 100 * (study.L / forms.surface_loss(surface, study.N, study.D) - 1))
     assert np.abs(shown[:, 1]).max() < 2
 
 
-def test_cloud_holds_every_resample(study):
-    assert len(plots.bootstrap_cloud(study).axes[0].lines[0].get_xdata()) == 50
+def test_cloud_holds_every_resample(study, surface):
+    assert len(plots.bootstrap_cloud(study, surface).axes[0].lines[0].get_xdata()) == 50
 
 
 def test_default_tolerances_stop_early_and_say_success(study):
@@ -332,8 +328,7 @@ def test_envelope_marks_where_each_size_is_best(study):
     rows = {"N": N, "C": 6 * N * D, "L": forms.surface_loss(TRUE, N, D),
             "run": np.repeat([f"{n:.0f}" for n in sizes], 60)}
     fit = frontiers.fit_envelope(rows["N"], rows["C"], rows["L"], rows["run"], bootstrap=20)
-    made = with_law(study, "envelope", fit)._replace(data=study.data | {"along": rows})
-    figure = plots.envelope(made)
+    figure = plots.envelope(study._replace(data=study.data | {"along": rows}), fit)
     assert np.allclose(line(figure, "best size").get_xdata(), [p["C"] for p in fit["points"]])
     assert len(figure.axes[0].lines) == len(sizes) + 1
 
@@ -342,8 +337,7 @@ def test_kink_is_shaded_and_the_law_dashed_before_it(study):
     C = np.geomspace(1e12, 1e16, 25)
     L = np.where(C < 1e14, 4 * (C / 1e14) ** -0.12, 4 * (C / 1e14) ** -0.05)
     law = frontiers.fit_loss_vs_compute(C, L, bootstrap=20)
-    made = with_law(study, "loss_vs_compute", law)._replace(data={"C": C, "L": L, "along": {}})
-    figure = plots.loss_vs_compute(made)
+    figure = plots.loss_vs_compute(study._replace(data={"C": C, "L": L, "along": {}}), law)
     shaded = [one for one in figure.axes[0].patches if one.get_label().startswith("kink")]
     assert len(shaded) == 1 and 1e13 < shaded[0].get_x() < 1e15
     x, y = line(figure, "law").get_data()
@@ -351,21 +345,19 @@ def test_kink_is_shaded_and_the_law_dashed_before_it(study):
 
 
 def test_profile_shades_what_it_allows(study, surface):
-    allowed, = plots.profile_of_E(study).axes[0].patches
+    allowed, = plots.profile_of_E(study, surface).axes[0].patches
     assert allowed.get_x() == pytest.approx(surface["profile_E"]["lo"])
     assert allowed.get_x() + allowed.get_width() == pytest.approx(surface["profile_E"]["hi"])
-    free = with_law(study, "surface", surface | {"profile_E": surface["profile_E"] | {"lo": None}})
-    assert "not bounded below" in plots.profile_of_E(free).axes[0].patches[0].get_label()
+    free = surface | {"profile_E": surface["profile_E"] | {"lo": None}}
+    assert "not bounded below" in plots.profile_of_E(study, free).axes[0].patches[0].get_label()
 
 
 def test_accounting_prints_every_cell(study):
     matrix = {"total": {"6nd": {"a": 0.5, "ci": [0.4, 0.6]}, "exact": {"refused": "no column"}},
               "non_embedding": {"6nd": {"a": 0.7, "ci": None}, "exact": {"a": 0.65, "ci": [0.6, 0.7]}}}
-    ax = plots.accounting(with_law(study, "accounting", matrix)).axes[0]
+    ax = plots.accounting(study, matrix).axes[0]
     texts = [t.get_text() for t in ax.texts]
     assert texts == ["0.500\n[0.40, 0.60]", "refused", "0.700", "0.650\n[0.60, 0.70]"]
-    refused = {"total": {"6nd": {"refused": "no column"}}}
-    assert plots.accounting(with_law(study, "accounting", refused)) is None
 
 
 def test_walk_goes_downward_in_order():
@@ -375,10 +367,10 @@ def test_walk_goes_downward_in_order():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["from", "to"]
 
 
-def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, drawn):
+def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, surface, drawn):
     _, path = drawn["frontier"]
     full = Image.open(path).convert("RGB")
-    raw = plots.frontier(study)._repr_png_()
+    raw = plots.frontier(study, surface)._repr_png_()
     small = Image.open(BytesIO(raw))
     assert small.mode == "P" and small.size == full.size and len(raw) < path.stat().st_size / 2
     assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).max() < 40
