@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, exit_cleanly
-from scaling.bench import AGREE_STEPS, HuggingFace, Ours, Plain, losses, quartiles, workplace
+from scaling.bench import HuggingFace, Ours, Plain, losses, quartiles, workplace
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class Sizes:
     shapes: tuple = ((32, 1024), (8, 128))             # (sequences, tokens of each) of a step; first STUDY's
     chunk: int = 1024                                  # rows of logits at a time; divides those of a step
     product: int = 8192                                # rows and columns of the matrices
-    numbers: int = 2 ** 29                             # that are copied; 1/128 of them as text
+    numbers: int = 2 ** 29                             # that are copied
     rounds: int = 5
     seconds: float = 0.25                              # of a candidate's turn
 
@@ -214,18 +214,17 @@ def race_losses(d: int, forms: dict, s: Sizes, report: Report) -> None:
 
 def measure_steps(s: Sizes, report: Report) -> None:
     """Steps in bf16 of every form whose first losses are those of a plain float32 GPT, by shape and width."""
-    tokens = np.random.default_rng(0).random(s.numbers // 128) ** 3 * s.vocab_size    # skewed: can be learned
     for rows, T in s.shapes:
         for d in s.widths:
             with report.attempt("steps", f"d {d}, {rows} x {T}"), workplace(
-                    tokens, device=s.device, dtype="bfloat16", compile=False, n_layer=s.n_layer, n_embd=d,
+                    device=s.device, dtype="bfloat16", compile=False, n_layer=s.n_layer, n_embd=d,
                     n_head=s.n_head, vocab_size=s.vocab_size, batch_size=rows, block_size=T,
-                    learning_rate=3e-3) as (run, _):   # large enough to show in the first losses
+                    learning_rate=3e-3) as run:        # large enough to show in the first losses
                 race_steps(run.config, run.meta, s, report)
 
 
 def race_steps(c: Config, meta: dict, s: Sizes, report: Report) -> None:
-    exact = losses(Plain(dataclasses.replace(c, dtype="float32"), meta), AGREE_STEPS)
+    exact = losses(Plain(dataclasses.replace(c, dtype="float32"), meta))
 
     def check(form):
         kind, options = form
@@ -233,7 +232,7 @@ def race_steps(c: Config, meta: dict, s: Sizes, report: Report) -> None:
         if options:
             made.model.compile(dynamic=False, **options)       # in place
         torch.set_float32_matmul_precision("high")     # the peer's is another: all would be compiled anew
-        first = losses(made, AGREE_STEPS)
+        first = losses(made)
         off = np.abs(np.divide(first, exact) - 1).max()
         if not off <= AGREE:                           # nor is nan
             raise ValueError(f"its first losses are not those of float32: off by {off:.2g}")

@@ -5,11 +5,11 @@
 
 Ours is train.py's own step, with its data, schedule, clipping and optimizer. The peers have the same weights,
 batches and settings of AdamW: (hf) Hugging Face's GPT2LMHeadModel with its own loss, (hf_compiled) the same
-under torch.compile, (plain) a GPT as a textbook writes it. Contestants that do not report the same losses for
-the first steps have not done the same work, and nothing is timed. Each lives in a process of its own, as its
-user would have it (heap, precision, compilation, peak memory), and only one works at a time, in turns; a
-ratio is the median over the turns of ours over theirs. For the laptop study's shapes it then measures what a
-sweep does: two processes of one thread, at once, against one process of two threads.
+under torch.compile, (plain) the textbook: model.py on PyTorch's kernels alone. Contestants that do not report
+the same losses for the first steps have not done the same work, and nothing is timed. Each lives in a process
+of its own, as its user would have it (heap, precision, compilation, peak memory), and works in turns with the
+others; a ratio is the median over the turns of ours over theirs. For the laptop study's shapes it then
+measures what a sweep does: two processes of one thread, at once, against one process of two threads.
 """
 import argparse
 import contextlib
@@ -19,32 +19,33 @@ import os
 import sys
 import tempfile
 import time
+import timeit
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is imported
 import numpy as np
 import torch
-import torch.nn as nn
-from torch.nn import functional as F
+from torch import nn
 from tqdm import tqdm
 
 import train
 from config import settings
 from config.settings import Config
 from model import GPT
-from runtime import basics
+from runtime import basics, cpu
 from runtime.basics import UserError, exit_cleanly, nearest
-from runtime.cpu import onednn_matmul, onednn_pays
 from runtime.system import peak_memory_mb
 
 
-def shape(n_layer: int, n_head: int, n_embd: int, batch_size: int, block_size: int, vocab_size: int) -> dict:
-    return dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, batch_size=batch_size, block_size=block_size,
-                vocab_size=vocab_size)
+def shape(*numbers: int) -> dict:
+    names = ("n_layer", "n_head", "n_embd", "batch_size", "block_size", "vocab_size")
+    return dict(zip(names, numbers))
 
 
 SHAPES = {                         # batch_size rows of block_size tokens a step; biases, tied head, as GPT-2
@@ -57,11 +58,10 @@ SHAPES = {                         # batch_size rows of block_size tokens a step
     "laptop_d32": shape(3, 2, 32, 16, 32, 84),
     "laptop_d64": shape(3, 2, 64, 16, 32, 84),
 }
-PEERS = ("hf", "hf_compiled", "plain")
 AGREE_STEPS, AGREE = 5, 1e-4       # the first losses must agree to this relative difference
 PHASES = ("data", "forward_backward", "loss", "optimizer")
 # Of every run that is timed: what HF's GPT-2 has, too.
-COMMON = dict(dataset="bench", bias=True, tie_weights=True, schedule="constant", warmup_iters=0,
+COMMON = dict(dataset="bench", bias=True, schedule="constant", warmup_iters=0,
               learning_rate=1e-3, max_iters=10 ** 6, device="cpu", dtype="float32")
 
 
@@ -74,24 +74,21 @@ class Ours:
     def __init__(self, c: Config, meta: dict):
         self.run = train.Run(c, meta, 0, 1)
         self.model = self.run.raw
-        self.last_norm = self.model.transformer.ln_f
 
     def step(self) -> torch.Tensor:
         self.run.train_step()
         return self.run.losses.pop()
 
 
-class Peer:
-    """A step as a user of `model` writes it: `loss(x, y)`, clip, torch.optim.AdamW; on the data of `Ours`."""
+class Plain:
+    """A step as a textbook has it: model.py without our kernels, clip_grad_norm_ and torch.optim.AdamW."""
 
     def __init__(self, c: Config, meta: dict):
-        torch.manual_seed(c.seed)
-        weights = GPT(c).state_dict()
         torch.set_float32_matmul_precision("highest")  # PyTorch's default
+        torch.manual_seed(c.seed)
         self.c = c
         self.i = 0
-        self.model = self.build(c, weights).to(c.device)
-        self.last_norm = self.model.transformer.ln_f
+        self.model = self.build(c).to(c.device)
         text = basics.ROOT / "data" / c.dataset / "train.bin"
         self.data = train.Batches(text, c.block_size, c.seed, c.device)
         self.autocast = torch.autocast(c.device, getattr(torch, c.dtype), enabled=c.dtype != "float32")
@@ -99,6 +96,17 @@ class Peer:
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [dict(params=matrices, weight_decay=c.weight_decay), dict(params=vectors, weight_decay=0.0)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2))
+
+    def build(self, c: Config) -> nn.Module:
+        return GPT(c)
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        ours = cpu.on_cpu
+        cpu.on_cpu = lambda x: False                   # what asks whether our kernels are for x
+        try:
+            return self.model(x, y)[1]
+        finally:
+            cpu.on_cpu = ours
 
     def step(self) -> torch.Tensor:
         x, y = self.data.get(self.data.row_ids(self.i * self.c.batch_size, self.c.batch_size))
@@ -112,20 +120,17 @@ class Peer:
         return loss.detach()
 
 
-class HuggingFace(Peer):
-    def build(self, c: Config, weights: dict) -> nn.Module:
-        try:
-            from transformers import GPT2Config, GPT2LMHeadModel
-        except ImportError:
-            raise UserError("the peer hf needs transformers: pip install -r requirements-dev.txt, or leave "
-                            "it out with --peers=plain") from None
+class HuggingFace(Plain):
+    def build(self, c: Config) -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel
+        weights = GPT(c).state_dict()
+        for name, p in weights.items():
+            if p.dim() == 2 and ".h." in name:         # GPT-2 stores these matrices transposed
+                weights[name] = p.T
         model = GPT2LMHeadModel(GPT2Config(
             n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_positions=c.block_size,
             vocab_size=c.vocab_size, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
             bos_token_id=None, eos_token_id=None)).train()
-        for name, p in weights.items():
-            if p.dim() == 2 and ".h." in name:         # GPT-2 stores these matrices transposed
-                weights[name] = p.T
         model.load_state_dict(weights)
         return model
 
@@ -133,60 +138,8 @@ class HuggingFace(Peer):
         return self.model(input_ids=x, labels=y, shift_labels=y).loss
 
 
-class HuggingFaceCompiled(HuggingFace):
-    def build(self, c: Config, weights: dict) -> nn.Module:
-        model = super().build(c, weights)
-        model.compile(dynamic=False)                   # in place: names and modules stay
-        return model
-
-
-class PlainBlock(nn.Module):
-    def __init__(self, c: Config):
-        super().__init__()
-        self.n_head = c.n_head
-        self.ln_1 = nn.LayerNorm(c.n_embd)
-        self.ln_2 = nn.LayerNorm(c.n_embd)
-        self.attn = nn.ModuleDict(dict(c_attn=nn.Linear(c.n_embd, 3 * c.n_embd),
-                                       c_proj=nn.Linear(c.n_embd, c.n_embd)))
-        self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(c.n_embd, 4 * c.n_embd),
-                                      c_proj=nn.Linear(4 * c.n_embd, c.n_embd)))
-
-    def forward(self, x):
-        B, T, D = x.shape
-        q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2)
-                   for y in self.attn.c_attn(self.ln_1(x)).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attn.c_proj(y.transpose(1, 2).reshape(B, T, D))
-        return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate="tanh"))
-
-
-class PlainGPT(nn.Module):
-    def __init__(self, c: Config):
-        super().__init__()
-        self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(c.vocab_size, c.n_embd), wpe=nn.Embedding(c.block_size, c.n_embd),
-            h=nn.ModuleList([PlainBlock(c) for _ in range(c.n_layer)]), ln_f=nn.LayerNorm(c.n_embd)))
-        self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight
-
-    def forward(self, idx):
-        x = self.transformer.wte(idx) + self.transformer.wpe(torch.arange(idx.shape[1], device=idx.device))
-        for block in self.transformer.h:
-            x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))
-
-
-class Plain(Peer):
-    def build(self, c: Config, weights: dict) -> nn.Module:
-        model = PlainGPT(c)
-        model.load_state_dict(weights)
-        return model
-
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(self.model(x).flatten(0, 1), y.flatten())
-
-
-CONTESTANTS = dict(ours=Ours, hf=HuggingFace, hf_compiled=HuggingFaceCompiled, plain=Plain)
+CONTESTANTS = dict(ours=Ours, hf=HuggingFace, hf_compiled=HuggingFace, plain=Plain)
+PEERS = list(CONTESTANTS)[1:]
 
 
 # ---- what a contestant does in its process ----
@@ -201,17 +154,19 @@ def build(name: str, run: settings.Resolved, root: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     basics.ROOT = root
     contestant = CONTESTANTS[name](run.config, run.meta)
+    if name == "hf_compiled":
+        contestant.model.compile(dynamic=False)        # in place: names and modules stay
 
 
 def work(task: Callable, *args):
     return task(contestant, *args)
 
 
-def losses(contestant: Ours | Peer, steps: int) -> list[float]:
+def losses(contestant: Ours | Plain, steps: int = AGREE_STEPS) -> list[float]:
     return [contestant.step().item() for _ in range(steps)]
 
 
-def burst(contestant: Ours | Peer, seconds: float, clock: Callable[[], float]) -> float:
+def burst(contestant: Ours | Plain, seconds: float, clock: Callable[[], float]) -> float:
     """Steps a second of `clock`, over a burst of about `seconds` of wall time; a step at least."""
     steps = 0
     stop = time.perf_counter() + seconds
@@ -222,7 +177,7 @@ def burst(contestant: Ours | Peer, seconds: float, clock: Callable[[], float]) -
     return steps / (clock() - start)
 
 
-def split(contestant: Ours | Peer, steps: int, clock: Callable[[], float]) -> dict[str, float]:
+def split(contestant: Ours | Plain, steps: int, clock: Callable[[], float]) -> dict[str, float]:
     """Median ms per step of each of PHASES; `loss`, head and cross-entropy both ways, is in forward_backward.
 
     Hooks stamp the time where the model starts, where its last norm hands over to the head, where the
@@ -232,17 +187,18 @@ def split(contestant: Ours | Peer, steps: int, clock: Callable[[], float]) -> di
     at = {}
     rows = []
 
-    def stamp(name: str) -> None:
+    def stamp(name: str, *_) -> None:
         at[name] = clock()
 
-    def watch(module, args, output) -> None:
+    def hand_over(module, args, output) -> None:
         stamp("head")
-        output.register_hook(lambda grad: stamp("hidden"))
+        output.register_hook(partial(stamp, "hidden"))
 
-    hooks = [contestant.model.register_forward_pre_hook(lambda *_: stamp("forward")),
-             contestant.last_norm.register_forward_hook(watch)]
-    for p in contestant.model.parameters():
-        hooks.append(p.register_post_accumulate_grad_hook(lambda p: stamp("gradients")))
+    model = contestant.model
+    hooks = [model.register_forward_pre_hook(partial(stamp, "forward")),
+             model.transformer.ln_f.register_forward_hook(hand_over)]
+    for p in model.parameters():
+        hooks.append(p.register_post_accumulate_grad_hook(partial(stamp, "gradients")))
     for _ in range(steps):
         stamp("start")
         contestant.step()
@@ -254,78 +210,75 @@ def split(contestant: Ours | Peer, steps: int, clock: Callable[[], float]) -> di
     return dict(zip(PHASES, (np.median(rows, axis=0) * 1e3).tolist()))
 
 
-def peak_mb(contestant: Ours | Peer) -> float:
+def peak_mb(contestant: Ours | Plain) -> float:
     return peak_memory_mb()
 
 
-class Contestant:
-    """The parent's end of a contestant's process."""
-
-    def __init__(self, name: str, *args):
-        self.name = name
-        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self.built = self.pool.submit(build, name, *args)
-
-    def start(self, task: Callable, *args) -> Future:
-        return self.pool.submit(work, task, *args)
-
-    def answer(self, future: Future):
-        """What the task returns. Raises UserError when it, or its process, fails."""
-        try:
-            return future.result()
-        except UserError:
-            raise
-        except Exception as e:                         # of its model, its compiler, or its process
-            traceback.print_exception(e)
-            raise UserError(f"the process of {self.name} died; its traceback is above; --peers leaves a peer "
-                            "out") from None
-
-    def ask(self, task: Callable, *args):
-        return self.answer(self.start(task, *args))
+# ---- and how it is asked ----
 
 
-@contextlib.contextmanager
-def contestants(names: list[str], *args):
-    """A Contestant for each of `names`, all built; their processes end with the block."""
-    with contextlib.ExitStack() as stack:
-        found = []
-        for name in names:
-            one = Contestant(name, *args)
-            stack.callback(one.pool.shutdown)
-            one.answer(one.built)                      # one after the other: they need the memory
-            found.append(one)
-        yield found
+Process = ProcessPoolExecutor      # of one process, in which a contestant lives
+
+
+def process(stack: contextlib.ExitStack, name: str, run: settings.Resolved, threads: int) -> Process:
+    """A process for the contestant `name` until `stack` closes. It is built when it is first asked."""
+    made = ProcessPoolExecutor(1, get_context("spawn"), build, (name, run, basics.ROOT, threads))
+    return stack.enter_context(made)
+
+
+def ask(name: str, processes: list[Process], task: Callable, *args) -> list:
+    """What the task returns in each of the processes, which work at the same time.
+
+    Raises UserError, with `name`, when one of them fails.
+    """
+    futures = [one.submit(work, task, *args) for one in processes]
+    try:
+        return [future.result() for future in futures]
+    except Exception as e:                             # of its model, its compiler, or its process
+        traceback.print_exception(e)
+        raise UserError(f"the process of {name} died; its traceback is above; --peers leaves a peer "
+                        "out") from None
+
+
+def in_turns(groups: dict[str, list[Process]], rounds: int, seconds: float, clock: Callable) -> dict:
+    """{name: steps a second in each round}: of its processes together, while those of the others wait.
+
+    Each group works once a round, and the next round starts one later.
+    """
+    found = {name: [] for name in groups}
+    order = list(groups)
+    for _ in tqdm(range(rounds), "rounds", leave=False):
+        for name in order:
+            found[name].append(sum(ask(name, groups[name], burst, seconds, clock)))
+        order = order[1:] + order[:1]
+    return found
 
 
 # ---- measurements ----
 
 
 @contextlib.contextmanager
-def workplace(tokens: np.ndarray, **changes):
-    """(resolved run on `tokens`, root), in a directory that goes away; till then it is basics.ROOT."""
+def workplace(**changes):
+    """A resolved run, in a directory that goes away; till then it is basics.ROOT.
+
+    Its tokens are random, since speed does not depend on the text, but skewed, so that they can be learned.
+    """
+    vocab_size = changes["vocab_size"]
+    tokens = np.random.default_rng(0).random(2 ** 19) ** 3 * vocab_size
     before = basics.ROOT
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        data = root / "data" / "bench"
+        basics.ROOT = Path(folder)
+        data = basics.ROOT / "data" / "bench"
         data.mkdir(parents=True)
         for split in ("train", "val"):
             tokens.astype("<u2").tofile(data / f"{split}.bin")
         basics.write_json(data / "meta.json", dict(
-            tokenizer="none", vocab_size=changes["vocab_size"], train_tokens=len(tokens),
-            val_tokens=len(tokens), val_bytes=len(tokens), train_sha256="none"))
-        c = Config(**COMMON | changes, out_dir=str(root / "out"))
-        basics.ROOT = root
+            tokenizer="none", vocab_size=vocab_size, train_tokens=len(tokens), val_tokens=len(tokens),
+            val_bytes=len(tokens), train_sha256="none"))
         try:
-            yield settings.resolve(c), root
+            yield settings.resolve(Config(**COMMON | changes, out_dir=f"{folder}/out"))
         finally:
             basics.ROOT = before
-
-
-def shape_workplace(name: str):
-    """The workplace of one of SHAPES; its tokens are random, since speed does not depend on the text."""
-    vocab_size = SHAPES[name]["vocab_size"]
-    tokens = np.random.default_rng(0).integers(vocab_size, size=2 ** 19, dtype=np.uint16)
-    return workplace(tokens, **SHAPES[name])
 
 
 def require_same_work(losses: dict[str, list[float]]) -> None:
@@ -338,31 +291,14 @@ def require_same_work(losses: dict[str, list[float]]) -> None:
                             f"{theirs[-1]:.6f} at the last); nothing was timed")
 
 
-def in_turns(built: list[Contestant], rounds: int, *task) -> dict[str, list[float]]:
-    """{name: the answers to `task`}: each works once a round, and the next round starts one later."""
-    found = {one.name: [] for one in built}
-    order = list(built)
-    for _ in tqdm(range(rounds), "rounds", leave=False):
-        for one in order:
-            found[one.name].append(one.ask(*task))
-        order = order[1:] + order[:1]
-    return found
-
-
 def gemm_roofline(threads: int, clock: Callable[[], float], size: int = 1024) -> float:
     """The best GF/s of a square float32 matmul here, through MKL and through oneDNN where that is float32."""
     torch.set_num_threads(threads)
     a = torch.ones(size, size)
-    best = math.inf
-    matmuls = [torch.mm]
-    if onednn_pays():
-        matmuls.append(onednn_matmul(torch.mm))
-    for matmul in matmuls:
-        for _ in range(20):
-            start = clock()
-            matmul(a, a)
-            best = min(best, clock() - start)
-    return 2 * size ** 3 / best / 1e9
+    times = []
+    for matmul in (torch.mm, cpu.onednn_matmul(torch.mm)):
+        times += timeit.repeat(partial(matmul, a, a), timer=clock, number=1, repeat=20)
+    return 2 * size ** 3 / min(times) / 1e9
 
 
 def quartiles(x: list[float]) -> dict[str, float]:
@@ -381,44 +317,40 @@ def load() -> float:
 
 def measure(name: str, a: argparse.Namespace) -> dict:
     """One shape: the agreement of losses first, then bursts in turns, then the split."""
-    with shape_workplace(name) as (run, root), \
-            contestants(["ours", *a.peers], run, root, a.threads) as built:
+    rows = {}
+    with workplace(**SHAPES[name]) as run, contextlib.ExitStack() as stack:
+        built = {one: [process(stack, one, run, a.threads)] for one in ("ours", *a.peers)}
+        first = {one: ask(one, built[one], losses)[0] for one in built}
+        require_same_work(first)
+        roofline = gemm_roofline(a.threads, a.clock)
+        steps = in_turns(built, a.rounds, a.seconds, a.clock)
         flops = run.flops["total"]
         tokens = run.config.batch_size * run.config.block_size
-        first = {one.name: one.ask(losses, AGREE_STEPS) for one in built}
-        require_same_work(first)
-        rows = {}
-        roofline = gemm_roofline(a.threads, a.clock)
-        steps = in_turns(built, a.rounds, burst, a.seconds, a.clock)
         for one in built:
-            speed = quartiles([tokens * x for x in steps[one.name]])
+            speed = quartiles([tokens * x for x in steps[one]])
             gflops = speed["median"] * flops / 1e9
             split_ms = None
-            if one.name != "hf_compiled":              # hooks would break its graph
-                split_ms = one.ask(split, 20 if tokens * flops < 1e10 else 5, a.clock)
-            rows[one.name] = dict(
+            if one != "hf_compiled":                   # hooks would break its graph
+                split_ms, = ask(one, built[one], split, 10, a.clock)
+            rows[one] = dict(
                 tok_per_s=speed, ms=tokens / speed["median"] * 1e3, gflops=gflops,
-                roofline_share=gflops / roofline, ratio=ratio(steps["ours"], steps[one.name]),
-                loss=first[one.name][-1], split_ms=split_ms, peak_mb=one.ask(peak_mb))
+                roofline_share=gflops / roofline, ratio=ratio(steps["ours"], steps[one]),
+                loss=first[one][-1], split_ms=split_ms, peak_mb=ask(one, built[one], peak_mb)[0])
     return dict(shape=name, settings=SHAPES[name], tokens_per_step=tokens, flops_per_token=flops,
                 gemm_roofline_gflops=roofline, load=load(), contestants=rows)
 
 
 def two_processes(name: str, rounds: int, seconds: float) -> dict:
     """Our tokens/s as two processes of one thread, at once, against one process of two threads; wall time."""
-    together = []
-    alone = []
-    task = burst, seconds, time.perf_counter
-    with shape_workplace(name) as (run, root), \
-            contestants(["ours", "ours"], run, root, 1) as pair, \
-            contestants(["ours"], run, root, 2) as (single,):
-        tokens = run.config.batch_size * run.config.block_size
-        for _ in range(rounds):
-            running = [one.start(*task) for one in pair]
-            together.append(tokens * sum(one.answer(future) for one, future in zip(pair, running)))
-            alone.append(tokens * single.ask(*task))
-    return dict(shape=name, load=load(), ratio=ratio(together, alone),
-                two_of_one_thread=quartiles(together), one_of_two_threads=quartiles(alone))
+    with workplace(**SHAPES[name]) as run, contextlib.ExitStack() as stack:
+        groups = dict(two_of_one_thread=[process(stack, "ours", run, 1), process(stack, "ours", run, 1)],
+                      one_of_two_threads=[process(stack, "ours", run, 2)])
+        for group in groups:
+            ask("ours", groups[group], losses)         # so that all are built before any is timed
+        steps = in_turns(groups, rounds, seconds, time.perf_counter)
+    tokens = run.config.batch_size * run.config.block_size
+    speeds = {group: quartiles([tokens * x for x in steps[group]]) for group in groups}
+    return dict(shape=name, load=load(), ratio=ratio(*steps.values())) | speeds
 
 
 # ---- report ----
@@ -476,6 +408,9 @@ def parse_args(args: list[str] | None) -> argparse.Namespace:
     for key in ("threads", "rounds", "seconds"):
         if not 0 < getattr(a, key) < math.inf:
             raise UserError(f"--{key} must be positive, not {getattr(a, key)}")
+    if {"hf", "hf_compiled"} & set(a.peers) and not find_spec("transformers"):
+        raise UserError("the peer hf needs transformers: pip install -r requirements-dev.txt, or leave it "
+                        "out with --peers=plain")
     a.clock = getattr(time, a.clock)
     return a
 
@@ -484,8 +419,9 @@ def main(args: list[str] | None = None) -> int:
     a = parse_args(args)
     with contextlib.redirect_stdout(sys.stderr) if a.json == "-" else contextlib.nullcontext():
         result = dict(torch=torch.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
-                      cores=os.cpu_count(), onednn=onednn_pays(), threads=a.threads, clock=a.clock.__name__,
-                      rounds=a.rounds, seconds=a.seconds, commit=basics.git_commit(), shapes=[], processes=[])
+                      cores=os.cpu_count(), onednn=cpu.onednn_pays(), threads=a.threads,
+                      clock=a.clock.__name__, rounds=a.rounds, seconds=a.seconds,
+                      commit=basics.git_commit(), shapes=[], processes=[])
         for name in a.shape:
             result["shapes"].append(measure(name, a))
             print_shape(result["shapes"][-1])

@@ -16,7 +16,6 @@ Each run trains in a process of its own into out/STUDY/NAME. A killed sweep lose
 import argparse
 import collections
 import contextlib
-import shutil
 import subprocess
 import sys
 import timeit
@@ -34,7 +33,6 @@ from scaling import fit, forecast, logs, plots
 from scaling.launch import local, slurm
 from scaling.launch.planned import Planned
 
-SWEEP_NAMES = dict(runs=list, held_out=list, base=dict, prepare=dict, slurm=dict)
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
 
@@ -61,71 +59,75 @@ class Study(NamedTuple):
         return basics.ROOT / "out" / self.name
 
 
+def dicts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(run, dict) for run in value)
+
+
+def commands(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(x, str) and x.split() for x in value.values())
+
+
+# What each name in a sweep file must be, in words and as a test.
+SWEEP_NAMES = dict(
+    runs=("a list of dicts, one for each run", dicts),
+    held_out=("a list of dicts, one for each run", dicts),
+    base=("a dict of settings", lambda value: isinstance(value, dict)),
+    prepare=('a dict such as {"mine_100k": "mine --max_tokens=1e5"}', commands),
+    slurm=("a dict", lambda value: isinstance(value, dict)))
+
+
 def read_sweep(path: str) -> Study:
     """The study in the sweep file `path`, named as the file. Raises UserError."""
-    found = {key: kind() for key, kind in SWEEP_NAMES.items()}
+    found = {}
     for key, (value, _) in read_file(path).items():
         if key not in SWEEP_NAMES:
             raise UserError(f"{path}: unknown name {key!r}{nearest(key, SWEEP_NAMES)}; "
                             "start the names of helpers with an underscore")
+        words, good = SWEEP_NAMES[key]
+        if not good(value):
+            raise UserError(f"{path}: `{key}` must be {words}")
         found[key] = value
-    if not isinstance(found["base"], dict):
-        raise UserError(f"{path}: `base` must be a dict of settings")
-    check_recipes(found["prepare"], path)
-    options = slurm.check_options(found["slurm"], path)
+    name = Path(path).stem
+    if not plain_name(name):
+        raise UserError(f"{path}: a study is named as its file, and {name!r} is no name for a directory")
     runs = read_runs(found, "runs", path)
-    held_out = read_runs(found, "held_out", path)
-    study = Path(path).stem
     if not runs:
         raise UserError(f"{path}: `runs` is missing or empty")
-    if not plain_name(study):
-        raise UserError(f"{path}: a study is named as its file, and {study!r} is no name for a directory")
-    names = [run.get("name") for run in runs + held_out]
-    for name in names:
-        if not plain_name(name) or name in OWN:
-            raise UserError(f"{path}: every run needs a `name` that is a plain file name, not {name!r}")
-    require_unique(names, path)
-    return Study(path, study, runs, held_out, found["prepare"], options)
-
-
-def check_recipes(recipes: dict, path: str) -> None:
-    words = [*recipes, *recipes.values()] if isinstance(recipes, dict) else [None]
-    if not all(isinstance(word, str) and word for word in words):
-        raise UserError(f'{path}: `prepare` must be a dict such as {{"mine_100k": "mine --max_tokens=1e5"}}')
+    options = slurm.check_options(found.get("slurm", {}), path)
+    return Study(path, name, runs, read_runs(found, "held_out", path), found.get("prepare", {}), options)
 
 
 def read_runs(found: dict, key: str, path: str) -> list[dict]:
     """The runs in `runs` or `held_out` of a sweep file, with what `base` says, one for each seed."""
-    if not isinstance(found[key], list) or not all(isinstance(run, dict) for run in found[key]):
-        raise UserError(f"{path}: `{key}` must be a list of dicts, one for each run")
-    return [copy for run in found[key] for copy in with_seeds(found["base"] | run, path)]
-
-
-def require_unique(names: list[str], path: str) -> None:
-    """Two runs of one name would share a directory."""
-    for name, times in collections.Counter(names).items():
-        if times > 1:
-            raise UserError(f"{path}: two runs are named {name!r}")
-
-
-def with_seeds(run: dict, path: str) -> list[dict]:
-    """`run` once for each of its `seeds`, an int, from its `seed` on: their spread is fit.py's noise."""
-    if "seeds" not in run or not isinstance(run.get("name"), str):      # read_sweep refuses a missing name
-        return [run]
-    seeds = run["seeds"]
-    first = run.get("seed", settings.Config.seed)
-    if type(seeds) is not int or seeds < 1 or type(first) is not int:
-        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which "
-                        f"is the first), not {seeds!r}")
-    run = {key: value for key, value in run.items() if key != "seeds"}
-    return [run | {"name": f"{run['name']}_s{i + 1}", "seed": first + i} for i in range(seeds)]
-
-
-# ---------------------------------------------------------------- its data
+    runs = []
+    for run in found.get(key, []):
+        run = found.get("base", {}) | run
+        name = run.get("name")
+        if not plain_name(name) or name in OWN:
+            raise UserError(f"{path}: every run needs a `name` that is a plain file name, not {name!r}")
+        if not plain_name(dataset_of(run)):            # its prepare.py will be run
+            raise UserError(f"dataset {dataset_of(run)!r} must be the name of a directory under data/")
+        runs += with_seeds(run, path)
+    return runs
 
 
 def dataset_of(run: dict) -> str:
     return run.get("dataset", settings.Config.dataset)
+
+
+def with_seeds(run: dict, path: str) -> list[dict]:
+    """`run` once for each of its `seeds`, an int, from its `seed` on: their spread is fit.py's noise."""
+    if "seeds" not in run:
+        return [run]
+    seeds = run.pop("seeds")
+    first = run.get("seed", settings.Config.seed)
+    if type(seeds) is not int or seeds < 1 or type(first) is not int:
+        raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which "
+                        f"is the first), not {seeds!r}")
+    return [run | {"name": f"{run['name']}_s{i + 1}", "seed": first + i} for i in range(seeds)]
+
+
+# ---------------------------------------------------------------- its data
 
 
 def missing_data(study: Study) -> dict[str, list[str]]:
@@ -133,12 +135,8 @@ def missing_data(study: Study) -> dict[str, list[str]]:
 
     data/NAME/prepare.py makes it (NAME or NAME_TOKENIZER), or what `prepare` of the sweep file says.
     """
-    datasets = [dataset_of(run) for run in study.runs + study.held_out]
-    for dataset in datasets:
-        if not plain_name(dataset):                    # its prepare.py will be run
-            raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     found = {}
-    for dataset in sorted(set(datasets)):
+    for dataset in sorted({dataset_of(run) for run in study.runs + study.held_out}):
         if (basics.ROOT / "data" / dataset / "meta.json").exists():
             continue
         name, _, tokenizer = dataset.partition("_")
@@ -164,38 +162,36 @@ def prepare_data(missing: dict[str, list[str]]) -> None:
 # ---------------------------------------------------------------- the plan
 
 
+def require_unique(plan: list[Planned], path: str) -> None:
+    """Two runs of one name would share a directory."""
+    for name, times in collections.Counter(p.name for p in plan).items():
+        if times > 1:
+            raise UserError(f"{path}: two runs are named {name!r}")
+
+
 def make_plan(study: Study, runs: list[dict], missing=()) -> list[Planned]:
-    """The plan of `runs`, without those whose dataset is `missing`: sizes depend on its vocabulary."""
-    return [p for run in runs if dataset_of(run) not in missing for p in plan_run(study, run)]
+    """The plan of `runs`, without those whose dataset is `missing`: sizes depend on its vocabulary.
+
+    Raises UserError, with the name of the run.
+    """
+    plan = []
+    for run in runs:
+        where = f"{study.path}: run {run['name']}: "
+        try:
+            plan += plan_run(study, run) if dataset_of(run) not in missing else []
+        except UserError as e:                         # some begin so already, see config_of
+            raise UserError(where + str(e).removeprefix(where)) from None
+    return plan
 
 
 def plan_run(study: Study, run: dict) -> list[Planned]:
-    """The run, or of one with `budgets` the longest and the branches that leave it. Raises UserError."""
-    where = f"{study.path}: run {run['name']}"
-    try:
-        return plan_budgets(study, run)
-    except UserError as e:
-        raise UserError(str(e) if str(e).startswith(where) else f"{where}: {e}") from None
+    """The run, or of one with `budgets` the longest whole, and the branches that leave it. Raises UserError.
 
-
-def plan_budgets(study: Study, run: dict) -> list[Planned]:
-    """`plan_run`, with errors that do not name the run."""
-    budgets = run.get("budgets", [run["budget"]] if "budget" in run else [])
-    run = {key: value for key, value in run.items() if key not in ("budget", "budgets")}
-    if not isinstance(budgets, (list, tuple)) or not all(isinstance(C, (int, float)) for C in budgets):
-        raise UserError("`budgets` must list numbers of FLOPs")
-    if not budgets:
-        return [planned(study, run)]
-    N = params_of(config_of(study, run))
-    runs = []
-    for C in sorted(budgets):
-        level = f"_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else ""
-        runs.append(run | {"name": run["name"] + level, "target_tokens": C / 6 / N})
-    return plan_branches(study, runs) if len(runs) > 1 else [planned(study, runs[0])]
-
-
-def plan_branches(study: Study, runs: list[dict]) -> list[Planned]:
-    """The last and longest of `runs` whole; each other leaves it where its own cooldown begins."""
+    A branch leaves where its own cooldown begins.
+    """
+    runs = levels(study, run)
+    if len(runs) == 1:
+        return [planned(study, runs[0])]
     alone = [planned(study, run).config for run in runs]
     for name in ("warmup_iters", "batch_size", "learning_rate"):
         if alone[0].schedule != "wsd" or len({getattr(c, name) for c in alone}) > 1:
@@ -205,10 +201,26 @@ def plan_branches(study: Study, runs: list[dict]) -> list[Planned]:
     # A branch's log begins with its trunk's, so both have lines at the same steps.
     same = dict(log_interval=trunk.config.log_interval, eval_interval=trunk.config.eval_interval)
     plan = [trunk]
-    for run, step in zip(runs[:-1], steps, strict=True):
+    for run, step in zip(runs, steps):
         branch = run | same | {"branch": str(trunk.out / f"ckpt_{step}.pt")}
         plan.append(planned(study, branch, step))
     return plan
+
+
+def levels(study: Study, run: dict) -> list[dict]:
+    """The run once for each of its budgets, smallest first, with tokens instead; or as it is, without any."""
+    budgets = run.get("budgets", [run["budget"]] if "budget" in run else [])
+    run = {key: value for key, value in run.items() if key not in ("budget", "budgets")}
+    if not isinstance(budgets, (list, tuple)) or not all(isinstance(C, (int, float)) for C in budgets):
+        raise UserError("`budgets` must list numbers of FLOPs")
+    if not budgets:
+        return [run]
+    N = params_of(config_of(study, run))
+    runs = []
+    for C in sorted(budgets):
+        level = f"_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else ""
+        runs.append(run | {"name": run["name"] + level, "target_tokens": C / 6 / N})
+    return runs
 
 
 def config_of(study: Study, run: dict) -> settings.Config:
@@ -276,9 +288,10 @@ def print_missing(study: Study, missing: dict[str, list[str]]) -> None:
 
 def default_jobs(plan: list[Planned]) -> int:
     """Runs at a time: one a core, or one on a GPU, which a single run fills."""
-    devices = {p.config.device.partition(":")[0] for p in plan}
-    on_gpu = "cuda" in devices or "auto" in devices and system.gpus() > 0
-    return 1 if on_gpu else system.cores()
+    for device in {p.config.device for p in plan}:
+        if device.startswith("cuda") or device == "auto" and system.gpus():
+            return 1
+    return system.cores()
 
 
 # ---------------------------------------------------------------- the study's directory
@@ -384,7 +397,7 @@ def main(args: list[str] | None = None) -> int:
     by_slurm = a.launcher == "slurm"
     if by_slurm:
         slurm.require_usable(study.slurm, a.sweep)
-    states = slurm.queue(study.folder) if by_slurm or shutil.which("squeue") else {}
+    states = slurm.queue(study.folder)
     missing = missing_data(study)
     if not a.dry_run:
         prepare_data(missing)
@@ -392,7 +405,7 @@ def main(args: list[str] | None = None) -> int:
     fitted = make_plan(study, study.runs, missing)
     held = make_plan(study, study.held_out, missing)
     plan = fitted + held
-    require_unique([p.name for p in plan], a.sweep)    # now with the names of branches
+    require_unique(plan, a.sweep)
     if by_slurm:
         jobs = study.slurm.get("array_parallelism", len(plan))
         launch = partial(slurm.run, options=study.slurm, folder=study.folder)

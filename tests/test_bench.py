@@ -13,7 +13,7 @@ import torch
 from runtime.basics import UserError
 from scaling import bench
 
-SMALL = bench.shape(n_layer=2, n_head=2, n_embd=16, batch_size=2, block_size=16, vocab_size=1100)
+SMALL = dict(n_layer=2, n_head=2, n_embd=16, batch_size=2, block_size=16, vocab_size=1100)
 GENTLE = ["--shape=laptop_small", "--peers=plain", "--rounds=3", "--seconds=0.01"]
 
 
@@ -24,7 +24,7 @@ def small(monkeypatch):
 
 def losses(name: str, steps: int = bench.AGREE_STEPS, spoil=None) -> list[float]:
     """The first losses of a contestant, built in this process; `spoil(contestant)` comes before them."""
-    with bench.shape_workplace("laptop_small") as (run, _):
+    with bench.workplace(**SMALL) as run:
         contestant = bench.CONTESTANTS[name](run.config, run.meta)
         if spoil:
             spoil(contestant)
@@ -39,6 +39,13 @@ def test_contestants_agree():
     found = {name: losses(name) for name in ("ours", "hf", "plain")}
     bench.require_same_work(found)
     assert len({round(x, 3) for x in found["ours"]}) == bench.AGREE_STEPS      # each step is of another batch
+
+
+def test_the_plain_peer_uses_none_of_our_kernels(monkeypatch):
+    monkeypatch.setattr(bench.cpu, "BlockedCrossEntropy", None)
+    losses("plain")
+    with pytest.raises(AttributeError):
+        losses("ours")
 
 
 def test_peers_end_with_the_weights_of_ours():
@@ -82,13 +89,12 @@ def test_a_loss_that_is_off_or_no_number_is_refused(loss):
 
 
 def test_nothing_is_timed_after_a_refusal(monkeypatch, capsys):
-    @contextlib.contextmanager
-    def contestants(names, *_):
-        yield [SimpleNamespace(name=name, ask=lambda task, _, name=name: asked.append(task) or
-                               [3.0 + (name == "plain")] * 5) for name in names]
+    def ask(name, processes, task, *args):
+        asked.append(task)
+        return [[3.0 + (name == "plain")] * 5]
 
     asked = []
-    monkeypatch.setattr(bench, "contestants", contestants)
+    monkeypatch.setattr(bench, "ask", ask)
     with pytest.raises(UserError, match="do not do the same work"):
         bench.main(GENTLE)
     assert asked == [bench.losses] * 2 and "tokens/s" not in capsys.readouterr().out
@@ -105,19 +111,18 @@ def test_a_ratio_is_the_median_over_turns_and_not_of_medians():
         bench.ratio([1.0], [1.0, 2.0])
 
 
-def test_turns_alternate_and_each_round_starts_with_another():
-    class Fake:
-        def __init__(self, name):
-            self.name = name
-
-        def ask(self, task, seconds):
-            order.append(self.name)
-            return seconds * len(order)
+def test_turns_alternate_and_each_round_starts_with_another(monkeypatch):
+    """And the speeds of a group of processes add up."""
+    def ask(name, processes, task, seconds, clock):
+        assert task is bench.burst and clock is time.process_time
+        order.append(name)
+        return [seconds * len(order)] * len(processes)
 
     order = []
-    found = bench.in_turns([Fake(x) for x in "abc"], 3, bench.burst, 0.5)
+    monkeypatch.setattr(bench, "ask", ask)
+    found = bench.in_turns(dict(a=[1], b=[1], c=[1, 1]), 3, 0.5, time.process_time)
     assert "".join(order) == "abcbcacab"
-    assert found == dict(a=[0.5, 3.0, 4.0], b=[1.0, 2.0, 4.5], c=[1.5, 2.5, 3.5])
+    assert found == dict(a=[0.5, 3.0, 4.0], b=[1.0, 2.0, 4.5], c=[3.0, 5.0, 7.0])
 
 
 def test_a_burst_is_a_step_at_least_on_its_own_clock():
@@ -127,7 +132,7 @@ def test_a_burst_is_a_step_at_least_on_its_own_clock():
 
 def test_the_split_covers_the_step():
     """A clock that counts its readings: phases follow each other, and the loss lies within one of them."""
-    with bench.shape_workplace("laptop_small") as (run, _):
+    with bench.workplace(**SMALL) as run:
         for name in ("ours", "plain"):
             contestant = bench.CONTESTANTS[name](run.config, run.meta)
             parts = bench.split(contestant, 3, itertools.count(0.0).__next__)
@@ -135,7 +140,7 @@ def test_the_split_covers_the_step():
             n = len(list(contestant.model.parameters()))
             assert parts == dict(data=1e3, forward_backward=(n + 2) * 1e3, loss=parts["loss"], optimizer=1e3)
             assert 1e3 <= parts["loss"] < parts["forward_backward"], name
-            assert not contestant.last_norm._forward_hooks and contestant.step().isfinite()
+            assert not contestant.model.transformer.ln_f._forward_hooks and contestant.step().isfinite()
 
 
 def test_the_roofline_is_positive_and_leaves_precision_alone():
@@ -173,26 +178,27 @@ def test_json_and_table(tmp_path, capsys, monkeypatch):
     assert "laptop_small: 2 layers, 2 heads, d 16, 2 x 16 tokens, V 1,100" in out and " plain " in out
 
 
-def test_two_processes_work_at_once_and_their_speeds_add_up(monkeypatch, capsys):
-    """Fakes that do 100 steps a second with one thread and 160 with two."""
-    @contextlib.contextmanager
-    def contestants(names, run, root, threads):
-        def make(number):
-            def start(task, seconds, clock):
-                assert task is bench.burst and clock is time.perf_counter
-                order.append(f"start{number}")
-
-            def answer(future):
-                order.append(f"answer{number}")
-                return 100.0
-            return SimpleNamespace(start=start, answer=answer, ask=lambda *_: order.append("alone") or 160.0)
-        assert threads == 3 - len(names)
-        yield [make(number) for number in range(len(names))]
+def test_processes_work_at_once():
+    """All have the task before one is waited for."""
+    class Fake:
+        def submit(self, *task):
+            order.append("start")
+            return SimpleNamespace(result=lambda: order.append("answer") or task)
 
     order = []
-    monkeypatch.setattr(bench, "contestants", contestants)
+    assert bench.ask("two", [Fake(), Fake()], bench.losses, 3) == [(bench.work, bench.losses, 3)] * 2
+    assert order == ["start", "start", "answer", "answer"]
+
+
+def test_two_processes_and_one(monkeypatch, capsys):
+    """Fakes that do 100 steps a second with one thread and 160 with two, on the wall's clock."""
+    def ask(name, processes, task, *args):
+        assert task is bench.losses or args[1:] == (time.perf_counter,)
+        return [{1: 100.0, 2: 160.0}[threads] for threads in processes]
+
+    monkeypatch.setattr(bench, "process", lambda stack, name, run, threads: threads)
+    monkeypatch.setattr(bench, "ask", ask)
     found = bench.two_processes("laptop_small", 3, 0.1)
-    assert order == ["start0", "start1", "answer0", "answer1", "alone"] * 3
     assert found["two_of_one_thread"]["median"] == 200 * 32 and found["ratio"]["median"] == 1.25
     assert found["one_of_two_threads"]["median"] == 160 * 32
     bench.print_processes(found)
@@ -202,7 +208,7 @@ def test_two_processes_work_at_once_and_their_speeds_add_up(monkeypatch, capsys)
 def test_json_to_standard_output_is_all_there_is(monkeypatch, capsys):
     monkeypatch.setattr(bench, "measure", lambda name, a: dict(shape=name))
     monkeypatch.setattr(bench, "print_shape", lambda m: print("a table"))
-    assert bench.main(["--shape=wide_small", "--json=-"]) == 0
+    assert bench.main(["--shape=wide_small", "--peers=plain", "--json=-"]) == 0
     out, err = capsys.readouterr()
     assert [m["shape"] for m in json.loads(out)["shapes"]] == ["wide_small"]
     assert "a table" in err
@@ -214,8 +220,8 @@ def test_only_the_laptops_shapes_are_measured_as_two_processes(monkeypatch):
     monkeypatch.setattr(bench, "print_shape", lambda m: None)
     monkeypatch.setattr(bench, "print_processes", lambda m: None)
     monkeypatch.setattr(bench, "two_processes", lambda name, *_: seen.append(name) or {})
-    bench.main([])
-    bench.main(["--processes=0"])
+    bench.main(["--peers=plain"])
+    bench.main(["--peers=plain", "--processes=0"])
     assert seen == ["laptop_small"]
 
 
@@ -233,17 +239,20 @@ def test_a_wrong_argument_is_one_line(argument, says, capsys, monkeypatch):
 def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="needs transformers: pip install .* leave it out with --peers=plain"):
-        losses("hf")
+        bench.main(["--peers=plain,hf_compiled"])
+
+
+def end(contestant) -> None:
+    os._exit(7)
 
 
 def test_a_process_that_dies_is_one_line(capfd):
     """An unknown contestant, and then the end of its process: each a traceback, and then one line."""
-    wrong = "the process of nobody died; its traceback is above; --peers leaves a peer out"
-    with bench.shape_workplace("laptop_small") as (run, root):
-        nobody = bench.Contestant("nobody", run, root, 1)
-        for future, reason in ((nobody.built, "KeyError: 'nobody'"),
-                               (nobody.pool.submit(os._exit, 7), "BrokenProcessPool")):
-            with pytest.raises(UserError, match=wrong):
-                nobody.answer(future)
+    says = "the process of {} died; its traceback is above; --peers leaves a peer out"
+    with bench.workplace(**SMALL) as run, contextlib.ExitStack() as stack:
+        for name, task, reason in (("nobody", bench.peak_mb, "KeyError: 'nobody'"),
+                                   ("plain", end, "BrokenProcessPool")):
+            home = bench.process(stack, name, run, 1)
+            with pytest.raises(UserError, match=says.format(name)):
+                bench.ask(name, [home], task)
             assert reason in capfd.readouterr().err
-        nobody.pool.shutdown()

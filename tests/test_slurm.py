@@ -107,8 +107,9 @@ def test_the_queue_says_which_run_is_where(study, lab, programs):
     """By job name and array index; a job of one task has no index; other jobs are not ours."""
     folder = lab.root / "out" / "tiny_study"
     assert slurm.queue(folder) == {}
-    first = slurm.submit(folder, tasks("ab", "c"), dict(time=30))
-    second = slurm.submit(folder, tasks("d"), dict(time=30))
+    half_an_hour = slurm.check_options(dict(time=30), "")
+    first = slurm.submit(folder, tasks("ab", "c"), half_an_hour)
+    second = slurm.submit(folder, tasks("d"), half_an_hour)
     (programs / "queue").write_text(f"{first}|0|RUNNING\nother|1|RUNNING\n{second}|N/A|PENDING\n")
     assert slurm.queue(folder) == dict(a="RUNNING", b="RUNNING", d="PENDING")
     (folder / "slurm" / first / "tasks.json").write_text("[[")
@@ -123,7 +124,7 @@ def test_the_queue_says_which_run_is_where(study, lab, programs):
 def test_a_refused_array_is_one_line(study, lab, programs, capsys):
     (programs / "sbatch").write_text("#!/bin/sh\necho sbatch: error: invalid partition: x >&2; exit 1\n")
     with pytest.raises(UserError, match="sbatch took no job: sbatch: error: invalid partition") as error:
-        slurm.submit(lab.root / "out" / "s", tasks("a"), dict(time=30))
+        slurm.submit(lab.root / "out" / "s", tasks("a"), slurm.check_options(dict(time=30), ""))
     assert "\n" not in str(error.value)
 
 

@@ -34,10 +34,15 @@ def run(plan: list[Planned], jobs: int) -> list[str]:
                         failed.append(f"{p.name}: exit code {p.process.returncode}: {p.last_line()}")
                         tqdm.write(f"failed: {failed[-1]}")
                 advance(bar, plan, f"now {', '.join(p.name for p in running)}")
-        finally:
-            stop(running)                              # after a signal, or an error such as a full disk
-        if caught:
-            raise KeyboardInterrupt
+        finally:                                       # after a signal, or an error such as a full disk
+            if running:
+                tqdm.write("interrupted: the running models write their checkpoints")
+            for p in running:
+                p.process.terminate()
+            for p in running:
+                p.process.wait()
+    if caught:
+        raise KeyboardInterrupt
     return failed
 
 
@@ -49,13 +54,3 @@ def start(p: Planned) -> None:
     env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(p.out / "train.txt", "ab") as console:
         p.process = system.start(p.command(), console, env)
-
-
-def stop(running: list[Planned]) -> None:
-    """Ask every run to checkpoint, and wait until it has."""
-    if running:
-        tqdm.write("interrupted: the running models write their checkpoints")
-    for p in running:
-        p.process.terminate()
-    for p in running:
-        p.process.wait()

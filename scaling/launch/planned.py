@@ -1,6 +1,5 @@
 """A run that a sweep has planned, and what both launchers ask of it: its command, and how far it is."""
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,11 +48,11 @@ class Planned:
 
     def log_tail(self) -> dict:
         """The last whole record of log.jsonl, {} before the first."""
+        log = self.out / "log.jsonl"
         try:
-            with open(self.out / "log.jsonl", "rb") as f:
-                size = f.seek(0, os.SEEK_END)
-                f.seek(max(0, size - 2000))
-                return json.loads(f.read().splitlines()[-1])
+            with open(log, "rb") as f:
+                f.seek(max(0, log.stat().st_size - 2000))
+                return json.loads(f.readlines()[-1])
         except (OSError, ValueError, IndexError):
             return {}
 
@@ -61,8 +60,8 @@ class Planned:
         """How many of its own FLOPs are done."""
         if self.done():
             return self.own_flops
-        before = self.resolved.C - self.own_flops      # a branch's log begins with that of its trunk
-        return max(0.0, min(self.resolved.C, self.log_tail().get("flops", 0)) - before)
+        trunk = self.resolved.C - self.own_flops       # a branch's log begins with that of its trunk
+        return max(0.0, self.log_tail().get("flops", 0) - trunk)
 
     def status(self) -> str:
         if self.done():
@@ -99,5 +98,5 @@ def progress_bar(plan: list[Planned]) -> tqdm:
 
 
 def advance(bar: tqdm, plan: list[Planned], now: str) -> None:
-    bar.update(max(0.0, sum(p.progress() for p in plan) - bar.n))
+    bar.update(sum(p.progress() for p in plan) - bar.n)
     bar.set_description(f"{sum(p.done() for p in plan)}/{len(plan)} runs, {now}"[:60], refresh=False)

@@ -9,7 +9,6 @@ each, do not overlap.
 import collections
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from config.configurator import convert
 from runtime import basics
 from runtime.basics import UserError, nearest
+from scaling.launch import local
 from scaling.launch.planned import Planned, advance, progress_bar, require_free
 
 QUEUE_SECONDS = 10                     # from one look at the queue to the next
@@ -38,18 +38,16 @@ OPTIONS = dict(time=int,               # minutes a task may run before it must q
 
 def check_options(options: dict, where: str) -> dict:
     """`slurm` of a sweep file, each value of its type. `where` names the file. Raises UserError."""
-    if not isinstance(options, dict):
-        raise UserError(f"{where}: `slurm` must be a dict, not {options!r}")
-    for key in options:
+    checked = dict(requeue=3, cpus_per_task=1)
+    for key, value in options.items():
         if key not in OPTIONS:
             raise UserError(f"{where}: slurm: unknown key {key!r}{nearest(str(key), OPTIONS)}; "
                             f"known are {', '.join(OPTIONS)}")
-    options = {key: convert(key, value, OPTIONS[key], f"{where}: slurm") for key, value in options.items()}
-    for key, value in options.items():
+        checked[key] = convert(key, value, OPTIONS[key], f"{where}: slurm")
         least = 0 if key == "requeue" else 1
-        if OPTIONS[key] is int and value < least:
+        if OPTIONS[key] is int and checked[key] < least:
             raise UserError(f"{where}: slurm: {key} must be {least} or more, not {value}")
-    return options
+    return checked
 
 
 def require_usable(options: dict, where: str) -> None:
@@ -75,44 +73,40 @@ class Chain:
     SIGTERM, of SLURM's pre-emption, scontrol requeue and scancel: `terminated`.
     """
 
-    def __init__(self, runs: list[tuple[str, list[str]]], threads: int, requeue: bool):
-        """runs: (run directory, command) of each; threads of a run; may the task queue again?"""
+    def __init__(self, runs: list[Planned], options: dict):
         self.runs = runs
-        self.threads = threads
-        self.requeue = requeue
-        self.process = None
+        self.options = options
 
     def __call__(self) -> None:
+        users = signal.SIGUSR1, signal.SIGUSR2
+        os.environ["OMP_NUM_THREADS"] = str(self.options["cpus_per_task"])
         signal.signal(signal.SIGTERM, self.terminated)
         if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
             signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGUSR2))
-        codes = [self.train(Path(out), command) for out, command in self.runs]   # a failed one stops no other
-        if any(codes):
+        for p in self.runs:                            # one that fails stops no other
+            if not p.done():
+                # SLURM signals every process of a task. train.py inherits what is blocked, and is so spared.
+                signal.pthread_sigmask(signal.SIG_BLOCK, users)
+                local.start(p)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, users)
+                p.process.wait()
+        if not all(p.done() for p in self.runs):
             sys.exit(1)                                # for SLURM's books; the sweep looks for result.json
-
-    def train(self, out: Path, command: list[str]) -> int:
-        """The exit code of one run. What it prints goes to train.txt, as with the local launcher."""
-        if (out / "result.json").exists():             # done before the task was requeued
-            return 0
-        out.mkdir(parents=True, exist_ok=True)
-        env = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
-        with open(out / "train.txt", "ab") as console:
-            self.process = subprocess.Popen(command, env=env, stdout=console, stderr=subprocess.STDOUT,
-                                            preexec_fn=ignore_user_signals)
-        return self.process.wait()
 
     def stop(self) -> None:
         """Have the running model write its checkpoint; return when its process has ended."""
-        if self.process:
-            self.process.terminate()
-            with contextlib.suppress(ChildProcessError):         # gone already; Popen.wait would deadlock
-                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        for p in self.runs:
+            if p.process:
+                p.process.terminate()                  # of one that has ended: nothing
+                with contextlib.suppress(ChildProcessError):     # gone already; Popen.wait would deadlock
+                    os.waitid(os.P_PID, p.process.pid, os.WEXITED | os.WNOWAIT)
+            p.process = None
 
     def checkpoint(self):
         """submitit asks, on its signal, what the task is to go on with. None: nothing."""
         from submitit.helpers import DelayedSubmission
         self.stop()
-        return DelayedSubmission(Chain(self.runs, self.threads, True)) if self.requeue else None
+        return DelayedSubmission(self) if self.options["requeue"] else None
 
     def terminated(self, *_) -> None:
         """SIGTERM: checkpoint, and requeue if this is pre-emption with a grace time.
@@ -126,12 +120,6 @@ class Chain:
         if job.stdout.strip() == "RUNNING":
             signal.raise_signal(signal.SIGUSR2)
         sys.exit(3)                                    # interrupted, as train.py has it
-
-
-def ignore_user_signals() -> None:
-    """For train.py: SLURM signals every process of a task; what these two mean is for Chain to say."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------- where the sweep runs
@@ -156,7 +144,7 @@ def run(plan: list[Planned], options: dict, folder: Path) -> list[str]:
 
 def watch(plan: list[Planned], folder: Path) -> None:
     """Show progress until every run of `plan` has its result or has left the queue without."""
-    missed = dict.fromkeys((p.name for p in plan), 0)
+    missed = collections.Counter()                     # how often in turn a run was not in the queue
     with progress_bar(plan) as bar:
         while waiting := [p for p in plan if missed[p.name] < 2 and not p.done()]:
             time.sleep(QUEUE_SECONDS)
@@ -180,19 +168,7 @@ def chains(runs: list[Planned]) -> list[list[Planned]]:
         if not p.ready():
             tasks.setdefault(Path(p.config.branch).parent, []).append(p)
     tasks = list(tasks.values())
-    shared = [tasks[i::MAX_TASKS] for i in range(min(len(tasks), MAX_TASKS))]
-    return [sum(several, []) for several in shared]
-
-
-def sbatch_options(options: dict, name: str, tasks: int) -> dict:
-    """submitit's parameters for the job `name` of so many tasks, from a sweep file's checked `slurm`."""
-    cpus = options.get("cpus_per_task", 1)
-    requeue = "requeue" if options.get("requeue", 3) else "no-requeue"
-    given = {key: value for key, value in options.items() if key != "requeue"}
-    ours = dict(job_name=name, cpus_per_task=cpus, stderr_to_stdout=True,
-                srun_args=[f"--cpus-per-task={cpus}"],           # since SLURM 22.05 srun does not inherit it
-                additional_parameters={"chdir": str(basics.ROOT), requeue: True})
-    return dict(array_parallelism=tasks) | given | ours
+    return [sum(tasks[i::MAX_TASKS], []) for i in range(min(len(tasks), MAX_TASKS))]
 
 
 def submit(folder: Path, tasks: list[list[Planned]], options: dict) -> str:
@@ -205,28 +181,32 @@ def submit(folder: Path, tasks: list[list[Planned]], options: dict) -> str:
     name = f"{folder.name}-{uuid.uuid4().hex[:8]}"
     home = folder / "slurm" / name
     home.mkdir(parents=True)
-    names = [[p.name for p in task] for task in tasks]
-    (home / "tasks.json").write_text(json.dumps(names), encoding="utf-8")
-    requeue = options.get("requeue", 3)
-    threads = options.get("cpus_per_task", 1)
+    basics.write_json(home / "tasks.json", {i: [p.name for p in task] for i, task in enumerate(tasks)})
+    requeue = options["requeue"]
+    given = {key: value for key, value in options.items() if key != "requeue"}
     executor = submitit.SlurmExecutor(home, max_num_timeout=requeue)
-    executor.update_parameters(**sbatch_options(options, name, len(tasks)))
-    commands = [[(str(p.out), p.command()) for p in task] for task in tasks]
+    executor.update_parameters(
+        **dict(array_parallelism=len(tasks)) | given, job_name=name, stderr_to_stdout=True,
+        srun_args=[f"--cpus-per-task={options['cpus_per_task']}"],       # since SLURM 22.05 not inherited
+        additional_parameters={"chdir": str(basics.ROOT), "requeue" if requeue else "no-requeue": True})
     try:
-        executor.submit_array([Chain(runs, threads, requeue > 0) for runs in commands])
+        executor.submit_array([Chain(task, options) for task in tasks])
     except RuntimeError as e:                          # submitit's; sbatch's own words
-        raise UserError(f"sbatch took no job: {' '.join(str(e).split())}") from None
+        raise UserError(f"sbatch took no job: {e}") from None
     return name
 
 
 def queue(folder: Path) -> dict[str, str]:
-    """{run: state} of the study's runs that SLURM holds: PENDING, RUNNING, ... Raises UserError."""
-    names = {home.name for home in (folder / "slurm").glob("*")}
+    """{run: state} of the study's runs that SLURM holds: PENDING, RUNNING, ... Raises UserError.
+
+    Without SLURM, or where nothing was submitted, there are none.
+    """
+    homes = {home.name: home for home in (folder / "slurm").glob("*")}
     states = {}
-    for line in ask_squeue() if names else ():
+    for line in ask_squeue() if homes and shutil.which("squeue") else ():
         name, index, state = line.rsplit("|", 2)
-        if name in names:
-            states |= dict.fromkeys(runs_of_task(folder / "slurm" / name, index), state)
+        if name in homes:
+            states |= dict.fromkeys(runs_of_task(homes[name], index), state)
     return states
 
 
@@ -234,20 +214,17 @@ def ask_squeue() -> list[str]:
     """A line NAME|INDEX|STATE for each of the user's tasks. Raises UserError."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%j|%K|%T"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise UserError(f"squeue does not answer: {e}") from None
-    if answer.returncode:
-        raise UserError(f"squeue does not answer: {' '.join(answer.stderr.split())}")
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as e:
+        raise UserError(f"squeue does not answer: {getattr(e, 'stderr', None) or e}") from None
     return answer.stdout.splitlines()
 
 
 def runs_of_task(home: Path, index: str) -> list[str]:
     """The names of the runs in a task of the job that `submit` noted in `home`. Raises UserError."""
-    path = home / "tasks.json"
-    number = int(index) if index.isdigit() else 0      # a job of one task is no array: its index is N/A
+    index = index if index.isdigit() else "0"          # a job of one task is no array: its index is N/A
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))[number])
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UserError(f"{path} is missing or damaged; scancel --name={home.name}, then run the same "
-                        "command") from None
+        return basics.load_json(home / "tasks.json")[index]
+    except (UserError, KeyError):
+        raise UserError(f"{home / 'tasks.json'} is missing or damaged; scancel --name={home.name}, then run "
+                        "the same command") from None
