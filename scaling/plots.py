@@ -527,7 +527,7 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     X = np.log([N, D])
     y = np.log(L)
     least = forms.fit_surface(N, D, L, bootstrap=0)["objective"] / len(y)
-    first = np.array(forms.surface_theta(0, 0, **start))
+    first = np.array(forms.surface_theta(**start))
 
     def objective(theta):
         value, slope = forms.additive(theta[None], X)

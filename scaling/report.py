@@ -111,14 +111,17 @@ def forms_text(rows: dict) -> list[str]:
 
 
 def fit_text(name: str, fit: dict) -> list[str]:
-    """One fit as lines: what it rests on, each parameter with its interval, its health."""
-    head = f"\n{name}: {fit['equation']}; n = {fit['n']}"
+    """One fit as lines: what it rests on, each parameter with its interval, its health.
+
+    A fit straight from scaling.laws, not from fit.py, does not know its equation: then its form stands there.
+    """
+    head = f"\n{name}: {fit.get('equation', fit['form'])}; n = {fit['n']}"
     if "objective" in fit:
         head += f", objective {fit['objective']:.7g}"
     if (fit.get("noise") or 0) > 0:                    # None, from JSON, where it could not be measured
         head += f", residual {fit['noise']:.2%}"
     out = [head]
-    for key in fit["parameters"]:
+    for key in fit.get("parameters", fit["ci"]):
         out.append(f"  {key:<8} {spread(fit[key], fit['ci'].get(key))}")
     if "profile_E" in fit:
         ends = fit["profile_E"]

@@ -227,7 +227,9 @@ def broken_theta(L_inf, A, c0, c1, x_break, f, **_):
 
 def repeated_of(theta, n, d, u):
     R_D, R_N = np.exp(theta.T[5:])
-    return surface_of(theta[:, :5], n, d) | {"R_D": R_D, "R_N": R_N}
+    found = surface_of(theta[:, :5], n, d) | {"R_D": R_D, "R_N": R_N}
+    del found["a"], found["b"]                          # no power of C gives the best size where data repeat
+    return found
 
 
 def repeated_theta(R_D, R_N, **surface):
@@ -608,7 +610,7 @@ def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict
     scored = {name: row for name, row in table.items() if "aicc" in row}
     least = min((row["aicc"] for row in scored.values()), default=0)
     for row in scored.values():
-        row["aicc"] = float(row["aicc"] - least)
+        row["aicc"] = float(row["aicc"]) - float(least)         # of floats: inf - inf is nan without a word
     best = {}
     if scored:
         best = {by: min(scored, key=lambda name: scored[name][by]) for by in ("aicc", "held_out")}
