@@ -16,7 +16,7 @@ from runtime import cpu
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with an optional bias, which nn.LayerNorm lacked when GPT-2's descendants were written."""
+    """LayerNorm with an optional bias."""
 
     def __init__(self, width: int, bias: bool):
         super().__init__()
@@ -52,7 +52,7 @@ class CausalSelfAttention(nn.Module):
         if cache is not None:
             k, v = remember(cache, k, v)
         dropout = self.dropout if self.training else 0.0
-        # Both compute softmax(scale q k^T) v without keeping the T x T matrix.
+        # Either way softmax(scale q k^T) v is computed without keeping the T x T matrix.
         if cpu.attention_wins(q, k, dropout):
             y = cpu.BlockedAttention.apply(q, k, v, self.scale)
         else:
@@ -127,7 +127,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """GPT-2: std .02 everywhere. muP: Yang et al. 2022, table 8 (Adam), with tied embeddings.
+        """GPT-2: std .02. muP: Yang et al. 2022, table 8 (Adam), tied embeddings. Both: c_proj is smaller.
 
         | muP          | init std           | learning rate  | forward             |
         |--------------|--------------------|----------------|---------------------|
@@ -157,7 +157,7 @@ class GPT(nn.Module):
         Targets of -1 do not count. `cache` is a list of n_layer lists, empty at first, that holds keys and
         values while sampling.
         """
-        # While sampling with a cache `idx` is one token, which stands behind the `past` ones.
+        # While sampling, `idx` is first the prompt, then one token at a time behind the `past` ones.
         past = cache[0][0].shape[2] if cache and cache[0] else 0
         position = torch.arange(past, past + idx.shape[1], device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(position)

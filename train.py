@@ -1,10 +1,10 @@
-"""Train one GPT: config -> data -> loop -> log, checkpoint, result. Read it top to bottom: that is the order.
+"""Train one GPT. In this order: the data, a run (model, step, evaluation), the loop, and what joins them.
 
     python train.py config/scale_d64.py --seed=2
     torchrun --nproc_per_node=4 train.py config/scale_d64.py
 
-What a run is stands in config/settings.py, the model in model.py, and the files that a run leaves, from the
-checkpoint to go on from to the final result, in runtime/rundir.py.
+config/settings.py says what a run is, model.py holds the model, and runtime/rundir.py the files of a run,
+from the checkpoint to go on from to the final result.
 Exit codes: 0 done, 2 something to mend, 3 interrupted (the same command goes on).
 """
 import os
@@ -98,9 +98,9 @@ class Run:
         # Every rank draws the same weights; dropout is seeded anew in each step.
         torch.manual_seed(c.seed)
         torch.set_float32_matmul_precision("high")     # TF32 on GPUs that have it; no effect on CPU
+        # The model itself; `model` is the same, compiled or wrapped for several ranks, with other names.
         self.raw = GPT(c).to(c.device)
         self.weights = list(self.raw.parameters())     # once: the walk costs as much as the clipping
-        # `raw` is the model itself: compiled or wrapped for several ranks its weights have other names.
         self.params = self.raw.count_params()
         self.flops = count_flops(c)
         self.build_optimizer()
@@ -140,7 +140,7 @@ class Run:
         """One optimizer step on batch number `step`, shared by ranks and micro-batches."""
         c = self.c
         if c.dropout:
-            # Masks depend on (seed, step, rank) alone, so that a resumed run draws the same ones.
+            # Masks depend on seed, step and rank, and not on what came before: a resumed run draws the same.
             state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
         self.losses.append(self.backward())
@@ -165,7 +165,7 @@ class Run:
         rows = self.data.row_ids(self.step * c.batch_size, c.batch_size)
         rows = np.array_split(rows, self.world)[self.rank]
         micro_batches = np.array_split(rows, c.gradient_accumulation_steps)
-        measured = c.dtype != "float16"                # there gradients are scaled, and tell no noise
+        measured = c.dtype != "float16"                # in float16 gradients are scaled by then
         loss_sum = 0.0
         for i, ids in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
@@ -186,7 +186,7 @@ class Run:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss in nats of the first eval_iters rows of val.bin, at any batch size; ranks share them."""
+        """Mean loss in nats of the first eval_iters rows of val.bin; ranks share them."""
         c = self.c
         rows = np.arange(c.eval_iters)[self.rank::self.world]
         # Without gradients larger batches fit, and the mean does not depend on their size.
@@ -226,7 +226,7 @@ class Run:
             record["val_loss"] = self.evaluate()
         record |= dict(lr=learning_rate(self.step - 1, self.c), grad_norm=self.grad_norm.item(),
                        tok_per_s=round(tok_per_s, 1), elapsed_s=round(self.seconds(), 3))
-        if self.c.dtype != "float16":                  # there the scaler leaves such a step out
+        if self.c.dtype != "float16":                  # in float16 the scaler leaves such a step out
             require_finite(self.c, [record["grad_norm"]], self.step, "gradient norm")
         self.record = record | self.noise.log_entry(self.sum_over_ranks, self.c.block_size)
         self.losses = []
@@ -319,7 +319,8 @@ def train(asked: Config) -> dict:
         if rank == 0:
             rundir.start_files(run, resumed)
             print_start(run)
-        result = rundir.result_row(asked, run, loop(run, caught))
+        last = loop(run, caught)
+        result = rundir.result_row(asked, run, last)
         if rank == 0:
             rundir.finish(out, result)
     return result

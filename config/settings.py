@@ -1,6 +1,6 @@
 """What a run is: every setting, what it may be, what -1 becomes; and from it N, D, C and the learning rate.
 
-Everything that plans, trains, forecasts or compares runs asks this page, and none of it needs torch.
+Whatever plans, trains, forecasts or compares runs takes these facts from here, and needs no torch for them.
 """
 import dataclasses
 import json
@@ -13,7 +13,10 @@ from runtime.basics import UserError, plain_name
 
 
 def free(default):
-    """A setting without bearing on the result: it may change when a run goes on, and tells no runs apart."""
+    """A setting that two runs may differ in and still be the same run: where it lies, and how it is computed.
+
+    So it may change when a run goes on. (With dropout another number of micro-batches draws other masks.)
+    """
     return field(default=default, metadata={"free": True})
 
 
@@ -23,10 +26,10 @@ class Config:
     out_dir: str = free("out/run")         # run directory; a study uses out/STUDY/RUN
     resume: str = free("auto")             # auto: go on from ckpt.pt if there is one; never: start over
     seed: int = 1337                       # initial weights, order of the data, dropout
-    forecast: str = free("")               # sha256 of the forecast that was sealed for this run; the sweep's
+    forecast: str = free("")               # sha256 of the forecast sealed for this run; the sweep sets it
     # data
     dataset: str = "shakespeare"           # directory under data/ with train.bin, val.bin, meta.json
-    batch_size: int = 32                   # sequences a step, over devices and micro-batches; -1: a rule of C
+    batch_size: int = 32                   # sequences a step, over devices and micro-batches; -1: by rule
     gradient_accumulation_steps: int = free(1)    # micro-batches per step; -1: as few as memory allows
     block_size: int = 128                  # tokens of context
     # model
@@ -46,12 +49,12 @@ class Config:
     tokens_per_param: float = -1           # tokens per non-embedding-plus-head parameter; Chinchilla: 20
     epochs: float = -1                     # passes over train.bin
     # optimizer
-    learning_rate: float = 1e-3            # peak; AdamW; -1: by a rule of C
+    learning_rate: float = 1e-3            # peak; AdamW; -1: by a rule of C (rate_by_rule)
     schedule: str = "cosine"               # cosine, linear, constant, or wsd (warmup, stable, decay)
     warmup_iters: int = -1                 # steps of linear warmup; -1: warmup_frac of the run
     warmup_frac: float = 0.02              # used when warmup_iters is -1
     lr_decay_iters: int = -1               # step where the decay ends; -1: where the run ends
-    cooldown_frac: float = 0.2             # wsd: share of the run that decays, as 1 - sqrt
+    cooldown_frac: float = 0.2             # wsd: share of lr_decay_iters that decays, as 1 - sqrt
     min_lr: float = 0.0                    # learning rate at the end of the decay
     weight_decay: float = 0.1              # on matrices and embeddings
     beta1: float = 0.9                     # AdamW
@@ -84,12 +87,12 @@ def one_of(*words: str) -> tuple:
 # (settings, what they must be, in words and as a test); the reader of the command line has checked the types.
 MAY_BE = (
     ("block_size n_layer n_head n_embd base_width", "positive", lambda x: x > 0),
-    ("batch_size learning_rate", "positive", lambda x: x == -1 or 0 < x < math.inf),
+    ("batch_size learning_rate", "positive, or -1 to follow a rule", lambda x: x == -1 or 0 < x < math.inf),
     ("seed weight_decay grad_clip min_lr ckpt_minutes", "0 or positive (and below 2^63)",
      lambda x: 0 <= x < 2 ** 63),
     ("gradient_accumulation_steps eval_iters log_interval", "positive, or -1 to derive it",
      lambda x: x == -1 or x > 0),
-    ("eval_interval", "positive, or -1 to derive it", lambda x: x >= -1),
+    ("eval_interval", "positive, 0 (only at the end) or -1 to derive it", lambda x: x >= -1),
     ("dropout beta1 beta2", "between 0 and 1", lambda x: 0 <= x < 1),
     ("warmup_frac cooldown_frac", "between 0 and 1", lambda x: 0 <= x <= 1),
     ("resume", *one_of("auto", "never")),
@@ -172,7 +175,7 @@ def load_meta(dataset: str) -> dict:
 
 
 def count_params(c: Config) -> dict:
-    """Parameters by group, as GPT has them. `head` is what works there, V x D; tied, `total` has it once."""
+    """Parameters by group, as GPT has them. The head's V x D work on every token; `total` has each once."""
     L, D, bias = c.n_layer, c.n_embd, int(c.bias)
     head = c.vocab_size * D
     groups = dict(
@@ -186,6 +189,11 @@ def count_params(c: Config) -> dict:
     embeddings = groups["position_embedding"] + (head if c.tie_weights else 2 * head)
     groups["total"] = groups["non_embedding"] + embeddings
     return groups
+
+
+def default_N(groups: dict) -> int:
+    """N by the count that is used where no other is asked for: what works on every token, tied or not."""
+    return groups["non_embedding"] + groups["head"]
 
 
 def count_flops(c: Config) -> dict:
@@ -221,7 +229,7 @@ class Resolved(NamedTuple):
     meta: dict                      # of the dataset
     params: dict                    # parameters by group
     flops: dict                     # FLOPs per token by part
-    N: int                          # parameters, non-embedding plus head
+    N: int                          # parameters, by the default count
     D: int                          # training tokens
     C: float                        # FLOPs of the whole run, counted exactly
 
@@ -232,7 +240,7 @@ def resolve(c: Config, world: int = 1) -> Resolved:
     check(c, meta, world)
     c = dataclasses.replace(c, vocab_size=max(c.vocab_size, meta["vocab_size"]))
     params, flops = count_params(c), count_flops(c)
-    N = params["non_embedding"] + params["head"]
+    N = default_N(params)
     wanted = horizon_tokens(c, meta, N, flops["total"])
     follow_rule(c, 6 * N * wanted, wanted, world)
     if c.max_iters == -1:
@@ -255,27 +263,31 @@ def horizon_tokens(c: Config, meta: dict, N: int, flops: int) -> float:
     return c.epochs * ((meta["train_tokens"] - 1) // c.block_size * c.block_size)
 
 
-def follow_rule(c: Config, C: float, tokens: float, world: int) -> None:
-    """Set batch_size and learning_rate, where they are -1, for C = 6 N D FLOPs and so many tokens."""
+def follow_rule(c: Config, C_6nd: float, tokens: float, world: int) -> None:
+    """Set batch_size and learning_rate, where they are -1, for 6 N D FLOPs and so many tokens."""
     if c.batch_size == -1:
-        c.batch_size = max(batch_rows(C, tokens, c.block_size), world * max(1, c.gradient_accumulation_steps))
+        least = world * max(1, c.gradient_accumulation_steps)
+        c.batch_size = max(batch_rows(C_6nd, tokens, c.block_size), least)
     if c.learning_rate == -1:
-        c.learning_rate = rate(C)
+        c.learning_rate = rate_by_rule(C_6nd)
 
 
-def batch_rows(C: float, tokens: float, block_size: int) -> int:
-    """Sequences a step for C = 6 N D FLOPs: 0.2920 C^0.3271 tokens (Bi et al. 2024, eq. 1), as a power of 2.
+def batch_rows(C_6nd: float, tokens: float, block_size: int) -> int:
+    """Sequences a step for 6 N D FLOPs: 0.2920 C^0.3271 tokens (Bi et al. 2024, eq. 1), to a power of 2.
 
-    At most a hundredth of the run, so that the schedule has steps to act on. Of the published rules this one
-    fits best at 1e10 to 1e12 FLOPs too, with muP (scaling/LOG.md).
+    At most a hundredth of the run, so that the schedule has steps to act on. At 1e10 to 1e12 FLOPs it comes
+    out 2 to 4 times too large (scaling/LOG.md).
     """
-    rows = 2 ** round(math.log2(max(1, 0.2920 * C ** 0.3271 / block_size)))
+    rows = 2 ** round(math.log2(max(1, 0.2920 * C_6nd ** 0.3271 / block_size)))
     return max(1, min(rows, int(tokens / block_size / 100)))
 
 
-def rate(C: float) -> float:
-    """Peak learning rate for C = 6 N D FLOPs: 0.3118 C^-0.125 (Bi et al. 2024, eq. 1), two digits of it."""
-    return float(f"{0.3118 * C ** -0.125:.2g}")
+def rate_by_rule(C_6nd: float) -> float:
+    """Peak learning rate for 6 N D FLOPs: 0.3118 C^-0.125 (Bi et al. 2024, eq. 1), to two digits.
+
+    Of the published rules it fits best at 1e10 to 1e12 FLOPs too, with muP (scaling/LOG.md).
+    """
+    return float(f"{0.3118 * C_6nd ** -0.125:.2g}")
 
 
 def derive_steps(c: Config, meta: dict) -> None:
@@ -298,8 +310,9 @@ def derive_steps(c: Config, meta: dict) -> None:
 
 # ---- the learning rate ----
 
-# A schedule gives the share of the peak rate at `done`, the share of the steps after warmup, and at `cool`,
-# the share of the cooldown (both 0 to 1). WSD's cooldown is 1 - sqrt: Haegele et al. 2024, eq. 1.
+# A schedule says how far the rate is from min_lr (0) to its peak (1), where `done` of the way from the end of
+# the warmup to lr_decay_iters is behind, and `cool` of the cooldown, both from 0 to 1. WSD's cooldown is
+# 1 - sqrt: Haegele et al. 2024, eq. 1.
 SCHEDULES = {
     "cosine": lambda done, cool: 0.5 * (1 + math.cos(math.pi * done)),
     "linear": lambda done, cool: 1 - done,
@@ -308,23 +321,28 @@ SCHEDULES = {
 }
 
 
+def cooldown_start(c: Config) -> int:
+    """The step at which a resolved WSD run begins to cool down: until then a longer one is the same."""
+    return c.lr_decay_iters - max(1, round(c.cooldown_frac * c.lr_decay_iters))
+
+
 def learning_rate(step: int, c: Config) -> float:
     """The rate for step `step` (0 is the first) of a resolved run: linear warmup, then the schedule."""
     if step < c.warmup_iters:
         return c.learning_rate * (step + 1) / (c.warmup_iters + 1)
     done = min(1.0, (step - c.warmup_iters) / max(1, c.lr_decay_iters - c.warmup_iters))
-    cooldown = max(1, round(c.cooldown_frac * c.lr_decay_iters))
-    cool = min(1.0, max(0.0, (step - (c.lr_decay_iters - cooldown)) / cooldown))
+    begin = cooldown_start(c)
+    cool = min(1.0, max(0.0, (step - begin) / (c.lr_decay_iters - begin)))
     return c.min_lr + SCHEDULES[c.schedule](done, cool) * (c.learning_rate - c.min_lr)
 
 
-# ---- which run is which ----
+# ---- which settings tell runs apart, and which columns record them ----
 
 
 def differences(old: dict, new: dict) -> list[str]:
     """Settings with bearing on the result in which two runs' settings differ.
 
-    A setting that one of them lacks, because it is younger, has its default; "auto" differs from nothing.
+    A setting that was added after one of them was written has its default; "auto" differs from nothing.
     """
     found = []
     for f in dataclasses.fields(Config):
@@ -340,7 +358,7 @@ def from_dict(old: dict) -> Config:
     return Config(**{name: value for name, value in old.items() if name in names})
 
 
-# Columns of runs.csv that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
+# Columns of our tables that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
 TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization".split())
 # What a run is and what came of it, under the names that published tables use.
 _RESULT = (

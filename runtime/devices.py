@@ -46,7 +46,9 @@ def on_machine(c: Config, device: str, world: int) -> Config:
     if c.dtype == "auto":
         c.dtype = "float32"
         if on_gpu:
-            c.dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+            # Older GPUs emulate bfloat16, which is slower than float32.
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            c.dtype = "bfloat16" if native else "float16"
     if c.gradient_accumulation_steps == -1:
         # Weights and optimizer are there already; activations and logits get 60 % of what is free.
         free = torch.cuda.mem_get_info()[0] if on_gpu else system.free_memory()

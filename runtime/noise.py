@@ -1,8 +1,9 @@
-"""The gradient noise scale of a run, for free: how large a batch could be before it stops paying.
+"""The gradient noise scale of a run: how large a batch could be before it stops paying.
 
-Each micro-batch, or each rank, has the gradient of a part of the batch. Parts are noisier than the whole; by
-how much tells tr(Sigma), the variance of one sequence's gradient, and |G|^2, the size of the true one. Their
-ratio is the noise scale (McCandlish et al. 2018, appendix A.1): batches much larger save few steps.
+Each micro-batch, or each rank, has the gradient of a part of the batch, and parts are noisier than the whole.
+How much noisier gives tr(Sigma), the variance of one sequence's gradient, and |G|^2, the square of the true
+gradient's norm. Their ratio is the noise scale (McCandlish et al. 2018, appendix A.1): batches much larger
+than it save few steps. It costs one copy of the gradient per micro-batch.
 """
 import torch
 
@@ -33,7 +34,7 @@ class NoiseScale:
         self.square = 0.0
 
     def step(self, grad_norm: torch.Tensor, step: int) -> None:
-        """Take in the parts of the batch whose whole gradient has the norm `grad_norm`; both unbiased."""
+        """Take in the parts of the batch whose whole gradient has the norm `grad_norm`. Both are unbiased."""
         if self.parts:
             B = self.batch_size
             whole = grad_norm ** 2

@@ -1,4 +1,4 @@
-"""The files of a run directory: config.json, log.jsonl, checkpoints, result.json; and is it the same run?
+"""The files of a run directory: config.json, log.jsonl, checkpoints, result.json; and whose they are.
 
 Every file is written whole or not at all, except the log, which grows by a line. result.json comes last: that
 it is there means that the run is done. What cannot be read, or belongs to another run, is a UserError. `run`
@@ -101,7 +101,7 @@ def save(run, name: str = CHECKPOINT) -> None:
     """Write a checkpoint to go on from bit for bit. Raises UserError if a loss is not finite."""
     losses = run.sum_over_ranks(torch.stack(run.losses)) if run.losses else torch.zeros(0)
     require_finite(run.c, losses.tolist(), run.step - len(losses) + 1, "training loss")
-    norm = torch.nn.utils.get_total_norm(run.weights)  # spoilt a step before the loss
+    norm = torch.nn.utils.get_total_norm(run.weights)  # not finite a step before the loss is
     require_finite(run.c, [norm.item()], run.step, "norm of the weights")
     # Each rank's part is now in the sum. All go on with an equal share of it, as they do after `load`: so the
     # next sum over ranks is what it would have been, whatever their number.
@@ -276,7 +276,7 @@ def result_row(asked: Config, run, record: dict) -> dict:
         params_embedding=p["token_embedding"] + p["position_embedding"],
         params_non_embedding=p["non_embedding"], params_head=p["head"], tokens=tokens,
         unique_tokens=min(tokens, epoch), epochs=tokens / epoch,
-        flops_6nd=6 * (p["non_embedding"] + p["head"]) * tokens, flops_exact=record["flops"],
+        flops_6nd=6 * settings.default_N(p) * tokens, flops_exact=record["flops"],
         train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
         val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
         tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), commit=git_commit())
@@ -305,7 +305,7 @@ def explained(c: Config):
         if out_of_memory(e):
             raise UserError(
                 f"{c.out_dir}: out of memory on {c.device}; raise gradient_accumulation_steps (now "
-                f"{c.gradient_accumulation_steps}; the same command goes on, with the same result), or lower "
+                f"{c.gradient_accumulation_steps}; the same command goes on), or lower "
                 f"batch_size (now {c.batch_size}) or the size of the model") from None
         if isinstance(e, dist.DistError) or "gloo" in why or "NCCL" in why:
             raise UserError(f"{c.out_dir}: lost another rank ({why:.150}); what that one printed says why; "

@@ -5,7 +5,7 @@
 
 RUNS.csv needs `params,tokens,loss`, or the columns that sweep.py writes (params_*, tokens, val_loss).
 Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoFLOP level). A new law is a row
-of `LAWS`: it is then fitted, printed, compared and written into the fit card.
+of `LAWS`: it is then fitted, printed, written into the fit card and, where it has an exponent a, compared.
 """
 import json
 import sys
@@ -229,7 +229,7 @@ def verdict(result: dict, at: list[float]) -> dict:
     """a, b and the optimum at each budget of `at`, per approach; do the intervals of a share a point?"""
     approaches = {}
     for name, fit in laws_of(result).items():
-        if "a" in fit:
+        if {"a", "b"} <= set(fit):                     # exponents of N_opt and D_opt in C
             ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
             approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
                                 "at": [forms.optimum(fit, C) for C in at]}

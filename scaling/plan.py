@@ -264,7 +264,7 @@ def text_of(dataset: str) -> float:
 def size(c: Config, convention: str) -> float:
     """Parameters of a model as the law counts them: scaling.laws.counts has the names and what they mean."""
     groups = settings.count_params(c)
-    return float(groups.get(convention) or groups["non_embedding"] + groups["head"])
+    return float(groups.get(convention, settings.default_N(groups)))
 
 
 def head_width(width: int, head_size: int, heads: int) -> int:

@@ -40,6 +40,7 @@ OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv",
 # 6 layers 8 to 128 wide (those of sweeps/laptop.py among them), torch 2.13 on one core of an AMD EPYC (2026).
 SECONDS_PER_STEP = 0.4e-3
 SECONDS_PER_LAYER = 0.65e-3
+SECONDS_TO_START = 5.0                 # of a process: most of it imports torch
 
 
 # ---------------------------------------------------------------- the sweep file
@@ -196,7 +197,7 @@ def plan_run(study: Study, run: dict) -> list[Planned]:
     for name in ("warmup_iters", "batch_size", "learning_rate"):
         if alone[0].schedule != "wsd" or len({getattr(c, name) for c in alone}) > 1:
             raise UserError(f"`budgets` needs schedule='wsd' and one {name}")
-    steps = [c.max_iters - max(1, round(c.cooldown_frac * c.max_iters)) for c in alone[:-1]]
+    steps = [settings.cooldown_start(c) for c in alone[:-1]]
     trunk = planned(study, runs[-1] | {"keep_steps": ",".join(map(str, steps))})
     # A branch's log begins with its trunk's, so both have lines at the same steps.
     same = dict(log_interval=trunk.config.log_interval, eval_interval=trunk.config.eval_interval)
@@ -233,8 +234,7 @@ def config_of(study: Study, run: dict) -> settings.Config:
 def params_of(c: settings.Config) -> int:
     """N of a run whose horizon is not known yet; at least 1, since `resolve` is to say what a shape lacks."""
     c.vocab_size = max(c.vocab_size, settings.load_meta(c.dataset)["vocab_size"])
-    params = settings.count_params(c)
-    return max(1, params["non_embedding"] + params["head"])
+    return max(1, settings.default_N(settings.count_params(c)))
 
 
 def planned(study: Study, run: dict, leave: int = 0) -> Planned:
@@ -247,7 +247,7 @@ def estimate(plan: list[Planned]) -> None:
     speeds = [p.resolved.C / load_json(p.out / "result.json")["wall_s"] for p in plan if p.done()]
     speed = float(np.median(speeds)) if speeds else core_speed()
     for p in plan:
-        p.seconds = p.own_flops / speed
+        p.seconds = SECONDS_TO_START + p.own_flops / speed
         if not speeds:
             per_step = SECONDS_PER_STEP + p.config.n_layer * SECONDS_PER_LAYER
             p.seconds += (p.config.max_iters - p.leave) * per_step

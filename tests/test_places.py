@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import copy_code, write_dataset
 
 from config import settings
 from config.settings import Config
+from scaling import fit
+from scaling.laws import forms
 
 
 class House:
@@ -64,6 +67,43 @@ def test_each_new_thing_takes_as_many_places_as_readme_says(house):
     header, row = (house.root / "runs.csv").read_text(encoding="utf-8").splitlines()
     found = dict(zip(header.split(","), row.split(",")))
     assert found["squash"] == "1" and found["steps"] == "10"
+
+
+def log_law(theta, X):
+    """L = e - a x, x = log N: log-loss (B, n) and its gradient; theta is (B, 2), X (1, n) or (B, 1, n)."""
+    e, a = theta.T[..., None]
+    x = X[..., 0, :]
+    loss = e - a * x
+    return np.log(loss), np.stack([1 / loss, -x / loss], axis=1)
+
+
+def test_a_law_is_a_form_and_a_row_of_each_table(monkeypatch):
+    """The model and its two conversions; a row of FORMS; a row of LAWS. It is fitted, printed, evaluated."""
+    def natural(theta, n):
+        return {"e": theta[:, 0] + theta[:, 1] * n, "a": theta[:, 1]}
+
+    def theta_of(e, a, **_):
+        return e, a
+
+    def fit_log_law(data, bootstrap):
+        bounds = np.array([[3.0], [0.1]]), [0.1, 1e-3], [20.0, 5.0]
+        return forms.fit_form("log_law", {"N": data["N"]}, data["L"], bounds, None, bootstrap, 0)
+    monkeypatch.setitem(forms.FORMS, "log_law", forms.Form(log_law, "N", "e a", natural, theta_of))
+    monkeypatch.setitem(fit.LAWS, "log_law", fit.Law("L = e - a log N", "e a", fit_log_law))
+    N = np.geomspace(1e4, 1e7, 12)
+    result = fit.fit_all({"params": N, "tokens": 20 * N, "loss": 9 - 0.4 * np.log(N)}, bootstrap=20)
+    law = result["log_law"]
+    assert (law["e"], law["a"]) == (pytest.approx(9, rel=1e-4), pytest.approx(0.4, rel=1e-4))
+    assert forms.loss_of(law, {"N": 1e5}) == pytest.approx(9 - 0.4 * np.log(1e5), rel=1e-4)
+    assert "log_law: L = e - a log N" in fit.text(result)
+
+
+def test_a_dataset_is_a_directory(lab):
+    """Two .bin files and META's keys, nothing else: that is all that a run asks of one."""
+    meta = write_dataset(lab.data / "mine")
+    path = lab.data / "mine" / "meta.json"
+    path.write_text(json.dumps({key: meta[key] for key in settings.META}), encoding="utf-8")
+    assert lab.train(dataset="mine")["dataset"] == "mine"
 
 
 def test_a_younger_setting_breaks_no_old_run(lab, monkeypatch):

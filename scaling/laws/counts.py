@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from runtime.basics import UserError, nearest
-from scaling.tables.csv import number
 
 PF_DAY = 1e15 * 24 * 3600                 # 8.64e19 FLOPs: one petaFLOP/s for one day
 PARAMS = ("non_embedding", "total", "non_embedding_plus_head")
@@ -29,13 +28,20 @@ def column(table: Mapping[str, np.ndarray], name: str, why: str) -> np.ndarray:
     """The column `name` as floats. Raises UserError, saying what needs it, when it is absent or text."""
     if name not in table:
         raise UserError(f"no column {name!r}{nearest(name, table)}, which {why} needs")
-    if table[name].dtype == object:
+    if table[name].dtype == object:                    # the reader found a cell that is no number
         for row, cell in enumerate(table[name], 1):
-            try:
-                number(cell)
-            except ValueError:
-                raise UserError(f"column {name!r} must hold numbers; data row {row} holds {cell!r}") from None
+            if not is_number(cell):
+                raise UserError(f"column {name!r} must hold numbers; data row {row} holds {cell!r}")
     return np.asarray(table[name], float)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table is a number, or empty; float() alone would take 1_000."""
+    try:
+        float(cell.strip() or "nan")
+        return "_" not in cell
+    except ValueError:
+        return False
 
 
 def params(table: Mapping[str, np.ndarray], convention: str = DEFAULT_PARAMS) -> np.ndarray:
@@ -61,7 +67,7 @@ def flops(table: Mapping[str, np.ndarray], convention: str = DEFAULT_FLOPS,
 
     6nd            6 N D with N under `params_convention` (Kaplan et al., section 2.1)
     6nd_attention  (6 N + 12 n_layer n_embd T) D (Chowdhery et al. 2022, PaLM, appendix B)
-    exact          every matmul as executed: weights, head and the full T x T attention, nothing else
+    exact          every matmul as written: weights, head and the full T x T attention, nothing else
     chinchilla     Hoffmann et al. 2022, appendix F: also the embedding as a matmul, and the softmax
     """
     check_name(convention, FLOPS, "FLOP")

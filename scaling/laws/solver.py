@@ -53,8 +53,9 @@ class Problem(NamedTuple):
 
     def moved(self, theta: Array, start: Array) -> float:
         """How far the fitted parameters (p,) lie from where they started."""
+        free = ~self.frozen                             # the others may be -inf: no floor
         start = np.clip(start, self.lo, self.hi)
-        return float(np.abs(theta - start)[~self.frozen].max())
+        return float(np.abs(theta[free] - start[free]).max())
 
     def printed(self, theta: Array) -> dict:
         """theta (1, p) as {parameter: value}."""

@@ -8,10 +8,11 @@ from runtime.basics import UserError, nearest
 from scaling.laws import counts
 from scaling.laws.solver import clusters, seed_noise
 
-# What makes two rows the same experiment, apart from N, D and the seed. What a table lacks does not separate.
-# These are the shape and every column of the recipe but min_lr: of its pairs with learning_rate, a fit uses
-# the best one. What follows from the horizon (warmup_iters, lr_decay_iters) is empty, or equal where N and D
-# are, so it separates only what somebody chose. Left out, since seeds of one experiment may differ in them:
+# Two rows are one experiment where N, D and these columns are equal: the shape, and the recipe but for
+# min_lr. (A column that a table lacks separates nothing. What follows from the horizon, as warmup_iters does,
+# is empty or equal where N and D are.) Rows of one experiment that are equal in RATE too are one setting:
+# they differ in the seed alone. Of the settings of an experiment a fit uses the one with the best rates. Left
+# out, since seeds may differ in them:
 # - the ways to say a horizon (max_iters, target_tokens, target_flops, tokens_per_param, epochs): D says it;
 # - what is evaluated and logged, and when (eval_iters, eval_interval, log_interval): training is the same.
 SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "batch_tokens", "schedule", "unique_tokens",
