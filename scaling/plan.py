@@ -414,7 +414,7 @@ def batch(tokens: float, C: float, config: dict) -> dict:
     block = config["block_size"]
     rows = config.get("batch_size") or settings.batch_rows(C, tokens, block)
     return {"batch_size": min(rows, max(1, int(tokens / block / 100))),
-            "learning_rate": config.get("learning_rate") or settings.rate(C)}
+            "learning_rate": config.get("learning_rate") or settings.rate_by_rule(C)}
 
 
 def predict(law: dict, N: float, D: float) -> dict:
