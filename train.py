@@ -20,8 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config.configurator import configure
-from config.settings import Config, count_flops, learning_rate, resolve
+from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
 from runtime import basics, cpu, rundir, system
 from runtime.basics import caught_signals, exit_cleanly
@@ -335,7 +334,7 @@ def print_start(run: Run) -> None:
 
 
 def main() -> int:
-    c = configure(Config, sys.argv[1:])
+    c = configure_run(sys.argv[1:])
     try:
         result = train(c)
     except Interrupted as e:

@@ -123,11 +123,8 @@ def help_text(config_class):
     return "\n".join(lines)
 
 
-def configure(config_class, args):
-    """Defaults, then config files, then the command line -> a config.
-
-    `--help` prints the fields and exits. Raises UserError for an unknown key, a wrong type or a bad file.
-    """
+def read_command(config_class, args):
+    """What config files and what the command line set, each {key: (value, where)}. `--help` ends here."""
     overrides, files = read_args(args)
     if {"help", "h"} & set(overrides):
         script = Path(sys.argv[0]).name
@@ -136,4 +133,13 @@ def configure(config_class, args):
     values = {}
     for path in files:
         values |= read_file(path)
+    return values, overrides
+
+
+def configure(config_class, args):
+    """Defaults, then config files, then the command line -> a config.
+
+    Raises UserError for an unknown key, a wrong type or a bad file.
+    """
+    values, overrides = read_command(config_class, args)
     return set_fields(config_class(), values | overrides)

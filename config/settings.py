@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from config.configurator import read_command, set_fields
 from runtime import basics
 from runtime.basics import UserError, plain_name
 
@@ -140,6 +141,41 @@ def check_horizon(c: Config) -> None:
         raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
 
 
+# ---- a quick look: another horizon than the config file's ----
+
+
+def configure_run(args: list[str]) -> Config:
+    """The run of config files and overrides. A horizon given as an override takes the place of the files'.
+
+    Warmup and decay, where the files give them in steps, keep their share of the run: so `--max_iters=30` is
+    a quick look at any config. Raises UserError.
+    """
+    values, overrides = read_command(Config, args)
+    c = set_fields(Config(), values | overrides)
+    others = {name: value for name, value in overrides.items() if name not in HORIZONS}
+    long = set_fields(Config(), values | others)
+    theirs = [name for name in HORIZONS if getattr(long, name) != -1]
+    given = [name for name in HORIZONS if name in overrides and getattr(c, name) != -1]
+    if not theirs or not given:
+        return c
+    c = dataclasses.replace(c, **{name: -1 for name in theirs if name not in given})
+    return in_proportion(c, long, set(overrides))
+
+
+def in_proportion(c: Config, long: Config, given: set) -> Config:
+    """`c`, a quick look at the run `long`: warmup and decay are in proportion, unless they were `given`."""
+    steps_long = resolve(long).config.max_iters
+    steps = resolve(dataclasses.replace(c, warmup_iters=-1, lr_decay_iters=-1)).config.max_iters
+    said = [f"{steps:,} steps instead of the config's {steps_long:,}"]
+    for name in ("warmup_iters", "lr_decay_iters"):
+        was = getattr(long, name)
+        if was != -1 and name not in given:
+            setattr(c, name, min(steps, round(was * steps / steps_long)))
+            said.append(f"{name} {was} -> {getattr(c, name)}")
+    print("; ".join(said), flush=True)
+    return c
+
+
 # ---- the text ----
 
 META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
@@ -150,8 +186,7 @@ def load_meta(dataset: str) -> dict:
     if not plain_name(dataset):
         raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
     folder = basics.ROOT / "data" / dataset
-    name, _, tokenizer = dataset.partition("_")
-    fix = f"run: python data/{name}/prepare.py" + (f" --tokenizer={tokenizer}" if tokenizer else "")
+    fix = how_to_prepare(dataset)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         sizes = {split: (folder / f"{split}.bin").stat().st_size for split in ("train", "val")}
@@ -169,6 +204,18 @@ def load_meta(dataset: str) -> dict:
             raise UserError(f"{folder / split}.bin has {size:,} bytes, its meta.json says "
                             f"{2 * meta[f'{split}_tokens']:,}: it is truncated or stale; {fix}")
     return meta
+
+
+def how_to_prepare(dataset: str) -> str:
+    """The command that makes data/DATASET: by its own prepare.py, else from text of the user's own."""
+    name, _, tokenizer = dataset.partition("_")
+    if (basics.ROOT / "data" / name / "prepare.py").exists():
+        # With --out_dir, because a dataset's usual tokenizer is not in the name of its directory.
+        options = f" --tokenizer={tokenizer} --out_dir=data/{dataset}" if tokenizer else ""
+        return f"run: python data/{name}/prepare.py{options}"
+    known = sorted(path.parent.name for path in (basics.ROOT / "data").glob("*/prepare.py"))
+    return (f"python data/NAME/prepare.py makes those it knows ({', '.join(known)}); of your own text: "
+            f"python data/wikitext2/prepare.py --input FILES --out_dir=data/{dataset}")
 
 
 # ---- what is counted: parameters, FLOPs, bytes ----

@@ -26,7 +26,6 @@ import numpy as np
 from scipy.stats import binomtest
 
 from config import settings
-from config.configurator import configure
 from runtime.basics import UserError, exit_cleanly, git_commit, load_json, write_json
 from scaling.laws import counts, forms, frontiers
 from scaling.tables.csv import MALFORMED, read_table, write_table
@@ -355,7 +354,7 @@ def coverage(inside: int, done: int, sealed: int) -> str:
 
 def seal_config(folder: Path, args: list[str]) -> dict:
     """Seal the run that train.py would make of `args` in `folder`. Raises UserError."""
-    c = configure(settings.Config, args)
+    c = settings.configure_run(args)
     out = Path(c.out_dir)
     if out.resolve().parent != folder.resolve():
         raise UserError(f"out_dir is {c.out_dir}, outside the study; add --out_dir={folder}/RUN")

@@ -696,3 +696,50 @@ def test_two_processes_do_not_share_a_directory(lab):
         code, _, err = lab.command()
         assert code == 2 and "another process works in" in one_line(err) and lab.files() == files
     assert lab.command()[0] == 0
+
+
+# ---------------------------------------------------------------- a quick look at a config
+
+
+CONFIG = """
+dataset, n_layer, n_head, n_embd, block_size, batch_size = "tiny", 1, 2, 16, 32, 8
+epochs, warmup_iters, schedule, eval_iters, device = 1, 15, "constant", 20, "cpu"
+"""                                                            # 156 steps
+
+
+@pytest.fixture
+def look(lab):
+    """Run CONFIG with these arguments -> (the resolved config, what was printed)."""
+    path = lab.root / "mine.py"
+    path.write_text(CONFIG, encoding="utf-8")
+
+    def run(*more):
+        code, out, err = lab.main([str(path), f"--out_dir={lab.out('run')}", "--resume=never", *more])
+        assert code == 0, err
+        return json.loads((lab.out("run") / "config.json").read_text()), out
+    return run
+
+
+def test_another_horizon_takes_the_place_of_the_config_s(look):
+    c, out = look("--max_iters=31")
+    assert (c["max_iters"], c["epochs"], c["warmup_iters"]) == (31, -1, 3)
+    assert out.startswith("31 steps instead of the config's 156; warmup_iters 15 -> 3\n")
+    c, out = look("--target_tokens=2560", "--warmup_iters=2")      # what is given stays
+    assert (c["max_iters"], c["warmup_iters"]) == (10, 2) and out.startswith("10 steps instead of")
+    c, _ = look("--epochs=0.1")                                    # of the same name
+    assert (c["max_iters"], c["warmup_iters"]) == (16, 2)
+    c, _ = look("--epochs=-1", "--max_iters=20")                   # taken away as well
+    assert (c["max_iters"], c["warmup_iters"]) == (20, 2)
+    assert look("--seed=2")[0]["max_iters"] == 156
+
+
+@pytest.mark.parametrize("dataset, says", [
+    ("shakespeare_char", "data/shakespeare/prepare.py --tokenizer=char --out_dir=data/shakespeare_char"),
+    ("shakespeare", "run: python data/shakespeare/prepare.py"),
+    ("mine", "python data/wikitext2/prepare.py --input FILES --out_dir=data/mine")])
+def test_the_hint_for_a_missing_dataset_leads_on(lab, dataset, says):
+    for name in ("shakespeare", "wikitext2"):
+        (lab.data / name).mkdir()
+        (lab.data / name / "prepare.py").touch()
+    code, _, err = lab.command(dataset=dataset)
+    assert code == 2 and says in one_line(err)
