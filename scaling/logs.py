@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config.settings import RUN_COLUMNS, TEXT_COLUMNS
 from runtime.basics import UserError, exit_cleanly, load_json
-from scaling.tables.csv import number, write_table
+from scaling.tables.csv import csv_rows, number, write_table
 from scaling.tables.foreign import FORMATS, POINT_COLUMNS, csv_points, curve_points, skipping, usable
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
@@ -85,6 +85,15 @@ def parse_study(study_dir: str | Path) -> tuple[list[dict], list[str]]:
         except UserError as e:
             problems.append(f"{e}; skipped")
     return rows, problems
+
+
+def rows_of(path: Path) -> list[dict]:
+    """The rows of a runs.csv as they stand, as text. Raises UserError."""
+    lines = csv_rows(path)
+    _, header = next(lines)
+    if not {"study", "run"} <= set(header):
+        raise UserError(f"{path}: no columns 'study' and 'run', so these are not runs of ours")
+    return [dict(zip(header, cells)) for _, cells in lines]
 
 
 def write_runs(path: str | Path, rows: list[dict]) -> None:
@@ -184,11 +193,17 @@ def parse_path(path: Path, args: argparse.Namespace, report: Callable) -> list[d
         return [parse_run(path)]
     if path.is_dir():
         rows, problems = parse_study(path)
+        if not rows and (path / "runs.csv").exists():  # a study whose run directories are elsewhere
+            return rows_of(path / "runs.csv")
         if not rows and not problems:
             problems = [f"{path}: no runs in it"]
+        sealed = {seal.stem for seal in (path / "forecasts").glob("*.json")}
+        for row in rows:                               # a fit that sees what it forecast proves nothing
+            if row["run"] in sealed:
+                problems.append(f"{path / row['run']}: it was held out to be forecast; skipped")
         for problem in problems:
             report(problem)
-        return rows
+        return [row for row in rows if row["run"] not in sealed]
     if path.suffix.lower() == ".csv":
         points = csv_points(path, args.map, args.params, args.batch_tokens, report)
     else:

@@ -304,11 +304,12 @@ def shape(N: float, base: Config, convention: str, head_size: int = 0, study: St
             tried.append((miss ** 2 + odd, miss, n_layer, width))
         if one > 4 * N:
             break                                      # wider ones are larger still
-    _, miss, n_layer, width = min(tried)
-    if abs(miss) > 0.35:
+    near = [row for row in tried if abs(row[1]) <= 0.35]
+    if not near:
         raise UserError(f"no GPT has {N:.3g} parameters ({convention}): with a vocabulary of "
                         f"{base.vocab_size} and widths from {unit} the smallest has {smallest:,.0f}; change "
                         "goal or --head_size")
+    _, _, n_layer, width = min(near)
     head = head_width(width, head_size, heads)
     return dataclasses.replace(base, n_layer=n_layer, n_head=width // head, n_embd=width)
 

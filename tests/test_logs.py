@@ -572,6 +572,31 @@ def test_command_refuses(tmp_path):
     assert "--out" in command(log).stderr and log.read_text() == "params,tokens,loss\n1,2,3\n"
 
 
+def test_a_study_without_its_run_directories_is_its_table(tmp_path):
+    """So the join that `plan --next` prints works with scaling/results, where only runs.csv is kept."""
+    old, new, out = tmp_path / "old", tmp_path / "new", tmp_path / "joined.csv"
+    make_run(old, "a"), make_run(new, "b")
+    assert command(old, f"--out={tmp_path / 'old.csv'}").returncode == 0
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "old.csv").rename(tmp_path / "kept" / "runs.csv")
+    done = command(tmp_path / "kept", new, f"--out={out}")
+    assert done.returncode == 0 and "2 rows from 2 folders" in done.stdout
+    table = read_table(out)
+    assert list(table["run"]) == ["a", "b"] and list(table["val_loss"]) == [RESULT["val_loss"]] * 2
+    write(tmp_path / "kept" / "runs.csv", "params,tokens,loss\n1,2,3\n")
+    assert "not runs of ours" in command(tmp_path / "kept", f"--out={out}").stderr
+
+
+def test_a_run_that_was_forecast_stays_out_of_the_table(tmp_path):
+    study, out = tmp_path / "s", tmp_path / "runs.csv"
+    make_run(study, "a"), make_run(study, "held")
+    (study / "forecasts").mkdir()
+    write(study / "forecasts" / "held.json", "{}")
+    done = command(study, f"--out={out}")
+    assert list(read_table(out)["run"]) == ["a"] and "held: it was held out" in done.stderr
+    assert command(study / "held", f"--out={out}").returncode == 0          # who names it, means it
+
+
 def test_command_goes_on_after_a_bad_path(tmp_path):
     good = write(tmp_path / "a.csv", "params,tokens,loss\n1,2,3\n")
     bad = write(tmp_path / "b.csv", "x,x\n")

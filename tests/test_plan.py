@@ -166,6 +166,13 @@ def test_head_size_and_the_studys_shapes():
         plan.shape(1e7, BASE, "total", head_size=4096)
 
 
+def test_a_small_size_may_take_another_depth_than_the_studys():
+    """Two layers miss 5,000 parameters by half at either width; one layer is near, and better than none."""
+    study = plan.Study({}, vocab=84, n_layer=2, n_head=2)
+    built = plan.shape(5e3, Config(vocab_size=84, block_size=32), "non_embedding_plus_head", study=study)
+    assert abs(np.log(plan.size(built, "non_embedding_plus_head") / 5e3)) < 0.35 and built.n_layer == 1
+
+
 # ---- A study: fit.json with runs.csv beside it. ----
 
 LAW = {"E": 1.5, "A": 110.0, "alpha": 0.6, "B": 500.0, "beta": 0.55}

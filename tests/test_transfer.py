@@ -81,7 +81,7 @@ def test_results_that_do_not_tell_their_parametrization_are_one_line(lab):
 
 
 def test_a_study_without_runs_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="holds no finished runs of both"):
         transfer.main([str(tmp_path)])
 
 

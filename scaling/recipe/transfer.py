@@ -115,8 +115,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("study", help="out/transfer, trained by scaling/sweeps/transfer.py")
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)
-    if not table:
-        raise UserError(f"{folder} holds no finished run; train scaling/sweeps/transfer.py first")
+    if {row["parametrization"] for row in table} != set(KINDS):
+        raise UserError(f"{folder} holds no finished runs of both {' and '.join(KINDS)}; train "
+                        "scaling/sweeps/transfer.py first")
     rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
             for row in coordinate_check(kind, width, seed)]
     write_table(folder / "coordinates.csv", rows, list(rows[0]))
