@@ -20,13 +20,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from config import settings
 from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
-from runtime import basics, cpu, rundir, system
+from runtime import basics, console, cpu, rundir, system, text
 from runtime.basics import caught_signals, exit_cleanly
 from runtime.devices import join_processes, on_machine
 from runtime.noise import NoiseScale, average_gradients
 from runtime.rundir import explained, require_finite
+from runtime.watch import Watch
 
 # ---- data ----
 
@@ -92,6 +94,7 @@ class Run:
         self.losses = []
         self.grad_norm = None
         self.record = None                             # the last log line
+        self.watch = Watch(self)
         self.noise = NoiseScale(c.batch_size, world)
         system.keep_heap()
         # Every rank draws the same weights; dropout is seeded anew in each step.
@@ -184,18 +187,22 @@ class Run:
     # ---- what is measured ----
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        """Mean loss in nats of the first eval_iters rows of val.bin; ranks share them."""
+    def evaluate(self) -> float | None:
+        """Mean loss in nats of eval_iters rows of val.bin, the first ones; None where a signal came."""
         c = self.c
         rows = np.arange(c.eval_iters)[self.rank::self.world]
         # Without gradients larger batches fit, and the mean does not depend on their size.
         per_batch = max(1, min(16384, 2 ** 27 // c.vocab_size) // c.block_size)    # .5 GB of logits
         total = 0.0
         self.raw.eval()
-        for i in range(0, len(rows), per_batch):
-            x, y = self.val.get(rows[i:i + per_batch])
-            with self.autocast:
-                total += self.raw(x, y)[1].item() * len(x)
+        # The first rank has the most rows. All go as many rounds, so as to look for a signal together.
+        for i in range(0, math.ceil(c.eval_iters / self.world), per_batch):
+            if self.watch.stop():
+                return None
+            if i < len(rows):
+                x, y = self.val.get(rows[i:i + per_batch])
+                with self.autocast:
+                    total += self.raw(x, y)[1].item() * len(x)
         self.raw.train()
         # float64, because the sum of many float32 losses would lose its last digits; mps has none.
         kind = torch.float32 if c.device == "mps" else torch.float64
@@ -217,76 +224,85 @@ class Run:
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.started
 
-    def measure(self, evaluating: bool, tok_per_s: float) -> dict:
-        """A line of log.jsonl; it becomes `record`, and the losses since the one before are forgotten."""
+    def awaits_evaluation(self) -> bool:
+        """Whether `record` still lacks its validation loss."""
+        return self.record is not None and self.record.get("val_loss", 0) is None
+
+    def measure(self, evaluating: bool, tok_per_s: float) -> None:
+        """Make `record`, a line of log.jsonl, and forget the losses since the one before.
+
+        A validation loss is still to come: it may take long, and a checkpoint may lie between.
+        """
         record = dict(step=self.step, tokens=self.tokens(), flops=self.tokens() * self.flops["total"],
                       train_loss=self.mean_loss())
         if evaluating:
-            record["val_loss"] = self.evaluate()
+            record["val_loss"] = None
         record |= dict(lr=learning_rate(self.step - 1, self.c), grad_norm=self.grad_norm.item(),
                        tok_per_s=round(tok_per_s, 1), elapsed_s=round(self.seconds(), 3))
         if self.c.dtype != "float16":                  # in float16 the scaler leaves such a step out
             require_finite(self.c, [record["grad_norm"]], self.step, "gradient norm")
         self.record = record | self.noise.log_entry(self.sum_over_ranks, self.c.block_size)
         self.losses = []
-        return self.record
 
 
 # ---- the loop ----
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came; the checkpoint is written and the process exits with code 3."""
+    """A signal came; the checkpoint is written and the process exits with code 3."""
+
+    def __init__(self, run: Run):
+        how = "the same command less --resume=never" if run.c.resume == "never" else "the same command"
+        super().__init__(f"{run.out}: interrupted at step {run.step}; {how} goes on from there")
 
 
 def loop(run: Run, caught: list) -> dict:
     """Train `run` to its end. Returns the last log record; raises Interrupted after a signal."""
     c = run.c
-    keep = {int(step) for step in c.keep_steps.split(",") if step}
+    keep = settings.kept_steps(c)
+    run.watch = Watch(run, caught)
+    if run.step in keep and not run.awaits_evaluation():       # it was not asked for when this step was done
+        rundir.save(run, f"ckpt_{run.step}.pt")
     # Tokens per second are of the steps since the last log line: evaluation does not count as training.
-    saved_at = logged_at = time.perf_counter()
+    logged_at = time.perf_counter()
     logged_step = run.step
-    while run.step < c.max_iters:
-        run.train_step()
-        last = run.step == c.max_iters
-        evaluating = last or (c.eval_interval and run.step % c.eval_interval == 0)
-        if evaluating or run.step % c.log_interval == 0:
-            spent = time.perf_counter() - logged_at
-            record = run.measure(evaluating, (run.step - logged_step) * c.batch_size * c.block_size / spent)
-            if run.rank == 0:
-                rundir.append_log(run.out, record)
-                print_progress(record, c)
+    while run.step < c.max_iters or run.awaits_evaluation():
+        if not run.awaits_evaluation():                # else the session before was cut off in it: it is next
+            run.train_step()
+            last = run.step == c.max_iters
+            evaluating = last or (c.eval_interval and run.step % c.eval_interval == 0)
+            if evaluating or run.step % c.log_interval == 0:
+                spent = time.perf_counter() - logged_at
+                run.measure(evaluating, (run.step - logged_step) * c.batch_size * c.block_size / spent)
+            if last:                                   # should the last evaluation fail, nothing is lost
+                rundir.save(run)
+        if run.record and run.record["step"] == run.step:
+            write_line(run)
             logged_at = time.perf_counter()
             logged_step = run.step
         if run.step in keep:
             rundir.save(run, f"ckpt_{run.step}.pt")
-        if run.world > 1 and run.step % 10 and not last:
-            continue                                   # ranks stop and save together, every tenth step
-        # A signal may have reached one rank only, and clocks differ: all must save at the same step.
-        stop, due = agree(run, len(caught), time.perf_counter() - saved_at > 60 * c.ckpt_minutes)
-        if last or stop or due:
+        stop, due = run.watch.after_step()
+        if run.step < c.max_iters and (stop or due):
             rundir.save(run)
-            saved_at = time.perf_counter()
-        if stop and not last:
-            how = "the same command less --resume=never" if c.resume == "never" else "the same command"
-            raise Interrupted(f"{run.out}: interrupted at step {run.step}; {how} goes on from there")
+            run.watch.saved_at = time.perf_counter()
+            if stop:
+                raise Interrupted(run)
     return run.record
 
 
-def agree(run: Run, *wishes: float) -> list[float]:
-    """Each of `wishes` summed over ranks: what one wants, all do."""
-    wishes = torch.tensor(wishes, dtype=torch.float32)
-    if run.world > 1:
-        wishes = wishes.to(run.c.device)
-    return run.sum_over_ranks(wishes).tolist()
-
-
-def print_progress(record: dict, c: Config) -> None:
-    left = (c.max_iters - record["step"]) * record["elapsed_s"] / record["step"]
-    val = f" | val {record['val_loss']:.4f}" if "val_loss" in record else ""
-    print(f"step {record['step']:,}/{c.max_iters:,} | train {record['train_loss']:.4f}{val} | "
-          f"lr {record['lr']:.2e} | norm {record['grad_norm']:.2f} | {record['tok_per_s']:,.0f} tok/s | "
-          f"ETA {left // 60:.0f}:{left % 60:02.0f}", flush=True)
+def write_line(run: Run) -> None:
+    """Add this step's record to the log, evaluated if it is to be. Raises Interrupted after a signal."""
+    if run.awaits_evaluation():
+        loss = run.evaluate()
+        if loss is None:
+            if run.step < run.c.max_iters:             # of the last step there is a checkpoint
+                rundir.save(run)
+            raise Interrupted(run)
+        run.record |= dict(val_loss=loss, elapsed_s=round(run.seconds(), 3))
+    if run.rank == 0:
+        rundir.append_log(run.out, run.record)
+        console.say_progress(run.record, run.c)
 
 
 # ---- from a configuration to a result ----
@@ -295,7 +311,7 @@ def print_progress(record: dict, c: Config) -> None:
 def train(asked: Config) -> dict:
     """Train the run that `asked` describes, from its checkpoint if there is one -> what result.json holds.
 
-    Raises UserError (settings, data, space, a loss that is not finite) or Interrupted (SIGINT, SIGTERM).
+    Raises UserError (settings, data, space, a loss that is not finite) or Interrupted (by a signal).
     """
     with explained(asked):
         rank, world, device = join_processes(asked.device)
@@ -315,9 +331,10 @@ def train(asked: Config) -> dict:
         if c.branch and not resumed:
             rundir.load(run, Path(c.branch))
         rundir.require_same_step(run)
+        text.require_known_ids(c, run.meta)
         if rank == 0:
             rundir.start_files(run, resumed)
-            print_start(run)
+            console.say_start(run)
         last = loop(run, caught)
         result = rundir.result_row(asked, run, last)
         if rank == 0:
@@ -325,28 +342,20 @@ def train(asked: Config) -> dict:
     return result
 
 
-def print_start(run: Run) -> None:
-    c = run.c
-    tokens = c.max_iters * c.batch_size * c.block_size
-    on = f"; goes on from step {run.step:,}" if run.step else ""
-    print(f"{run.out}: {run.params['total']:,} parameters, {tokens:,} tokens in {c.max_iters:,} steps, "
-          f"{tokens * run.flops['total']:.3g} FLOPs on {c.device}{on}", flush=True)
-
-
 def main() -> int:
     c = configure_run(sys.argv[1:])
     try:
         result = train(c)
     except Interrupted as e:
-        print(e, flush=True)
+        console.say(str(e))
         return 3
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, "
-              f"{result['val_bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens in "
-              f"{result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
+        console.say(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, "
+                    f"{result['val_bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens in "
+                    f"{result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
     return 0
 
 

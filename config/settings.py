@@ -165,8 +165,11 @@ def configure_run(args: list[str]) -> Config:
 def in_proportion(c: Config, long: Config, given: set) -> Config:
     """`c`, a quick look at the run `long`: warmup and decay are in proportion, unless they were `given`."""
     steps_long = resolve(long).config.max_iters
-    steps = resolve(dataclasses.replace(c, warmup_iters=-1, lr_decay_iters=-1)).config.max_iters
+    steps = resolve(dataclasses.replace(c, warmup_iters=-1, lr_decay_iters=-1, keep_steps="")).config.max_iters
     said = [f"{steps:,} steps instead of the config's {steps_long:,}"]
+    if c.keep_steps and "keep_steps" not in given:
+        c.keep_steps = ""                              # they are steps of the long run
+        said.append("keep_steps none")
     for name in ("warmup_iters", "lr_decay_iters"):
         was = getattr(long, name)
         if was != -1 and name not in given:
@@ -351,8 +354,47 @@ def derive_steps(c: Config, meta: dict) -> None:
         if not 0 <= getattr(c, name) <= c.max_iters:
             raise UserError(f"{name} {getattr(c, name)} is outside the run's {c.max_iters} steps; set it to "
                             "-1")
+    check_steps(c)
     rows = (meta["val_tokens"] - 1) // c.block_size
     c.eval_iters = rows if c.eval_iters == -1 else min(c.eval_iters, rows)
+
+
+def check_steps(c: Config) -> None:
+    """Raise UserError for a resolved run's steps and rates that contradict each other."""
+    if c.min_lr > c.learning_rate:
+        raise UserError(f"min_lr {c.min_lr:g} is above learning_rate {c.learning_rate:g}, and the rate would "
+                        "rise where it is to decay; lower min_lr")
+    for step in sorted(kept_steps(c)):
+        if not 1 <= step <= c.max_iters:
+            raise UserError(f"keep_steps {step} is outside the run's steps, 1 to {c.max_iters}; leave it out")
+    if c.schedule == "constant":                       # it has no decay
+        return
+    if c.lr_decay_iters <= c.warmup_iters:
+        raise UserError(f"warmup_iters {c.warmup_iters} leaves nothing of the {c.schedule} decay, which ends "
+                        f"at lr_decay_iters {c.lr_decay_iters}; lower warmup_iters (or warmup_frac)")
+    if c.schedule == "wsd" and cooldown_start(c) < c.warmup_iters:
+        raise UserError(f"warmup_iters {c.warmup_iters} ends after the cooldown has begun, at step "
+                        f"{cooldown_start(c)} of {c.max_iters}: the full rate is never reached; lower "
+                        "warmup_iters (or warmup_frac) or cooldown_frac")
+
+
+def kept_steps(c: Config) -> set[int]:
+    return {int(step) for step in c.keep_steps.split(",") if step}
+
+
+def doubts(c: Config) -> list[str]:
+    """What is allowed in a resolved run, but is hardly meant: a sentence each."""
+    found = []
+    if 2 * c.warmup_iters > c.max_iters:
+        found.append(f"the warmup takes {c.warmup_iters} of the run's {c.max_iters} steps; lower "
+                     "warmup_iters (or warmup_frac)")
+    elif c.schedule == "wsd" and 2 * (full := cooldown_start(c) + 1 - c.warmup_iters) < c.max_iters:
+        found.append(f"only {full} of the run's {c.max_iters} steps are at the full learning rate: the "
+                     f"warmup takes {c.warmup_iters}, and the cooldown begins at step {cooldown_start(c)}")
+    if c.schedule != "constant" and c.min_lr == 0 and c.lr_decay_iters < c.max_iters:
+        found.append(f"the learning rate is 0 from step {c.lr_decay_iters} of {c.max_iters} on; set min_lr, "
+                     "or lr_decay_iters to -1")
+    return found
 
 
 # ---- the learning rate ----

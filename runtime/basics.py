@@ -105,12 +105,22 @@ def load_json(path: str | Path) -> dict:
 # ---- processes ----
 
 
+def stop_signals() -> list:
+    """The signals that ask a process to end: Ctrl-C, kill, a closed terminal, what schedulers send.
+
+    Where a system lacks one it is left out; so is one that nohup or a shell has this process ignore.
+    """
+    others = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2")]
+    return [signal.SIGINT, signal.SIGTERM] + [
+        number for number in others if number and signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def caught_signals():
-    """A list that fills with SIGINT and SIGTERM as they come, instead of their killing the process."""
+    """A list that fills with `stop_signals` as they come, instead of their killing the process."""
     caught = []
     before = {number: signal.signal(number, lambda number, frame: caught.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
+              for number in stop_signals()}
     try:
         yield caught
     finally:

@@ -69,10 +69,15 @@ def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
                             "branch needs the same warmup_iters and a cooldown that begins later")
 
 
-def require_same_text(sha256: str, c: Config, meta: dict, path: Path) -> None:
-    if sha256 != meta["train_sha256"]:
+def require_same_text(old: dict, c: Config, meta: dict, path: Path) -> None:
+    """What `path` recorded, `old`, must be of the text that the dataset holds now."""
+    if old["data_sha256"] != meta["train_sha256"]:
         raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text "
                         f"again, or {START_OVER}")
+    before, now = old.get("val_sha256"), meta.get("val_sha256")
+    if before and now and before != now:               # older runs, and some datasets, do not have it
+        raise UserError(f"{path} was evaluated on other text than {c.dataset!r} has for it now (val.bin); "
+                        f"prepare that text again, or {START_OVER}")
 
 
 def finished(c: Config, meta: dict) -> dict | None:
@@ -82,7 +87,7 @@ def finished(c: Config, meta: dict) -> dict | None:
         return None
     old = read_json(path.with_name("config.json"), "data_sha256")
     require_same_run(old, c, path)
-    require_same_text(old["data_sha256"], c, meta, path)
+    require_same_text(old, c, meta, path)
     return read_json(path, "val_loss")
 
 
@@ -114,7 +119,8 @@ def save(run, name: str = CHECKPOINT) -> None:
     state = dict(
         model=run.raw.state_dict(), optimizer=run.optimizer.state_dict(), scaler=run.scaler.state_dict(),
         step=run.step, record=run.record, elapsed=run.seconds(), losses=losses.cpu(), noise=noise.average,
-        config=dataclasses.asdict(run.c), data_sha256=run.meta["train_sha256"])
+        config=dataclasses.asdict(run.c), data_sha256=run.meta["train_sha256"],
+        val_sha256=run.meta.get("val_sha256"))
     previous = run.out / PREVIOUS if name == CHECKPOINT else None
     with whole_file(run.out / name, "wb", previous) as f:
         torch.save(state, f)
@@ -134,7 +140,7 @@ def load(run, path: Path) -> None:
             require_same_run(state["config"], run.c, path)
         else:
             require_same_start(state["config"], run.c, path, state["step"])
-        require_same_text(state["data_sha256"], run.c, run.meta, path)
+        require_same_text(state, run.c, run.meta, path)
         restore(run, state)
     except UserError:
         raise
@@ -208,13 +214,15 @@ def start_files(run, resumed: Path | None) -> None:
         trunk = Path(c.branch).with_name(log.name)
         with named_errors(trunk, "put it back, or free some space"):
             shutil.copyfile(trunk, log)
-    trim_log(log, run.step)
+    # A line that this run will write again: that of a step whose evaluation is still to come.
+    trim_log(log, run.step - 1 if run.awaits_evaluation() else run.step)
     path = run.out / "config.json"
     facts = dataclasses.asdict(c) | dict(
         started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), forecast=c.forecast or None,
         commit=git_commit(), torch=torch.__version__, numpy=np.__version__, world_size=run.world,
         device_name=device_name(c.device), data_sha256=run.meta["train_sha256"],
-        tokenizer=run.meta["tokenizer"], params=run.params, flops_per_token=run.flops)
+        val_sha256=run.meta.get("val_sha256"), tokenizer=run.meta["tokenizer"], params=run.params,
+        flops_per_token=run.flops)
     if resumed and path.exists():
         # What was begun, or sealed, stays so: a forecast that a resumed run is told of came too late.
         old = read_json(path, "seed")

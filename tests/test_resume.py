@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -64,8 +66,9 @@ def die(*args, **kwargs):
 def cut_off(patch, where: str, at: int) -> None:
     """Patch train.py to send itself SIGTERM, or to die, at place `where` of step `at` (or soon after it)."""
     train_step, evaluate, log = train.Run.train_step, train.Run.evaluate, rundir.append_log
-    save, replace = torch.save, os.replace
+    save, replace, get = torch.save, os.replace, train.Batches.get
     now = []                                                   # the step done last
+    rounds = []                                                # batches of the evaluation in progress
 
     def step(run):
         train_step(run)
@@ -77,6 +80,30 @@ def cut_off(patch, where: str, at: int) -> None:
 
     def late():
         return bool(now) and now[0] >= at
+
+    def watched_evaluate(run):
+        if where == "evaluate" and late():
+            die()
+        rounds.append(0)
+        try:
+            return evaluate(run)
+        finally:
+            rounds.clear()
+
+    def batch(data, ids):
+        if rounds:
+            rounds[0] += 1
+            here = now == [RUN["max_iters"]] if where == "last evaluation" else late()
+            if where == "SIGTERM evaluating" and here and rounds[0] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if where in ("evaluating", "last evaluation") and here and rounds[0] == 2:
+                die()
+        return get(data, ids)
+
+    def save_with_signal(state, f):
+        if late():
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(state, f)
 
     def half_a_line(out, record):
         if not late():
@@ -100,18 +127,21 @@ def cut_off(patch, where: str, at: int) -> None:
             die()
 
     patch.setattr(train.Run, "train_step", step)
-    if where == "evaluate":
-        patch.setattr(train.Run, "evaluate", lambda run: die() if late() else evaluate(run))
+    patch.setattr(train.Run, "evaluate", watched_evaluate)
+    patch.setattr(train.Batches, "get", batch)
     if where == "log":
         patch.setattr(rundir, "append_log", half_a_line)
     if where == "logged":
         patch.setattr(rundir, "append_log", lambda out, record: (log(out, record), late() and die()))
     if where == "checkpoint":
         patch.setattr(torch, "save", half_a_checkpoint)
+    if where == "SIGTERM saving":
+        patch.setattr(torch, "save", save_with_signal)
     patch.setattr(os, "replace", rename)
 
 
-PLACES = ["SIGTERM", "step", "evaluate", "log", "logged", "checkpoint", "renamed", "result"]
+PLACES = ["SIGTERM", "step", "evaluate", "evaluating", "last evaluation", "SIGTERM evaluating", "log",
+          "logged", "checkpoint", "SIGTERM saving", "renamed", "result"]
 
 
 def run_into(lab, name, where, at, **settings) -> None:
@@ -134,6 +164,57 @@ def test_half_and_half_equals_the_whole(straight, name, at, dropout):
     assert straight.checkpoint(name)["step"] == at
     straight.train(name, **settings)
     assert_same_run(straight, name, f"dropout{dropout}")
+
+
+def no_steps(patch) -> None:
+    """From now on nothing may be left to train."""
+    patch.setattr(train.Run, "train_step", die)
+
+
+def test_a_signal_amid_an_evaluation_saves_its_step(straight, name):
+    """The session after it begins with that evaluation, and may be cut off in it again."""
+    settings = RUN | dict(dropout=0.2)
+    evaluate = train.Run.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off(patch, "SIGTERM evaluating", 12)
+        with pytest.raises(train.Interrupted, match="interrupted at step 12; the same command goes on"):
+            straight.train(name, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        no_steps(patch)
+        patch.setattr(train.Run, "evaluate",
+                      lambda run: (os.kill(os.getpid(), signal.SIGTERM), evaluate(run))[1])
+        patch.setattr(train.Batches, "get", die)
+        with pytest.raises(train.Interrupted, match="at step 12"):
+            straight.train(name, **settings)
+    assert straight.checkpoint(name)["step"] == 12 and [r["step"] for r in straight.log(name)] == [7]
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+@pytest.mark.parametrize("error", [IndexError, KeyboardInterrupt, Killed])
+def test_a_last_evaluation_that_fails_loses_nothing(straight, name, error):
+    """Its step has a checkpoint, and the next start evaluates only."""
+    def fail(run):
+        if run.step == 30:
+            raise error
+        return evaluate(run)
+
+    settings, evaluate = RUN | dict(dropout=0.2), train.Run.evaluate
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr(train.Run, "evaluate", fail)
+        straight.train(name, **settings)
+    assert straight.checkpoint(name)["step"] == 30 and not (straight.out(name) / "result.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        no_steps(patch)
+        straight.train(name, **settings)
+    assert_same_run(straight, name, "dropout0.2")
+
+
+def test_a_kept_step_whose_evaluation_was_cut_off_is_kept(lab):
+    run_into(lab, "run", "SIGTERM evaluating", 12, keep_steps="12", **RUN)
+    assert lab.checkpoint()["step"] == 12 and not (lab.out("run") / "ckpt_12.pt").exists()
+    lab.train(keep_steps="12", **RUN)
+    assert (lab.out("run") / "ckpt_12.pt").exists()
 
 
 def test_accumulation_goes_on_as_well(straight, name):
@@ -174,7 +255,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(straight, name, monke
     run_into(straight, name, "result", 30, dropout=0.2, **RUN)
     assert straight.checkpoint(name)["step"] == 30 and not (straight.out(name) / "result.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "train_step", die)            # nothing is left to train
+        no_steps(patch)
         straight.train(name, dropout=0.2, **RUN)
     assert_same_run(straight, name, "dropout0.2")
 
@@ -240,6 +321,29 @@ def test_real_signals_to_a_real_process(lab):
     assert not (lab.out("run") / "result.json").exists()
     lab.train(**settings)
     assert_same_run(lab, "run", "straight")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a terminal as Linux makes it")
+def test_a_terminal_that_is_closed_leaves_a_checkpoint(lab):
+    """The system sends SIGHUP, and from then on what is printed fails."""
+    import fcntl
+    import pty
+    import termios
+
+    def take_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)           # under nohup it is ignored
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(lab.root / "train.py"), *lab.arguments(max_iters=20_000, log_interval=1)]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=lab.root, start_new_session=True,
+        preexec_fn=take_terminal)
+    lab.processes.append(process)
+    os.close(theirs)
+    wait_for_lines(lab.out("run") / "log.jsonl", 4, process)
+    os.close(ours)
+    assert process.wait(timeout=60) == 3 and lab.checkpoint()["step"] >= 4
 
 
 WSD = dict(schedule="wsd", warmup_iters=3, cooldown_frac=0.2, dropout=0.2, log_interval=7, eval_interval=10)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import train
 from config import settings
 from config.settings import Config
 from model import GPT
-from runtime import basics, cpu, rundir, system
+from runtime import basics, cpu, rundir, system, text
 from runtime.basics import UserError
 
 # The columns of runs.csv, less study and run, which the parser adds.
@@ -105,8 +106,8 @@ def test_decay_may_end_before_the_run_does():
 
 def test_warmup_is_a_share_of_the_run_and_never_longer(lab):
     assert lab.derived(max_iters=500).warmup_iters == 10
-    assert lab.derived(max_iters=7, warmup_frac=1.0).warmup_iters == 7
-    assert lab.derived(max_iters=20, warmup_iters=20).warmup_iters == 20
+    assert lab.derived(max_iters=7, warmup_frac=0.9).warmup_iters == 6
+    assert lab.derived(max_iters=20, warmup_iters=20, schedule="constant").warmup_iters == 20
     for key in ("warmup_iters", "lr_decay_iters"):
         with pytest.raises(UserError, match=f"{key} 21 .* 20 steps"):
             lab.derived(max_iters=20, **{key: 21})
@@ -278,6 +279,7 @@ def test_log_and_config_have_what_the_parser_reads(lab):
     told = {*settings.HORIZONS, "resume"}
     assert not [k for k, v in config.items() if v in (-1, "auto") and k not in told]
     assert config["data_sha256"] == settings.load_meta("tiny")["train_sha256"]
+    assert config["val_sha256"] == settings.load_meta("tiny")["val_sha256"] == lab.checkpoint()["val_sha256"]
     assert config["tokenizer"] == "char"
     assert config["torch"] == torch.__version__
     assert {"commit", "params", "flops_per_token", "world_size"} <= set(config)
@@ -323,17 +325,28 @@ def test_another_setting_in_the_same_directory_is_refused(lab, key, value, finis
     assert lab.files() == files
 
 
+@pytest.mark.parametrize("split, says", [("train", "trained on other text than 'tiny' holds now"),
+                                         ("val", "evaluated on other text than 'tiny' has for it now")])
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_run_of_another_text_is_refused(lab, finished):
+def test_a_run_of_another_text_is_refused(lab, finished, split, says):
     lab.train(vocab_size=128)
     if not finished:
         (lab.out("run") / "result.json").unlink()
-    path = lab.data / "tiny" / "meta.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(train_sha256="0")))
+    meta = settings.load_meta("tiny")
+    edit_meta(lab, **{f"{split}_sha256": "0"})
     files = lab.files()
     code, _, err = lab.command(vocab_size=128)
-    assert code == 2 and "other text than 'tiny' holds now" in one_line(err)
+    assert code == 2 and says in one_line(err) and "--resume=never" in err
     assert lab.files() == files
+    edit_meta(lab, **meta)
+    assert lab.command(vocab_size=128)[0] == 0                 # as it says: that text again
+
+
+def test_a_text_for_validation_without_a_hash_is_taken_as_it_is(lab):
+    edit_meta(lab, val_sha256=None)
+    lab.train(max_iters=10)
+    edit_meta(lab, val_sha256="0")
+    assert lab.command(max_iters=10)[0] == 0
 
 
 def test_resume_never_starts_over(lab):
@@ -501,6 +514,14 @@ SETTINGS = [                                                   # what the comman
     (dict(warmup_iters=-7), ["warmup_iters -7", "-1"]),
     (dict(warmup_iters=21), ["warmup_iters 21", "20 steps", "-1"]),
     (dict(lr_decay_iters=21), ["lr_decay_iters 21", "20 steps", "-1"]),
+    (dict(min_lr=1e-3, learning_rate=1e-4), ["min_lr 0.001 is above learning_rate 0.0001", "lower min_lr"]),
+    (dict(min_lr=1.0, learning_rate=-1), ["min_lr 1 is above learning_rate 0.0"]),
+    (dict(keep_steps="5,21"), ["keep_steps 21", "1 to 20"]),
+    (dict(keep_steps="0"), ["keep_steps 0", "1 to 20"]),
+    (dict(warmup_iters=15, lr_decay_iters=10), ["warmup_iters 15", "cosine", "lr_decay_iters 10", "lower"]),
+    (dict(warmup_frac=1.0, schedule="linear"), ["warmup_iters 20", "linear", "lr_decay_iters 20"]),
+    (dict(warmup_iters=20, schedule="wsd"), ["warmup_iters 20", "wsd"]),
+    (dict(warmup_iters=18, schedule="wsd"), ["warmup_iters 18", "step 16 of 20", "never reached"]),
     (dict(vocab_size=10), ["vocab_size 10 is smaller", "-1"]),
     (dict(batch_size=4, gradient_accumulation_steps=5),
      ["batch_size 4", "5 gradient_accumulation_steps", "raise batch_size"]),
@@ -627,18 +648,132 @@ def test_the_script_itself_prints_one_line_and_exits_with_2(lab):
     assert done.returncode == 2 and done.stdout == "" and "learning_rate" in one_line(done.stderr)
 
 
+# ---------------------------------------------------------------- what is likely not meant
+
+
+@pytest.mark.parametrize("changes, says", [
+    (dict(schedule="constant", warmup_iters=11), "the warmup takes 11 of the run's 20 steps"),
+    (dict(schedule="cosine", warmup_iters=11), "the warmup takes 11 of the run's 20 steps"),
+    (dict(schedule="wsd", warmup_iters=8), "only 9 of the run's 20 steps are at the full learning rate"),
+    (dict(schedule="wsd", cooldown_frac=0.8), "only 5 of the run's 20 steps"),
+    (dict(schedule="linear", lr_decay_iters=15), "the learning rate is 0 from step 15 of 20 on"),
+    (dict(schedule="constant", warmup_iters=10), None), (dict(schedule="cosine", warmup_iters=10), None),
+    (dict(schedule="wsd", warmup_iters=7), None), (dict(lr_decay_iters=15, min_lr=1e-5), None)])
+def test_a_schedule_that_hardly_reaches_its_rate_is_warned_of_once(lab, changes, says):
+    code, out, err = lab.command(**changes)
+    warned = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert (code, err) == (0, "") and len(warned) == bool(says) and (not says or says in warned[0])
+
+
+def test_the_steps_at_the_full_rate_are_counted_right(lab):
+    """Of every WSD run of 20 steps that is accepted; a warning, if and only if they are less than half."""
+    for warmup in range(20):
+        for cooldown in (0.0, 0.2, 0.5, 0.8):
+            try:
+                c = lab.derived(schedule="wsd", warmup_iters=warmup, cooldown_frac=cooldown)
+            except UserError:
+                continue
+            full = sum(settings.learning_rate(step, c) == c.learning_rate for step in range(20))
+            assert full > 0 and bool(settings.doubts(c)) == (full < 10 or warmup > 10), (warmup, cooldown)
+
+
+def test_a_kept_step_that_is_behind_is_named(lab):
+    interrupt(lab, at=10)
+    out = lab.command(keep_steps="5,10,15")[1]
+    assert "warning: keep_steps 5 is behind: this run goes on from step 10" in out
+    kept = sorted(p.name for p in lab.out("run").glob("ckpt_*"))
+    assert kept == ["ckpt_10.pt", "ckpt_15.pt"]
+    state = torch.load(lab.out("run") / "ckpt_10.pt", weights_only=True)
+    assert state["step"] == 10 and state["record"]["step"] == 10
+
+
+# ---------------------------------------------------------------- token ids
+
+
+def write_id(lab, split, place, number):
+    path = lab.data / "tiny" / f"{split}.bin"
+    ids = np.fromfile(path, dtype="<u2")
+    ids[place] = number
+    ids.tofile(path)
+
+
+@pytest.mark.parametrize("split, place", [("train", 0), ("train", -1), ("val", 0), ("val", 10_000)])
+@pytest.mark.parametrize("known", [False, True])               # whether an earlier run has looked
+def test_an_id_above_the_vocabulary_is_found_before_step_1(lab, monkeypatch, split, place, known):
+    V = settings.load_meta("tiny")["vocab_size"]
+    if known:
+        lab.train("before", max_iters=2)
+    write_id(lab, split, place, V)
+    files = lab.files()
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "train_step", None)
+        code, _, err = lab.command()
+    assert code == 2 and f"{split}.bin has the token id {V}, and vocab_size is {V}" in one_line(err)
+    assert lab.files() == files | {"out/run/lock": b""}
+    assert f"set --vocab_size={V + 1}" in err
+    assert lab.command(vocab_size=V + 1)[0] == 0               # what it says helps
+
+
+def test_a_file_is_searched_once(lab, monkeypatch):
+    lab.train("one", max_iters=2)
+    found = json.loads((lab.data / "tiny" / "ids.json").read_text())
+    meta = settings.load_meta("tiny")
+    for split in ("train", "val"):
+        assert found[split]["sha256"] == meta[f"{split}_sha256"]
+        assert found[split]["largest"] == np.fromfile(lab.data / "tiny" / f"{split}.bin", dtype="<u2").max()
+    searched = []
+    memmap = types.SimpleNamespace(
+        uint16=np.uint16, memmap=lambda path, **how: (searched.append(path.name), np.memmap(path, **how))[1])
+    monkeypatch.setattr(text, "np", memmap)
+    lab.train("two", max_iters=2)
+    assert searched == []
+    edit_meta(lab, train_sha256="another")
+    lab.train("three", max_iters=2)
+    os.utime(lab.data / "tiny" / "val.bin", (1, 1))
+    lab.train("four", max_iters=2)
+    assert searched == ["train.bin", "val.bin"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"train": 1, "val": {}}', '{"train": {"largest": 0}}'])
+def test_a_damaged_ids_json_is_written_again(lab, content):
+    path = lab.data / "tiny" / "ids.json"
+    path.write_text(content)
+    assert lab.command(max_iters=2)[::2] == (0, "")
+    assert json.loads(path.read_text())["val"]["largest"] > 0
+
+
+def test_data_that_may_only_be_read(lab, monkeypatch):
+    """As of another user: ids.json is not written, and nothing is said."""
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: replace(a, b) if b.name != "ids.json" else full())
+    assert lab.command(max_iters=2)[::2] == (0, "")
+    assert sorted(p.name for p in (lab.data / "tiny").iterdir()) == ["meta.json", "train.bin", "val.bin"]
+
+
 # ---------------------------------------------------------------- signals
 
+NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+           if hasattr(signal, name)]
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_checkpoints_and_exits_with_3(lab, number):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+@pytest.fixture
+def handlers():
+    """The system's own handlers, which nohup changes, during a test."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS[2:]}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_checkpoints_and_exits_with_3(lab, number, handlers):
+    before = [signal.getsignal(s) for s in NUMBERS]
     code, out, err = interrupt(lab, at=7, number=number)
     assert code == 3 and "interrupted at step 7; the same command goes on from there" in out and err == ""
     assert lab.checkpoint()["step"] == 7 and not (lab.out("run") / "result.json").exists()
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in NUMBERS] == before
     assert lab.command()[0] == 0
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in NUMBERS] == before
     out = interrupt(lab, at=3, number=number, resume="never")[1]
     assert "the same command less --resume=never goes on" in out
 
@@ -650,9 +785,31 @@ def test_a_signal_before_the_first_step_is_not_lost(lab, monkeypatch):
     assert lab.command()[0] == 3 and lab.checkpoint()["step"] == 1
 
 
-def test_a_signal_at_the_last_step_does_not_spoil_the_result(lab):
-    assert interrupt(lab, at=20)[0] == 0
-    assert (lab.out("run") / "result.json").exists()
+def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_next_start(lab):
+    assert interrupt(lab, at=20)[0] == 3 and lab.checkpoint()["step"] == 20
+    assert lab.command()[0] == 0 and (lab.out("run") / "result.json").exists()
+
+
+def test_a_signal_after_the_last_evaluation_does_not_spoil_the_result(lab, monkeypatch):
+    append = rundir.append_log
+    monkeypatch.setattr(rundir, "append_log",
+                        lambda out, record: (append(out, record), "val_loss" in record
+                                             and os.kill(os.getpid(), signal.SIGTERM)))
+    assert lab.command(eval_interval=0)[0] == 0 and (lab.out("run") / "result.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP on this system")
+def test_nohup_and_blocked_signals_stay_what_they_are(lab, handlers):
+    """nohup ignores SIGHUP; scaling/launch/slurm.py blocks what SLURM sends to every process of a task."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert interrupt(lab, at=7, number=signal.SIGHUP)[0] == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        assert interrupt(lab, at=7, number=signal.SIGUSR1, resume="never")[0] == 0
+        assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
 
 def test_handlers_are_restored_after_an_error(lab):
