@@ -165,7 +165,8 @@ def configure_run(args: list[str]) -> Config:
 def in_proportion(c: Config, long: Config, given: set) -> Config:
     """`c`, a quick look at the run `long`: warmup and decay are in proportion, unless they were `given`."""
     steps_long = resolve(long).config.max_iters
-    steps = resolve(dataclasses.replace(c, warmup_iters=-1, lr_decay_iters=-1, keep_steps="")).config.max_iters
+    bare = dataclasses.replace(c, warmup_iters=-1, lr_decay_iters=-1, keep_steps="")
+    steps = resolve(bare).config.max_iters
     said = [f"{steps:,} steps instead of the config's {steps_long:,}"]
     if c.keep_steps and "keep_steps" not in given:
         c.keep_steps = ""                              # they are steps of the long run

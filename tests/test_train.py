@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
@@ -799,12 +800,16 @@ def test_a_signal_after_the_last_evaluation_does_not_spoil_the_result(lab, monke
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP on this system")
-def test_nohup_and_blocked_signals_stay_what_they_are(lab, handlers):
-    """nohup ignores SIGHUP; scaling/launch/slurm.py blocks what SLURM sends to every process of a task."""
+def test_nohup_and_blocked_signals_stay_what_they_are(lab, handlers, monkeypatch):
+    """nohup ignores SIGHUP; scaling/launch/slurm.py blocks what SLURM sends to every process of a task.
+
+    That is blocked in all threads of the new process; here only in this one, so it is sent to this one.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert interrupt(lab, at=7, number=signal.SIGHUP)[0] == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    monkeypatch.setattr(os, "kill", lambda pid, number: signal.pthread_kill(threading.get_ident(), number))
     try:
         assert interrupt(lab, at=7, number=signal.SIGUSR1, resume="never")[0] == 0
         assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
