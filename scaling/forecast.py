@@ -207,12 +207,18 @@ def require_same_target(sealed: dict, target: dict, path: Path) -> None:
                         "give the new run another name")
 
 
-def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
-    """Raise UserError unless the run is new to study and fit, and the fit counts parameters as targets do."""
+def require_not_begun(folder: Path, run: str) -> None:
+    """Raise UserError where the run has a result, or a part of one."""
     for name in ("result.json", "ckpt.pt", "log.jsonl"):
         path = folder / run / name
         if path.exists() and path.stat().st_size:
-            raise UserError(f"{path} exists: what has begun cannot be forecast any more")
+            raise UserError(f"{path} exists: what has begun cannot be forecast any more; give the model that "
+                            "is to be forecast another name")
+
+
+def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
+    """Raise UserError unless the run is new to study and fit, and the fit counts parameters as targets do."""
+    require_not_begun(folder, run)
     if run in table.get("run", ()):
         raise UserError(f"{folder / 'runs.csv'} holds {run}: the fit has seen what it is to forecast")
     convention = fit["data"]["params"]

@@ -321,31 +321,38 @@ def alone_in(folder: Path):
 def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool) -> None:
     """Have no directory hold another run than the sweep file asks for; with `retrain` those are forgotten.
 
-    Raises UserError where there are any, or where they cannot be trained anew.
+    Raises UserError where there are any, or where they cannot be trained, or forecast, anew.
     """
     found = {p.name: "; ".join(p.changes()) for p in plan}
     others = {name: words for name, words in found.items() if words}
-    sealed = sealed_otherwise(study.folder, held)
+    seals = {p.name: study.folder / "forecasts" / f"{p.name}.json" for p in held}
+    sealed = sealed_otherwise([p for p in held if seals[p.name].exists()], seals, others)
     if others and not retrain or sealed:
         raise UserError(other_settings(study, others, sealed))
-    others = [p for p in plan if p.name in others]
-    if busy := [p for p in others if p.at_work()]:
+    if others:
+        forget(study, [p for p in plan if p.name in others])
+    for p in held:
+        if not p.done() and not seals[p.name].exists():
+            forecast.require_not_begun(study.folder, p.name)
+
+
+def forget(study: Study, runs: list[Planned]) -> None:
+    """Remove what was trained of `runs`. Raises UserError, before it does, where a process is at it."""
+    if busy := [p for p in runs if p.at_work()]:
         raise UserError(f"{study.path}: {names(busy)} cannot be trained anew while a process that has other "
                         "settings trains there; stop it, or wait for it")
-    if others:
-        print(f"trains anew: {names(others)}", flush=True)
-    for p in others:
+    print(f"trains anew: {names(runs)}", flush=True)
+    for p in runs:
         p.forget()
 
 
-def sealed_otherwise(folder: Path, held: list[Planned]) -> dict[str, str]:
-    """{run: what differs} of the held-out runs that are sealed with other settings, or on other text."""
+def sealed_otherwise(held: list[Planned], seals: dict[str, Path], others: dict[str, str]) -> dict[str, str]:
+    """{run: what differs} of sealed runs whose seal is of other settings or text, or whose directory is."""
     found = {}
     for p in held:
-        path = folder / "forecasts" / f"{p.name}.json"
-        if path.exists():
-            target = forecast.read_seal(path)["target"]
-            found[p.name] = "; ".join(changes(target | target["config"], p.config, p.resolved.meta))
+        target = forecast.read_seal(seals[p.name])["target"]
+        changed = changes(target | target["config"], p.config, p.resolved.meta)
+        found[p.name] = "; ".join(changed) or others.get(p.name)
     return {name: words for name, words in found.items() if words}
 
 

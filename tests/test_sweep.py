@@ -470,6 +470,26 @@ def test_a_seal_on_other_text_is_refused(trained, lab):
     assert "a forecast is sealed of big (training text " in refused(path, "--retrain")
 
 
+def test_a_sealed_model_is_not_trained_a_second_time(trained, lab):
+    """Its seal is of what is asked for, but it was trained on other text, of which old seals do not know."""
+    path = trained(HELD)
+    big = plan(path)[-1]
+    seal(lab.root / "out" / "tiny_study", big)
+    config = json.loads((big.out / "config.json").read_text())
+    (big.out / "config.json").write_text(json.dumps(config | {"data_sha256": "0123456789"}))
+    assert "a forecast is sealed of big (training text 01234567, not " in refused(path, "--retrain")
+
+
+def test_a_model_that_has_begun_without_a_forecast_is_refused(trained):
+    """Before the others train, not after them."""
+    path = trained(HELD)
+    a, _, big = plan(path)
+    (a.out / "result.json").unlink()
+    (big.out / "result.json").rename(big.out / "log.jsonl")
+    said = refused(path)
+    assert "big/log.jsonl exists: what has begun cannot be forecast" in said and "another name" in said
+
+
 def seal(folder, p):
     """A seal of the run as forecast.seal makes it, without its numbers."""
     bearing = {k: v for k, v in dataclasses.asdict(p.config).items() if k not in settings.FREE}
