@@ -362,7 +362,7 @@ def other_settings(study: Study, others: dict[str, str], sealed: dict[str, str])
     if others:
         parts.append(f"{study.folder.relative_to(basics.ROOT)} holds runs that were trained with other "
                      f"settings: {by_difference(others)}; give the new runs other names (or the sweep "
-                     "file, if it is another study), restore the setting, or pass --retrain for new ones")
+                     "file one, if it is another study), restore the setting, or train them anew: --retrain")
     if sealed:
         parts.append(f"a forecast is sealed of {by_difference(sealed)}, and a seal cannot be used again: "
                      "give the model another name, or restore the setting")

@@ -397,7 +397,7 @@ def test_a_study_of_the_same_name_in_another_file_is_another_study(trained, lab)
     other.parent.mkdir()
     other.write_text(BASE + TWO.replace("max_iters=9", "max_iters=9, weight_decay=0.5"))
     assert "a, b (weight_decay 0.1, not 0.5)" in refused(str(other))
-    assert "(or the sweep file, if it is another study" in refused(str(other))
+    assert "(or the sweep file one, if it is another study" in refused(str(other))
     assert all(p.done() for p in plan(path))
 
 
