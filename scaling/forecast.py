@@ -27,6 +27,7 @@ from scipy.stats import binomtest
 
 from config import settings
 from runtime.basics import UserError, exit_cleanly, git_commit, load_json, write_json
+from scaling.launch.planned import TEXTS, other_texts, texts
 from scaling.laws import counts, forms, frontiers
 from scaling.tables.csv import MALFORMED, read_table, write_table
 from scaling.tables.runs import final_runs
@@ -199,17 +200,24 @@ def require_same_target(sealed: dict, target: dict, path: Path) -> None:
     """Raise UserError unless the seal in `path` is of this target."""
     changed = [k for k in ("run", "params", "tokens", "flops") if sealed["target"].get(k) != target[k]]
     changed += settings.differences(sealed["target"]["config"], target["config"])
+    changed += [TEXTS[key][1] for key in other_texts(sealed["target"], target)]
     if changed:
         raise UserError(f"{path} was sealed for another target ({', '.join(changed)} differ); "
                         "give the new run another name")
 
 
-def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
-    """Raise UserError unless the run is new to study and fit, and the fit counts parameters as targets do."""
+def require_not_begun(folder: Path, run: str) -> None:
+    """Raise UserError where the run has a result, or a part of one."""
     for name in ("result.json", "ckpt.pt", "log.jsonl"):
         path = folder / run / name
         if path.exists() and path.stat().st_size:
-            raise UserError(f"{path} exists: what has begun cannot be forecast any more")
+            raise UserError(f"{path} exists: what has begun cannot be forecast any more; give the model that "
+                            "is to be forecast another name")
+
+
+def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
+    """Raise UserError unless the run is new to study and fit, and the fit counts parameters as targets do."""
+    require_not_begun(folder, run)
     if run in table.get("run", ()):
         raise UserError(f"{folder / 'runs.csv'} holds {run}: the fit has seen what it is to forecast")
     convention = fit["data"]["params"]
@@ -228,6 +236,7 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved) -> dict
     path = folder / "forecasts" / f"{run}.json"
     bearing = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
     target = dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=bearing)
+    target |= texts(resolved.meta)
     if path.exists():
         sealed = read_seal(path)
         require_same_target(sealed, target, path)
@@ -261,6 +270,7 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
     config = load_json(run / "config.json")
     target = sealed["target"]
     changed = settings.differences(target["config"], config)
+    changed += [TEXTS[key][1] for key in other_texts(target, config)]
     if result["tokens"] != target["tokens"]:
         changed.append("number of tokens")
     if changed:

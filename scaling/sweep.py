@@ -1,6 +1,6 @@
 """Plan a sweep, run what is missing, then parse, fit, forecast and draw.
 
-    python -m scaling.sweep scaling/sweeps/laptop.py [--dry_run] [--jobs=N] [--launcher=slurm]
+    python -m scaling.sweep scaling/sweeps/laptop.py [--dry_run] [--jobs=N] [--launcher=slurm] [--retrain]
 
 A sweep file is plain Python (your own program: run only files you trust) that leaves behind
     runs       a list of dicts: `name` and any train.py settings
@@ -11,7 +11,8 @@ A sweep file is plain Python (your own program: run only files you trust) that l
 Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or
 `budgets`, a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its
 checkpoints. `seeds=k` makes k runs of one, NAME_s1 to NAME_sk, with consecutive seeds.
-Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again.
+Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again. What
+was trained there with other settings, or on other text, is not taken for it: --retrain trains it anew.
 """
 import argparse
 import collections
@@ -31,7 +32,7 @@ from runtime import basics, system
 from runtime.basics import UserError, exit_cleanly, load_json, nearest, plain_name
 from scaling import fit, forecast, logs, plots
 from scaling.launch import local, slurm
-from scaling.launch.planned import Planned
+from scaling.launch.planned import Planned, changes, names
 
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
@@ -244,7 +245,8 @@ def planned(study: Study, run: dict, leave: int = 0) -> Planned:
 
 def estimate(plan: list[Planned]) -> None:
     """Fill in `seconds`, by the speed of the study's finished runs, or else of this machine's matmuls."""
-    speeds = [p.resolved.C / load_json(p.out / "result.json")["wall_s"] for p in plan if p.done()]
+    seconds = {p.name: load_json(p.out / "result.json").get("wall_s") for p in plan if p.done()}
+    speeds = [p.resolved.C / seconds[p.name] for p in plan if seconds.get(p.name)]
     speed = float(np.median(speeds)) if speeds else core_speed()
     for p in plan:
         p.seconds = SECONDS_TO_START + p.own_flops / speed
@@ -301,7 +303,7 @@ def default_jobs(plan: list[Planned]) -> int:
 def alone_in(folder: Path):
     """Hold the study's directory: one sweep at a time works in it. Disk errors become UserErrors.
 
-    Raises UserError where another has it. Runs hold their own directories (see `require_free`).
+    Raises UserError where another has it. Runs hold their own directories (see `left_behind`).
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -314,6 +316,76 @@ def alone_in(folder: Path):
     except OSError as e:
         raise UserError(f"{e.filename or folder}: {e.strerror}; free some space or allow writing, then run "
                         "the same command") from None
+
+
+def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool) -> None:
+    """Have no directory hold another run than the sweep file asks for; with `retrain` those are forgotten.
+
+    Raises UserError where there are any, or where they cannot be trained, or forecast, anew.
+    """
+    found = {p.name: "; ".join(p.changes()) for p in plan}
+    others = {name: words for name, words in found.items() if words}
+    seals = {p.name: study.folder / "forecasts" / f"{p.name}.json" for p in held}
+    sealed = sealed_otherwise([p for p in held if seals[p.name].exists()], seals, others)
+    if others and not retrain or sealed:
+        raise UserError(other_settings(study, others, sealed))
+    if others:
+        forget(study, [p for p in plan if p.name in others])
+    for p in held:
+        if not p.done() and not seals[p.name].exists():
+            forecast.require_not_begun(study.folder, p.name)
+
+
+def forget(study: Study, runs: list[Planned]) -> None:
+    """Remove what was trained of `runs`. Raises UserError, before it does, where a process is at it."""
+    if busy := [p for p in runs if p.at_work()]:
+        raise UserError(f"{study.path}: {names(busy)} cannot be trained anew while a process that has other "
+                        "settings trains there; stop it, or wait for it")
+    print(f"trains anew: {names(runs)}", flush=True)
+    for p in runs:
+        p.forget()
+
+
+def sealed_otherwise(held: list[Planned], seals: dict[str, Path], others: dict[str, str]) -> dict[str, str]:
+    """{run: what differs} of sealed runs whose seal is of other settings or text, or whose directory is."""
+    found = {}
+    for p in held:
+        target = forecast.read_seal(seals[p.name])["target"]
+        changed = changes(target | target["config"], p.config, p.resolved.meta)
+        found[p.name] = "; ".join(changed) or others.get(p.name)
+    return {name: words for name, words in found.items() if words}
+
+
+def other_settings(study: Study, others: dict[str, str], sealed: dict[str, str]) -> str:
+    """The line on runs, {name: what differs}, that are not those of the sweep file; and what to do."""
+    parts = []
+    if others:
+        parts.append(f"{study.folder.relative_to(basics.ROOT)} holds runs that were trained with other "
+                     f"settings: {by_difference(others)}; give the new runs other names (or the sweep "
+                     "file one, if it is another study), restore the setting, or train them anew: --retrain")
+    if sealed:
+        parts.append(f"a forecast is sealed of {by_difference(sealed)}, and a seal cannot be used again: "
+                     "give the model another name, or restore the setting")
+    return f"{study.path}: {'; '.join(parts)}"
+
+
+def by_difference(found: dict[str, str], most: int = 20) -> str:
+    """'a, b (learning_rate 0.001, not 0.002); c (seed 1, not 2)': runs by what differs, the first few."""
+    runs = {}
+    for name in list(found)[:most]:
+        runs.setdefault(found[name], []).append(name)
+    more = f"; and {len(found) - most} more, see --dry_run" if len(found) > most else ""
+    return "; ".join(f"{', '.join(names)} ({words})" for words, names in runs.items()) + more
+
+
+def print_unlisted(study: Study, plan: list[Planned]) -> None:
+    """Name the run directories of the study that the sweep file does not: they are in no table."""
+    known = {*OWN, *(p.name for p in plan)}
+    found = sorted(path.parent.name for path in study.folder.glob("*/config.json"))
+    found = [name for name in found if name not in known]
+    if found:
+        more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+        print(f"not in {study.path}, and so not in runs.csv: {', '.join(found[:10])}{more}", flush=True)
 
 
 def parse(folder: Path, fitted: list[Planned]) -> None:
@@ -392,6 +464,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="slurm: submit the runs as a job array (the sweep file's `slurm` says where)")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--retrain", action="store_true",
+                        help="train anew what is there with other settings, or on other text")
     a = parser.parse_args(args)
     study = read_sweep(a.sweep)
     by_slurm = a.launcher == "slurm"
@@ -416,11 +490,14 @@ def main(args: list[str] | None = None) -> int:
     if plan:
         estimate(plan)
         print_plan(plan, {p.name for p in held}, jobs, states)
+    if not missing:                                    # else it is not known what all runs are called
+        print_unlisted(study, plan)
     if a.dry_run:
         return 0
     if states and not by_slurm:
         raise UserError(f"{study.name}: SLURM has runs of it; add --launcher=slurm, or scancel them first")
     with alone_in(study.folder):
+        require_own(study, plan, held, a.retrain)
         failed = carry_out(study, fitted, held, launch)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

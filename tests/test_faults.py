@@ -306,30 +306,49 @@ def command(sweeps, study: str) -> subprocess.Popen:
                             cwd=sweeps.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def test_sweeps_exclude_each_other_and_the_runs_of_a_dead_one(sweeps):
-    """The second says who holds the study; killed alone, the first leaves a run that holds its directory."""
+def end(pids) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_sweeps_exclude_each_other_and_wait_for_the_runs_of_a_dead_one(sweeps):
+    """The second says who holds the study. Killed alone, the first leaves a run: the next sweep starts no
+    other, and neither ends it when it is interrupted; once it is stopped, the sweep goes on with it."""
     sweeps.write(BASE + "runs = [dict(name='long', n_embd=16, max_iters=100_000)]", "lonely")
     log = sweeps.root / "out" / "lonely" / "long" / "log.jsonl"
     first = command(sweeps, "lonely")
     wait_for(lambda: log.exists() and log.stat().st_size, first)
     run, = set(descendants(first.pid)) - {first.pid}
+    begun = [first]
+
+    def waiting():
+        begun.append(command(sweeps, "lonely"))
+        lines = iter(begun[-1].stdout.readline, "")
+        assert any(line == "waits for what a sweep that was killed left at work: long\n" for line in lines)
+        return begun[-1]
     try:
-        for killed in (False, True):
-            words = "another sweep works in "
-            if killed:
-                words = "runs that another sweep left work in "
-                first.kill()
-                first.communicate()
-            second = command(sweeps, "lonely")
-            out = second.communicate(timeout=120)[0]
-            assert second.returncode == 2 and words in out.splitlines()[-1]
-            assert "Traceback" not in out
+        out = (second := command(sweeps, "lonely")).communicate(timeout=120)[0]
+        assert second.returncode == 2 and "another sweep works in " in out.splitlines()[-1]
+        first.kill()
+        first.communicate()
+        second = waiting()
+        assert descendants(second.pid) == [second.pid]
+        second.send_signal(signal.SIGINT)
+        out = second.communicate(timeout=120)[0]
+        assert second.returncode == 3 and "Traceback" not in out
+        assert "still at work, for they are not this sweep's: long\n" in out
+        os.kill(run, 0)                                # it lives
+        third = waiting()
+        os.kill(run, signal.SIGTERM)
+        wait_for(lambda: descendants(third.pid) != [third.pid], third)
     finally:
-        for pid in descendants(first.pid)[::-1] + [run]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        end([run, *(pid for process in begun for pid in descendants(process.pid)[::-1])])
+        for process in begun:
+            process.wait()
+            process.stdout.close()
 
 
 # ---------------------------------------------------------------- disks

@@ -259,6 +259,28 @@ def test_another_run_than_was_forecast_is_refused(study, other, named):
         forecast.score(study[0])
 
 
+def test_a_run_on_other_text_than_was_forecast_is_refused(study):
+    """By the sha256 of train.bin and val.bin, where both know them: old seals know none."""
+    folder, _, sealed = study
+    finish(folder, data_sha256="new", val_sha256="new")
+    assert forecast.score(folder)[0]["measured"] == 3.0
+    for text, named in (({"data_sha256": "old", "val_sha256": "new"}, "training text"),
+                        ({"data_sha256": "new", "val_sha256": "old"}, "validation text")):
+        reseal(folder, sealed | {"target": sealed["target"] | text})
+        with pytest.raises(UserError, match=f"another {named} than was forecast"):
+            forecast.score(folder)
+
+
+def test_a_seal_holds_the_text_and_is_kept_for_no_other(study):
+    folder, found, _ = study
+    on = dict(train_sha256="a", val_sha256="b")
+    sealed = forecast.seal(folder, found, "new", TARGET._replace(meta=on))
+    assert sealed["target"]["data_sha256"] == "a" and sealed["target"]["val_sha256"] == "b"
+    assert forecast.seal(folder, found, "new", TARGET._replace(meta=on)) == sealed
+    with pytest.raises(UserError, match="another target .validation text differ"):
+        forecast.seal(folder, found, "new", TARGET._replace(meta=on | dict(val_sha256="c")))
+
+
 # ---- The board. ----
 
 def test_board_counts_what_was_never_trained(study):

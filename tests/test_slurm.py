@@ -128,6 +128,29 @@ def test_a_refused_array_is_one_line(study, lab, programs, capsys):
     assert "\n" not in str(error.value)
 
 
+def test_what_a_local_sweep_left_at_work_is_waited_for_and_not_submitted(study, lab, monkeypatch, capsys):
+    """Its branches are submitted after it. Interrupted, the sweep says what still runs."""
+    trunk, branch = plan(study("runs = [dict(name='t', schedule='wsd', warmup_iters=2, budgets=[2e8, 4e8])]"))
+    looks, submitted = [True, True, False], []
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0.01)
+    monkeypatch.setattr(Planned, "at_work", lambda p: p is trunk and looks.pop(0))
+    monkeypatch.setattr(Planned, "done", lambda p: p is trunk and not looks)
+    monkeypatch.setattr(slurm, "submit", lambda folder, tasks, options: submitted.append(tasks) or "job")
+    monkeypatch.setattr(slurm, "watch", lambda plan, folder: None)
+    folder = lab.root / "out" / "tiny_study"
+    slurm.run([trunk, branch], {}, folder)
+    assert submitted == [[[branch]]]
+    assert "killed left at work: t_4e08\n" in capsys.readouterr().out
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+    looks[:] = [True] * 4
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        slurm.run([trunk, branch], {}, folder)
+    assert "still at work, for they are not this sweep's: t_4e08\n" in capsys.readouterr().out
+
+
 def test_a_branch_follows_its_trunk_in_one_task(study, monkeypatch):
     """Where the trunk has left its checkpoint already, the branch is a task of its own."""
     runs = plan(study("runs = [dict(name='a', max_iters=9), dict(name='t', schedule='wsd', warmup_iters=2, "

@@ -1,10 +1,13 @@
 """The sweep: planning, running what is missing, branches, failures, the lock, and the study's files."""
 import csv
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from functools import partial
@@ -13,16 +16,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import in_this_process
 
 import train
 from config import settings
+from config.configurator import configure
 from model import GPT
-from runtime import basics, system
+from runtime import basics
 from runtime.basics import UserError
+from runtime.devices import on_machine
 from scaling import fit, forecast, logs, plots, sweep
-from scaling.launch import local
+from scaling.launch import local, planned
 from scaling.tables.csv import read_table
 
+CODE = Path(__file__).parents[1]
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, block_size=32, batch_size=4, device='cpu', "
         "learning_rate=5e-3)\n")
 
@@ -55,6 +62,17 @@ def in_process(lab, monkeypatch):
         code, _, _ = lab.main(p.command()[2:])
         p.process = SimpleNamespace(poll=lambda: code, returncode=code)
     monkeypatch.setattr(local, "start", start_here)
+
+
+def finish(p, **result):
+    """The files of a finished run, with the config.json that train.py would write of its command line."""
+    c = settings.resolve(configure(settings.Config, p.command()[2:])).config
+    p.out.mkdir(parents=True)
+    facts = dataclasses.asdict(on_machine(c, "cpu", 1)) | dict(
+        data_sha256=p.resolved.meta["train_sha256"], forecast=None)
+    (p.out / "config.json").write_text(json.dumps(facts))
+    result = dict(val_loss=3.0, tokens=p.resolved.D, wall_s=1.0) | result
+    (p.out / "result.json").write_text(json.dumps(result))
 
 
 def rows(folder):
@@ -237,13 +255,296 @@ def test_two_sweeps_of_one_study_exclude_each_other(lab):
         pass
 
 
-def test_a_run_that_a_killed_sweep_left_is_not_started_again(study):
+def held_lock(folder, then="pass"):
+    """A process that holds the lock of a run, as one does that a killed sweep left; ends when stdin does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    code = (f"import sys; sys.path.insert(0, {str(CODE)!r})\nfrom pathlib import Path\n"
+            f"from runtime import system\nout = Path({str(folder)!r})\n"
+            "with system.lock(out / 'lock', ''):\n"
+            f"    print('has it', flush=True); sys.stdin.read()\n    {then}")
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"has it\n"
+    return process
+
+
+def ends_in(process, seconds):
+    timer = threading.Timer(seconds, process.stdin.close)
+    timer.start()
+    return timer
+
+
+def test_a_run_that_a_killed_sweep_left_is_waited_for(study, lab, capsys, monkeypatch):
+    """It is not started again; when it has its result, the sweep has it."""
     p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
-    p.out.mkdir(parents=True)
-    with system.lock(p.out / "lock", ""):
-        with pytest.raises(UserError, match="runs that another sweep left work in .*/a; wait for them"):
+    finish(p)
+    (p.out / "result.json").rename(p.out / "later")
+    monkeypatch.setattr(local, "start", None)
+    with held_lock(p.out, "(out / 'later').rename(out / 'result.json')") as left:
+        ends_in(left, 1)
+        assert local.run([p], 1) == [] and p.done()
+    assert "waits for what a sweep that was killed left at work: a\n" in capsys.readouterr().out
+
+
+def test_a_run_that_was_left_and_stopped_goes_on(study, lab, in_process):
+    """Beside it no more runs than --jobs says, and its branch waits for it."""
+    trunk, branch = plan(study("runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, "
+                               "budgets=[2e8, 4e8])]"))
+    with held_lock(trunk.out) as left:
+        ends_in(left, 1)
+        assert local.run([trunk, branch], 1) == []
+    assert trunk.process and trunk.done() and branch.done()
+
+
+def test_a_run_that_a_killed_sweep_had_just_started_is_adopted(study, monkeypatch):
+    """It takes its lock late: the second process refuses, and then the first is waited for."""
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    finish(p)
+    (p.out / "result.json").rename(p.out / "later")
+    left = []
+
+    def start(p):
+        left.append(held_lock(p.out, "(out / 'later').rename(out / 'result.json')"))
+        p.process = SimpleNamespace(poll=lambda: 2, returncode=2)
+        ends_in(left[0], 1)
+    monkeypatch.setattr(local, "start", start)
+    assert local.run([p], 1) == [] and len(left) == 1
+    left[0].wait()
+
+
+def test_interrupted_while_it_waits_a_sweep_says_what_still_runs(study, capsys):
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    with held_lock(p.out) as left:
+        timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
             local.run([p], 1)
-    assert not (p.out / "train.txt").exists()
+        assert left.poll() is None and p.at_work()
+    assert "still at work, for they are not this sweep's: a\n" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- whose result it is
+
+
+TWO = "runs = [dict(name=name, n_embd=8, max_iters=9) for name in 'ab']\n"
+HELD = TWO + "held_out = [dict(name='big', n_embd=16, max_iters=9)]\n"
+
+
+@pytest.fixture
+def trained(study, lab, monkeypatch):
+    """Write a sweep file, and run directories as if it had been trained. Whatever trains, fails the test."""
+    def train_now(*args):
+        raise AssertionError("this must not train")
+    monkeypatch.setattr(local, "start", train_now)
+    monkeypatch.setattr(sweep, "parse", train_now)
+
+    def write(text, base=BASE, **options):
+        path = study(text, **options)
+        for p in plan(path):
+            finish(p)
+        return path
+    return write
+
+
+def refused(path, *args) -> str:
+    with pytest.raises(UserError) as error:
+        sweep.main([path, *args])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("max_iters=9", "max_iters=9, learning_rate=2e-3", "a, b (learning_rate 0.005, not 0.002)"),
+    ("n_embd=8", "n_embd=16", "a, b (n_embd 8, not 16)"),
+    ("max_iters=9", "max_iters=9, seed=5 if name == 'b' else 1337", "b (seed 1337, not 5)"),
+    ("max_iters=9", "max_iters=9, schedule='linear'", "(schedule cosine, not linear)"),
+    ("max_iters=9", "max_iters=9, eval_iters=7", "eval_iters"),
+    ("max_iters=9", "max_iters=12", "(max_iters 9, not 12; lr_decay_iters 9, not 12)")])
+def test_a_run_of_other_settings_is_refused(trained, study, lab, capsys, old, new, words):
+    """Before anything trains, with what to do; a dry run shows it."""
+    path = trained(TWO)
+    study(TWO.replace(old, new))
+    before = lab.files()
+    assert sweep.main([path, "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "  trained with other settings (" in printed and (words.partition("(")[2] or words) in printed
+    assert lab.files() == before
+    said = refused(path)
+    assert words in said and "out/tiny_study holds runs that were trained with other settings" in said
+    for way in ("other names", "restore the setting", "--retrain"):
+        assert way in said
+    assert lab.files() | {"out/tiny_study/lock": b""} == before | {"out/tiny_study/lock": b""}
+
+
+def test_a_run_that_was_interrupted_belongs_to_its_config_too(trained, study):
+    """What a run would go on from is compared as what is done; where there is neither, nothing is lost."""
+    path = trained(TWO)
+    for p in plan(path):
+        (p.out / "result.json").unlink()
+    first, second = plan(path)
+    (first.out / "ckpt.pt").touch()
+    study(TWO.replace("n_embd=8", "n_embd=16"))
+    said = refused(path)
+    assert "a (n_embd 8, not 16)" in said and "b" not in said.partition("settings: ")[2].partition(" (")[0]
+    with held_lock(second.out):
+        assert "a, b (n_embd 8, not 16)" in refused(path)
+        said = refused(path, "--retrain")
+        assert "b cannot be trained anew while a process that has other settings trains there" in said
+
+
+def test_a_study_of_the_same_name_in_another_file_is_another_study(trained, lab):
+    path = trained(TWO)
+    other = lab.root / "elsewhere" / "tiny_study.py"
+    other.parent.mkdir()
+    other.write_text(BASE + TWO.replace("max_iters=9", "max_iters=9, weight_decay=0.5"))
+    assert "a, b (weight_decay 0.1, not 0.5)" in refused(str(other))
+    assert "(or the sweep file one, if it is another study" in refused(str(other))
+    assert all(p.done() for p in plan(path))
+
+
+@pytest.mark.parametrize("split, words", [("train", "training text"), ("val", "validation text")])
+def test_a_run_on_other_text_is_refused(trained, lab, split, words):
+    path = trained(TWO)
+    for p in plan(path):                               # as train.py writes it that knows both
+        config = json.loads((p.out / "config.json").read_text())
+        (p.out / "config.json").write_text(json.dumps(config | planned.texts(p.resolved.meta)))
+    assert all(p.done() for p in plan(path))
+    meta = lab.data / "tiny" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {f"{split}_sha256": "0123456789"}))
+    said = refused(path)
+    assert f"a, b ({words} " in said and ", not 01234567)" in said
+
+
+def test_a_result_without_a_config_is_nobodys(trained):
+    path = trained(TWO)
+    for p, text in zip(plan(path), (None, "{")):
+        (p.out / "config.json").unlink() if text is None else (p.out / "config.json").write_text(text)
+    assert "a, b (no config.json that says which)" in refused(path)
+
+
+def test_retrain_trains_anew_what_differs_and_nothing_else(study, lab, in_process, capsys, monkeypatch):
+    """And a sweep that is killed then needs no --retrain to go on."""
+    for name in ("fit_study", "draw_study", "print_end"):
+        where = dict(fit_study=fit, draw_study=plots).get(name, sweep)
+        monkeypatch.setattr(where, name, lambda *args: {})
+    path = study(TWO)
+    assert sweep.main([path]) == 0
+    folder = lab.root / "out" / "tiny_study"
+    first = {row["run"]: row for row in rows(folder)}
+    (folder / "b" / "ckpt_5.pt").touch()               # what a branch would begin from
+    study(TWO.replace("max_iters=9", "max_iters=9, learning_rate=5e-3 if name == 'a' else 2e-3"))
+    assert "b (learning_rate 0.005, not 0.002)" in refused(path)
+    monkeypatch.setattr(local, "run", lambda plan, jobs: [f"{p.name}: killed" for p in plan if not p.done()])
+    assert sweep.main([path, "--retrain"]) == 1
+    assert "trains anew: b\n" in capsys.readouterr().out
+    assert not [p.name for p in (folder / "b").iterdir() if p.name not in ("train.txt", "lock")]
+    monkeypatch.undo()
+    in_this_process(monkeypatch, lab.root)
+    b = plan(path)[1]
+    assert lab.main(b.command()[2:])[0] == 0 and b.done()
+    again = json.loads((folder / "b" / "result.json").read_text())
+    assert again["learning_rate"] == 0.002 and again["val_loss"] != float(first["b"]["val_loss"])
+    assert json.loads((folder / "a" / "result.json").read_text())["val_loss"] == float(first["a"]["val_loss"])
+
+
+def test_a_sealed_model_of_other_settings_needs_another_name(trained, study, lab):
+    """Even where it is not trained yet, and whatever --retrain says."""
+    path = trained(HELD)
+    big = plan(path)[-1]
+    seal(lab.root / "out" / "tiny_study", big)
+    study(HELD.replace("n_embd=16", "n_embd=16, learning_rate=2e-3"))
+    for args in ([], ["--retrain"]):
+        said = refused(path, *args)
+        assert "a forecast is sealed of big (learning_rate 0.005, not 0.002)" in said
+        assert "give the model another name" in said
+    shutil.rmtree(big.out)
+    said = refused(path, "--retrain")
+    assert "a forecast is sealed of big" in said and "holds runs" not in said
+
+
+def test_a_seal_on_other_text_is_refused(trained, lab):
+    path = trained(HELD)
+    shutil.rmtree(plan(path)[-1].out)
+    seal(lab.root / "out" / "tiny_study", plan(path)[-1])
+    meta = lab.data / "tiny" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"train_sha256": "0123456789"}))
+    assert "a forecast is sealed of big (training text " in refused(path, "--retrain")
+
+
+def test_a_sealed_model_is_not_trained_a_second_time(trained, lab):
+    """Its seal is of what is asked for, but it was trained on other text, of which old seals do not know."""
+    path = trained(HELD)
+    big = plan(path)[-1]
+    seal(lab.root / "out" / "tiny_study", big)
+    config = json.loads((big.out / "config.json").read_text())
+    (big.out / "config.json").write_text(json.dumps(config | {"data_sha256": "0123456789"}))
+    assert "a forecast is sealed of big (training text 01234567, not " in refused(path, "--retrain")
+
+
+def test_a_model_that_has_begun_without_a_forecast_is_refused(trained):
+    """Before the others train, not after them."""
+    path = trained(HELD)
+    a, _, big = plan(path)
+    (a.out / "result.json").unlink()
+    (big.out / "result.json").rename(big.out / "log.jsonl")
+    said = refused(path)
+    assert "big/log.jsonl exists: what has begun cannot be forecast" in said and "another name" in said
+
+
+def seal(folder, p):
+    """A seal of the run as forecast.seal makes it, without its numbers."""
+    bearing = {k: v for k, v in dataclasses.asdict(p.config).items() if k not in settings.FREE}
+    body = dict(run=p.name, target=dict(run=p.name, config=bearing) | planned.texts(p.resolved.meta))
+    body["sha256"] = forecast.digest(body)
+    (folder / "forecasts").mkdir()
+    (folder / "forecasts" / f"{p.name}.json").write_text(json.dumps(body))
+
+
+def test_what_the_sweep_file_does_not_name_is_named(trained, study, capsys):
+    path = trained(TWO)
+    study(TWO.replace("'ab'", "'b'"))
+    assert sweep.main([path, "--dry_run"]) == 0
+    assert f"not in {path}, and so not in runs.csv: a\n" in capsys.readouterr().out
+
+
+def test_settings_without_bearing_leave_a_run_done(trained, study, capsys):
+    """And those that an old config.json lacks, where they have their defaults."""
+    path = trained(TWO)
+    for p in plan(path):
+        config = json.loads((p.out / "config.json").read_text())
+        for name in ("tie_weights", "base_width", "keep_steps", "warmup_frac"):
+            del config[name]
+        (p.out / "config.json").write_text(json.dumps(config))
+    study(TWO.replace("max_iters=9", "max_iters=9, log_interval=3, keep_steps='4', device='auto', "
+                                     "ckpt_minutes=1.0, eval_interval=2, compile=False, dtype='auto'"))
+    assert sweep.main([path, "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("  done\n") == 2
+
+
+@pytest.mark.parametrize("path", sorted((CODE / "scaling/sweeps").glob("*.py")), ids=lambda path: path.stem)
+def test_every_study_finds_its_own_runs_done(path, lab, monkeypatch):
+    """The committed sweep files, against directories as train.py leaves them, with text of the right size."""
+    monkeypatch.setattr(basics, "ROOT", lab.root)
+    study = sweep.read_sweep(str(path))
+    for dataset in {sweep.dataset_of(run) for run in study.runs + study.held_out}:
+        write_sizes(lab.data / dataset)
+    for _ in range(2):
+        runs = sweep.make_plan(study, study.runs + study.held_out)
+        if not study.folder.exists():
+            for p in runs:
+                finish(p)
+    assert len(runs) > 2 and {p.status() for p in runs} == {"done"}
+    sweep.require_own(study, runs, [], False)
+
+
+def write_sizes(folder):
+    """A dataset whose .bin files have their size and nothing in them."""
+    meta = dict(tokenizer="byte", vocab_size=256, train_tokens=10 ** 8, val_tokens=10 ** 7, val_bytes=10 ** 7,
+                train_sha256="abc", val_sha256="def")
+    folder.mkdir()
+    (folder / "meta.json").write_text(json.dumps(meta))
+    for split in ("train", "val"):
+        with open(folder / f"{split}.bin", "wb") as f:
+            f.truncate(2 * meta[f"{split}_tokens"])
 
 
 def test_dry_run_trains_nothing_and_imports_no_torch(study, lab):
@@ -276,8 +577,7 @@ def test_minutes_come_from_finished_runs_where_there_are_any(study):
     sweep.estimate([a, b])
     first, second = (p.seconds - sweep.SECONDS_TO_START for p in (a, b))
     assert 0 < first < 60 and second == pytest.approx(3 * first)
-    a.out.mkdir(parents=True)
-    (a.out / "result.json").write_text(json.dumps(dict(wall_s=50.0)))
+    finish(a, wall_s=50.0)
     sweep.estimate([a, b])
     first, second = (p.seconds - sweep.SECONDS_TO_START for p in (a, b))
     assert (first, second) == (pytest.approx(50), pytest.approx(150))

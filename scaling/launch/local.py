@@ -5,45 +5,67 @@ import time
 from tqdm import tqdm
 
 from runtime import basics, system
-from scaling.launch.planned import Planned, advance, progress_bar, require_free
+from scaling.launch.planned import Planned, advance, left_behind, names, progress_bar, still_at_work
 
 
 def run(plan: list[Planned], jobs: int) -> list[str]:
     """Train what has no result, longest first, `jobs` at a time. Returns a line for each run that failed.
 
-    SIGINT and SIGTERM: the running models write their checkpoints, then KeyboardInterrupt is raised.
+    What a killed sweep left at work is waited for as if it were ours. SIGINT and SIGTERM: the models that
+    were started here write their checkpoints, then KeyboardInterrupt is raised.
     """
     todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
-    require_free(todo)
-    running = []
+    running = left_behind(todo)
+    todo = [p for p in todo if p not in running]
     failed = []
     with basics.caught_signals() as caught, progress_bar(plan) as bar:
         try:
             while (todo or running) and not caught:
                 ready = [p for p in todo if p.ready()]
-                for p in ready[:jobs - len(running)]:
+                for p in ready[:max(0, jobs - len(running))]:
                     start(p)
                     todo.remove(p)
                     running.append(p)
                 if not running:                        # only branches are left, and their trunks failed
                     return failed + [f"{p.name}: its trunk left no {p.config.branch}" for p in todo]
                 time.sleep(0.2)
-                for p in [p for p in running if p.process.poll() is not None]:
+                for p in [p for p in running if p.ended()]:
                     running.remove(p)
-                    if not p.done():
-                        failed.append(f"{p.name}: exit code {p.process.returncode}: {p.last_line()}")
-                        tqdm.write(f"failed: {failed[-1]}")
-                advance(bar, plan, f"now {', '.join(p.name for p in running)}")
+                    settle(p, todo, running, failed)
+                advance(bar, plan, f"now {names(running)}")
         finally:                                       # after a signal, or an error such as a full disk
-            if running:
-                tqdm.write("interrupted: the running models write their checkpoints")
-            for p in running:
-                p.process.terminate()
-            for p in running:
-                p.process.wait()
+            stop(running)
     if caught:
         raise KeyboardInterrupt
     return failed
+
+
+def settle(p: Planned, todo: list[Planned], running: list[Planned], failed: list[str]) -> None:
+    """Put a run that has ended where it belongs: nowhere once it is done."""
+    if p.done():
+        return
+    if not p.process:                                  # what another sweep left was stopped: it goes on here
+        todo.append(p)
+    elif p.at_work():                                  # the killed sweep had just started it, and was faster
+        p.process = None
+        running.append(p)
+    else:
+        failed.append(f"{p.name}: exit code {p.process.returncode}: {p.last_line()}")
+        tqdm.write(f"failed: {failed[-1]}")
+
+
+def stop(running: list[Planned]) -> None:
+    """Have the models that were started here write their checkpoints and end; name the others."""
+    ours = [p for p in running if p.process]
+    others = [p for p in running if not p.process]
+    if ours:
+        tqdm.write("interrupted: the running models write their checkpoints")
+    if others:
+        tqdm.write(still_at_work(others))
+    for p in ours:
+        p.process.terminate()
+    for p in ours:
+        p.process.wait()
 
 
 def start(p: Planned) -> None:

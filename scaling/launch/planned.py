@@ -1,4 +1,5 @@
-"""A run that a sweep has planned, and what both launchers ask of it: its command, and how far it is."""
+"""A run that a sweep has planned, and what is asked of it: its command, how far it is, whose files it has."""
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,8 +8,42 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from config import settings
 from config.settings import Config, Resolved
 from runtime import basics, system
+
+# What config.json and seals call the sha256 of a text: meta.json's name for it, and a word for people.
+TEXTS = dict(data_sha256=("train_sha256", "training text"), val_sha256=("val_sha256", "validation text"))
+
+
+def texts(meta: dict) -> dict:
+    """The sha256 of a dataset's texts, as config.json has them; without those that its `meta` lacks."""
+    return {key: meta[name] for key, (name, _) in TEXTS.items() if meta.get(name)}
+
+
+def other_texts(old: dict, new: dict) -> list[str]:
+    """The keys of TEXTS in which two records differ that both have them: old ones lack the younger."""
+    return [key for key in TEXTS if old.get(key) and new.get(key) and old[key] != new[key]]
+
+
+def told(name: str, old, new) -> str:
+    """'learning_rate 0.001, not 0.002', with as many digits as it takes to tell them apart."""
+    if isinstance(old, float) and isinstance(new, float) and f"{old:.4g}" != f"{new:.4g}":
+        old, new = f"{old:.4g}", f"{new:.4g}"
+    return f"{name} {old}, not {new}"
+
+
+def changes(old: dict, c: Config, meta: dict) -> list[str]:
+    """What tells the run that `old` records from the run `c` on the text of `meta`, as `told` has it.
+
+    `old` is a config.json, or the like in a seal; settings without bearing on the result are left aside.
+    """
+    before, ours = settings.from_dict(old), texts(meta)
+    found = [told(name, getattr(before, name), getattr(c, name))
+             for name in settings.differences(old, dataclasses.asdict(c))]
+    if before.dataset == c.dataset:                    # another one has another text, of course
+        found += [told(TEXTS[key][1], old[key][:8], ours[key][:8]) for key in other_texts(old, ours)]
+    return found
 
 
 @dataclass
@@ -19,7 +54,8 @@ class Planned:
     resolved: Resolved              # the run as train.py will have it, with N, D and C
     leave: int = 0                  # the step at which a branch leaves its trunk
     seconds: float = 0.0            # estimated, alone on one core or GPU
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen | None = None    # none: not started, or by a sweep that was killed
+    finished: bool = False          # its result was seen, with the config that was asked for
 
     @property
     def config(self) -> Config:
@@ -35,12 +71,44 @@ class Planned:
         return self.resolved.C * (1 - self.leave / self.config.max_iters)
 
     def command(self) -> list[str]:
-        settings = self.overrides | {"out_dir": str(self.out)}
-        flags = [f"--{key}={value}" for key, value in settings.items()]
+        given = self.overrides | {"out_dir": str(self.out)}
+        flags = [f"--{key}={value}" for key, value in given.items()]
         return [sys.executable, str(basics.ROOT / "train.py"), *flags]
 
+    def begun(self) -> bool:
+        """Whether its directory holds a result, or a checkpoint to go on from or to branch from."""
+        return (self.out / "result.json").exists() or any(self.out.glob("ckpt*.pt"))
+
+    def at_work(self) -> bool:
+        """Whether a process trains it, of whatever sweep. It takes the lock some seconds after its start."""
+        return system.locked(self.out / "lock")
+
+    def changes(self) -> list[str]:
+        """What tells the run in its directory from this one, in words; none where nothing has begun."""
+        path = self.out / "config.json"
+        if not self.begun() and not self.at_work():
+            return []
+        if not path.exists() and not (self.out / "result.json").exists():
+            return []                                  # it begins now; or train.py looks into the checkpoint
+        try:
+            return changes(basics.load_json(path), self.config, self.resolved.meta)
+        except basics.UserError:
+            return ["no config.json that says which"]
+
     def done(self) -> bool:
-        return (self.out / "result.json").exists()
+        """Whether it has its result: one of the config that is asked for."""
+        self.finished = self.finished or (self.out / "result.json").exists() and not self.changes()
+        return self.finished
+
+    def ended(self) -> bool:
+        """Of a run that was at work: whether it is not any more."""
+        return self.process.poll() is not None if self.process else not self.at_work()
+
+    def forget(self) -> None:
+        """Remove what was trained: the result first, and last what says with which settings it was."""
+        kept = sorted(self.out.glob("ckpt*.pt"))
+        for path in (self.out / "result.json", *kept, self.out / "log.jsonl", self.out / "config.json"):
+            path.unlink(missing_ok=True)
 
     def ready(self) -> bool:
         """Whether it may start: a branch waits for the checkpoint that its trunk leaves it."""
@@ -66,27 +134,37 @@ class Planned:
     def status(self) -> str:
         if self.done():
             return "done"
+        if changed := self.changes():
+            return f"trained with other settings ({'; '.join(changed)})"
         step = self.log_tail().get("step")
         return f"at step {step:,}" if step else "to do"
 
     def last_line(self) -> str:
-        """The last line that the run printed, which says how it ended."""
+        """How the run ended: the last line that it printed, or that it was another run than was asked for."""
         path = self.out / "train.txt"
+        if changed := self.changes():
+            return f"it was trained with other settings ({'; '.join(changed)})"
         if not path.exists():
             return "it did not start"
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return lines[-1] if lines else "it printed nothing"
 
 
-def require_free(todo: list[Planned]) -> None:
-    """Raise UserError where a run that a killed sweep left behind is still at work: it holds its own lock.
+def left_behind(todo: list[Planned]) -> list[Planned]:
+    """The runs of `todo` that a killed sweep has left at work; says so. They are waited for, not started."""
+    found = [p for p in todo if p.at_work()]
+    if found:
+        print(f"waits for what a sweep that was killed left at work: {names(found)}", flush=True)
+    return found
 
-    A process takes that lock a few seconds after it starts. In these, a second one is started, and refuses.
-    """
-    busy = [str(p.out) for p in todo if system.locked(p.out / "lock")]
-    if busy:
-        raise basics.UserError(f"runs that another sweep left work in {', '.join(busy)}; wait for them, or "
-                               "stop them")
+
+def names(runs: list[Planned]) -> str:
+    return ", ".join(p.name for p in runs)
+
+
+def still_at_work(runs: list[Planned]) -> str:
+    """What a sweep says of runs that it waited for, and leaves as it found them."""
+    return f"still at work, for they are not this sweep's: {names(runs)}"
 
 
 def progress_bar(plan: list[Planned]) -> tqdm:

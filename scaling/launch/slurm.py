@@ -24,7 +24,7 @@ from config.configurator import convert
 from runtime import basics
 from runtime.basics import UserError, nearest
 from scaling.launch import local
-from scaling.launch.planned import Planned, advance, progress_bar, require_free
+from scaling.launch.planned import Planned, advance, left_behind, progress_bar, still_at_work
 
 QUEUE_SECONDS = 10                     # from one look at the queue to the next
 MAX_TASKS = 1000                       # of an array, by SLURM's default MaxArraySize; then tasks share runs
@@ -132,14 +132,25 @@ def run(plan: list[Planned], options: dict, folder: Path) -> list[str]:
     """
     states = queue(folder)
     todo = [p for p in plan if not p.done() and p.name not in states]
+    wait_for(left_behind(todo))
+    todo = [p for p in todo if not p.done()]
     if todo:
-        require_free(todo)
         name = submit(folder, chains(todo), options)
         place = (folder / "slurm" / name).relative_to(basics.ROOT)
         print(f"submitted {name}: squeue --name={name} shows it, scancel --name={name} stops it, what SLURM "
               f"says of it is in {place}", flush=True)
     watch(plan, folder)
     return [f"{p.name}: {p.last_line()}" for p in plan if not p.done()]
+
+
+def wait_for(runs: list[Planned]) -> None:
+    """Return when no process has any of `runs` any more: a branch is submitted once its trunk is known."""
+    try:
+        while any(p.at_work() for p in runs):
+            time.sleep(QUEUE_SECONDS)
+    except KeyboardInterrupt:
+        print(still_at_work([p for p in runs if p.at_work()]), flush=True)
+        raise
 
 
 def watch(plan: list[Planned], folder: Path) -> None:
