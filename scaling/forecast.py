@@ -303,16 +303,33 @@ def score_one(folder: Path, sealed: dict) -> dict:
     return row
 
 
+def scores_before(path: Path) -> dict[str, dict]:
+    """{sha256 of a seal: what was measured} in forecasts.csv: scaling/results keeps it without the runs."""
+    if not path.exists():
+        return {}
+    found = {}
+    table = read_table(path)
+    try:
+        for sha256, measured, error, inside in zip(*(table[k] for k in ("sha256", *COLUMNS[-3:]))):
+            if math.isfinite(measured):
+                found[sha256] = {"measured": measured, "error": error, "inside": int(inside)}
+    except MALFORMED as e:
+        raise UserError(f"{path} is not as it was written ({type(e).__name__}: {e}); restore it") from None
+    return found
+
+
 def score(folder: Path) -> list[dict]:
     """Hold every sealed forecast of a study against its run; write folder/forecasts.csv; return its rows.
 
     Raises UserError when a seal does not match its content, or its run is older or another than the forecast.
     """
     folder = Path(folder)
+    known = scores_before(folder / "forecasts.csv")
     rows = []
     for path in sorted((folder / "forecasts").glob("*.json")):
         try:
-            rows.append(score_one(folder, read_seal(path)))
+            row = score_one(folder, read_seal(path))
+            rows.append(row if row["measured"] is not None else row | known.get(row["sha256"], {}))
         except (*MALFORMED, ZeroDivisionError) as e:
             raise UserError(f"{path} or its run is not as it was written ({type(e).__name__}: {e}); restore "
                             "it") from None

@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -214,6 +215,24 @@ def test_score_writes_one_row_per_forecast(study):
     table = read_table(folder / "forecasts.csv")
     assert table["error"][0] == row["error"] and table["sha256"][0] == sealed["sha256"]
     assert table["inside"][0] == (sealed["lo95"] <= sealed["predicted"] * 1.01 <= sealed["hi95"])
+
+
+def test_a_score_outlives_the_run_s_directory(study, tmp_path):
+    """scaling/results keeps seals and scores without the runs: to score it again must not erase them."""
+    folder, _, _ = study
+    run = finish(folder)
+    first = forecast.score(folder)
+    written = (folder / "forecasts.csv").read_bytes()
+    (run / "result.json").unlink()
+    assert forecast.score(folder) == first and (folder / "forecasts.csv").read_bytes() == written
+    kept = tmp_path / "laptop"
+    shutil.copytree(ROOT / "scaling" / "results" / "laptop", kept)
+    forecast.score(kept)
+    committed = ROOT / "scaling" / "results" / "laptop" / "forecasts.csv"
+    assert (kept / "forecasts.csv").read_bytes() == committed.read_bytes()
+    (folder / "forecasts.csv").write_text("sha256,measured\na,b\n")
+    with pytest.raises(UserError, match="not as it was written"):
+        forecast.score(folder)
 
 
 def test_score_tells_inside_from_outside(study):
