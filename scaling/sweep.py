@@ -447,7 +447,11 @@ def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch) 
     failed = launch(fitted)
     parse(folder, fitted)
     law = fit.fit_study(folder)
-    if held and not failed:
+    if held and not failed and "surface" not in law:
+        # What was trained is not lost: it is drawn and told below, without a forecast.
+        why = law.get("skipped", {}).get("surface", "it was not fitted")
+        failed = [f"{p.name}: no forecast, since there is no law of N and D ({why})" for p in held]
+    elif held and not failed:
         seal_all(folder, held, law)
         failed = launch(held)
         parse(folder, fitted)                          # again, for the curves of the held-out runs

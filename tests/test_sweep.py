@@ -158,6 +158,17 @@ GRID = """runs = [dict(name=f'd{d}', n_embd=d, schedule='wsd', warmup_iters=2, e
 held_out = [dict(name='big', n_embd=20, schedule='wsd', warmup_iters=2, eval_iters=50, budget=3e8)]"""
 
 
+def test_a_study_of_one_length_says_why_nothing_was_forecast(study, lab, in_process, capsys):
+    """Its figures are drawn, its end is told; held-out runs wait for a law of N and D."""
+    path = study("runs = [dict(name=f'd{d}', n_embd=d, max_iters=10) for d in (4, 8, 12, 16, 20)]\n"
+                 "held_out = [dict(name='more', n_embd=24, max_iters=10)]", "one_length")
+    assert sweep.main([path, "--jobs=1"]) == 1
+    out, err = capsys.readouterr()
+    assert "failed: more: no forecast, since there is no law of N and D (all runs have the same value" in err
+    assert "next:" in out and list((lab.root / "out" / "one_length" / "figures").glob("*.png"))
+    assert not (lab.root / "out" / "one_length" / "more").exists()
+
+
 def test_study_from_text_to_scored_forecast(study, lab, in_process, capsys, monkeypatch):
     """The whole path on a tiny grid: runs.csv, fit.json, a seal older than its run, a score, figures."""
     monkeypatch.setattr(fit, "fit_study", partial(fit.fit_study, bootstrap=20))
