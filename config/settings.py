@@ -442,6 +442,20 @@ def differences(old: dict, new: dict) -> list[str]:
     return found
 
 
+# What config.json and seals call the sha256 of a text: meta.json's name for it, and a word for people.
+TEXTS = dict(data_sha256=("train_sha256", "training text"), val_sha256=("val_sha256", "validation text"))
+
+
+def texts(meta: dict) -> dict:
+    """The sha256 of a dataset's texts, as config.json has them; without those that its `meta` lacks."""
+    return {key: meta[name] for key, (name, _) in TEXTS.items() if meta.get(name)}
+
+
+def other_texts(old: dict, new: dict) -> list[str]:
+    """The keys of TEXTS in which two records differ that both have them: old ones lack the younger."""
+    return [key for key in TEXTS if old.get(key) and new.get(key) and old[key] != new[key]]
+
+
 def from_dict(old: dict) -> Config:
     """The settings in a checkpoint or config.json: what is missing has its default, the rest is left out."""
     names = {f.name for f in dataclasses.fields(Config)}

@@ -74,8 +74,7 @@ def require_same_text(old: dict, c: Config, meta: dict, path: Path) -> None:
     if old["data_sha256"] != meta["train_sha256"]:
         raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text "
                         f"again, or {START_OVER}")
-    before, now = old.get("val_sha256"), meta.get("val_sha256")
-    if before and now and before != now:               # older runs, and some datasets, do not have it
+    if "val_sha256" in settings.other_texts(old, settings.texts(meta)):
         raise UserError(f"{path} was evaluated on other text than {c.dataset!r} has for it now (val.bin); "
                         f"prepare that text again, or {START_OVER}")
 

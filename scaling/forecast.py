@@ -27,7 +27,6 @@ from scipy.stats import binomtest
 
 from config import settings
 from runtime.basics import UserError, exit_cleanly, git_commit, load_json, write_json
-from scaling.launch.planned import TEXTS, other_texts, texts
 from scaling.laws import counts, forms, frontiers
 from scaling.tables.csv import MALFORMED, read_table, write_table
 from scaling.tables.runs import final_runs
@@ -200,7 +199,7 @@ def require_same_target(sealed: dict, target: dict, path: Path) -> None:
     """Raise UserError unless the seal in `path` is of this target."""
     changed = [k for k in ("run", "params", "tokens", "flops") if sealed["target"].get(k) != target[k]]
     changed += settings.differences(sealed["target"]["config"], target["config"])
-    changed += [TEXTS[key][1] for key in other_texts(sealed["target"], target)]
+    changed += [settings.TEXTS[key][1] for key in settings.other_texts(sealed["target"], target)]
     if changed:
         raise UserError(f"{path} was sealed for another target ({', '.join(changed)} differ); "
                         "give the new run another name")
@@ -236,7 +235,7 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved) -> dict
     path = folder / "forecasts" / f"{run}.json"
     bearing = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
     target = dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=bearing)
-    target |= texts(resolved.meta)
+    target |= settings.texts(resolved.meta)
     if path.exists():
         sealed = read_seal(path)
         require_same_target(sealed, target, path)
@@ -270,7 +269,7 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
     config = load_json(run / "config.json")
     target = sealed["target"]
     changed = settings.differences(target["config"], config)
-    changed += [TEXTS[key][1] for key in other_texts(target, config)]
+    changed += [settings.TEXTS[key][1] for key in settings.other_texts(target, config)]
     if result["tokens"] != target["tokens"]:
         changed.append("number of tokens")
     if changed:

@@ -26,7 +26,7 @@ from runtime import basics
 from runtime.basics import UserError
 from runtime.devices import on_machine
 from scaling import fit, forecast, logs, plots, sweep
-from scaling.launch import local, planned
+from scaling.launch import local
 from scaling.tables.csv import read_table
 
 CODE = Path(__file__).parents[1]
@@ -417,7 +417,7 @@ def test_a_run_on_other_text_is_refused(trained, lab, split, words):
     path = trained(TWO)
     for p in plan(path):                               # as train.py writes it that knows both
         config = json.loads((p.out / "config.json").read_text())
-        (p.out / "config.json").write_text(json.dumps(config | planned.texts(p.resolved.meta)))
+        (p.out / "config.json").write_text(json.dumps(config | settings.texts(p.resolved.meta)))
     assert all(p.done() for p in plan(path))
     meta = lab.data / "tiny" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {f"{split}_sha256": "0123456789"}))
@@ -504,7 +504,7 @@ def test_a_model_that_has_begun_without_a_forecast_is_refused(trained):
 def seal(folder, p):
     """A seal of the run as forecast.seal makes it, without its numbers."""
     bearing = {k: v for k, v in dataclasses.asdict(p.config).items() if k not in settings.FREE}
-    body = dict(run=p.name, target=dict(run=p.name, config=bearing) | planned.texts(p.resolved.meta))
+    body = dict(run=p.name, target=dict(run=p.name, config=bearing) | settings.texts(p.resolved.meta))
     body["sha256"] = forecast.digest(body)
     (folder / "forecasts").mkdir()
     (folder / "forecasts" / f"{p.name}.json").write_text(json.dumps(body))

@@ -12,19 +12,6 @@ from config import settings
 from config.settings import Config, Resolved
 from runtime import basics, system
 
-# What config.json and seals call the sha256 of a text: meta.json's name for it, and a word for people.
-TEXTS = dict(data_sha256=("train_sha256", "training text"), val_sha256=("val_sha256", "validation text"))
-
-
-def texts(meta: dict) -> dict:
-    """The sha256 of a dataset's texts, as config.json has them; without those that its `meta` lacks."""
-    return {key: meta[name] for key, (name, _) in TEXTS.items() if meta.get(name)}
-
-
-def other_texts(old: dict, new: dict) -> list[str]:
-    """The keys of TEXTS in which two records differ that both have them: old ones lack the younger."""
-    return [key for key in TEXTS if old.get(key) and new.get(key) and old[key] != new[key]]
-
 
 def told(name: str, old, new) -> str:
     """'learning_rate 0.001, not 0.002', with as many digits as it takes to tell them apart."""
@@ -38,11 +25,12 @@ def changes(old: dict, c: Config, meta: dict) -> list[str]:
 
     `old` is a config.json, or the like in a seal; settings without bearing on the result are left aside.
     """
-    before, ours = settings.from_dict(old), texts(meta)
+    before, ours = settings.from_dict(old), settings.texts(meta)
     found = [told(name, getattr(before, name), getattr(c, name))
              for name in settings.differences(old, dataclasses.asdict(c))]
     if before.dataset == c.dataset:                    # another one has another text, of course
-        found += [told(TEXTS[key][1], old[key][:8], ours[key][:8]) for key in other_texts(old, ours)]
+        found += [told(settings.TEXTS[key][1], old[key][:8], ours[key][:8])
+                  for key in settings.other_texts(old, ours)]
     return found
 
 

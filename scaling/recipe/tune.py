@@ -18,11 +18,11 @@ import numpy as np
 from config import settings
 from config.settings import Config
 from runtime.basics import UserError, exit_cleanly
+from scaling import plan
 from scaling.laws import counts
 from scaling.laws.forms import checked
 from scaling.laws.frontiers import parabola
-from scaling.plan import write_new
-from scaling.tables.csv import cell, read_table
+from scaling.tables.csv import read_table
 
 SLACK = 0.01                               # loss given up for fewer steps
 COLUMNS = "n_embd batch_tokens learning_rate tokens val_loss".split()
@@ -145,15 +145,11 @@ def recipe(path: Path) -> dict:
         raise UserError(f"{path} lacks the recipe of its runs, as those of older versions; train the study "
                         "again")
     widest = np.argmax(table["n_embd"])
-    found = {"dataset": table["dataset"][widest]}
-    for name in [*SAME[2:], "n_embd", *settings.RECIPE]:
-        default = getattr(Config, name)
-        # Empty is what did not count in that run; the vocabulary is the dataset's.
-        if name in table and cell(table[name][widest]) and name != "vocab_size":
-            value = type(default)(table[name][widest])
-            if value != default:
-                found[name] = value
-    return found
+    row = {name: values[widest] for name, values in table.items()}
+    names = [*SAME[2:], "n_embd", *settings.RECIPE]
+    names.remove("vocab_size")                          # the dataset's
+    found = {name: value for name, value in plan.recipe(row, names).items() if value != getattr(Config, name)}
+    return {"dataset": row["dataset"]} | found
 
 
 def config_text(path: str, folder: Path, rule: Rule) -> str:
@@ -185,7 +181,7 @@ def main(args: list[str] | None = None) -> int:
     rule = fit_rule(chosen)
     print(report(rows, chosen, rule))
     if a.write:
-        write_new(a.write, config_text(a.write, folder, rule), "config")
+        plan.write_new(a.write, config_text(a.write, folder, rule), "config")
         print(f"wrote {a.write}; run: python train.py {a.write}")
     return 0
 
