@@ -1,8 +1,9 @@
 """Health: what the fits found out about themselves, in words. (Why a budget has no optimum is in frontiers.)
 
 A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong,
-a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. A
-new finding is a number in health and a sentence here.
+a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. Those
+of them that say that the data do not determine the law are health["undetermined"] too: nothing should be
+forecast or planned by it. A new finding is a number in health and a sentence here.
 """
 import numpy as np
 
@@ -12,11 +13,22 @@ R_RATIO = 30                               # the ends of an interval of R_D or R
 
 
 def judge(fit: dict) -> dict:
-    """Set `lines` and `ok` of fit["health"] from its findings, anew at each call. Returns the fit."""
+    """Set `lines`, `ok` and `undetermined` of fit["health"] from its findings, anew at each call.
+
+    Returns the fit.
+    """
     health = fit["health"]
     health["lines"] = lines(fit)
     health["ok"] = not health["lines"]
+    health["undetermined"] = undetermined(fit)
     return fit
+
+
+def undetermined(fit: dict) -> list[str]:
+    """The sentences on what the data leave open of a formula: its minimum, a bound, the floor."""
+    if fit["form"] in ("isoflop", "envelope", "loss_vs_compute", "published"):
+        return []
+    return of_optimum(fit["health"]) + of_floor(fit) + of_profile(fit)
 
 
 def lines(fit: dict) -> list[str]:
@@ -54,6 +66,13 @@ def of_floor(fit: dict) -> list[str]:
     return []
 
 
+def of_profile(fit: dict) -> list[str]:
+    """Does the floor have a best value, where its interval does not say already that it has none?"""
+    if fit["health"].get("profile_open") and not of_floor(fit):
+        return ["E is not identified: its profile does not rise on both sides; a wider range would pin it"]
+    return []
+
+
 def of_parameters(h: dict) -> list[str]:
     """Do all of the runs, and not one alone, determine the parameters?"""
     out = []
@@ -69,12 +88,10 @@ def of_parameters(h: dict) -> list[str]:
 def of_data(fit: dict) -> list[str]:
     """Does the form hold, and do the data reach far enough for it?"""
     h = fit["health"]
-    out = []
+    out = of_profile(fit)
     if h.get("lack_of_fit", 0) > LACK_OF_FIT:
         out.append(f"residuals are {h['lack_of_fit']:.1f} times the noise between seeds: the form, or the "
                    "tuning of some sizes, is off")
-    if h.get("profile_open") and not of_floor(fit):                 # its interval says so already
-        out.append("E is not identified: its profile does not rise on both sides; a wider range would pin it")
     if h.get("repeated_rows"):
         out.append(f"{h['repeated_rows']} rows repeat their data, which this form ignores; see 'repeated'")
     for name in ("R_D", "R_N"):
