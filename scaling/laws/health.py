@@ -88,10 +88,11 @@ def of_parameters(h: dict) -> list[str]:
 def of_data(fit: dict) -> list[str]:
     """Does the form hold, and do the data reach far enough for it?"""
     h = fit["health"]
-    out = of_profile(fit)
+    out = []
     if h.get("lack_of_fit", 0) > LACK_OF_FIT:
         out.append(f"residuals are {h['lack_of_fit']:.1f} times the noise between seeds: the form, or the "
                    "tuning of some sizes, is off")
+    out += of_profile(fit)
     if h.get("repeated_rows"):
         out.append(f"{h['repeated_rows']} rows repeat their data, which this form ignores; see 'repeated'")
     for name in ("R_D", "R_N"):
