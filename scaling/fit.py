@@ -78,7 +78,7 @@ def exponent(fit: Callable, *args) -> dict:
 
 def surface(data: dict, bootstrap: int) -> dict:
     """Approach 3, and the profile of E."""
-    fit = forms.fit_surface(*rows(data), bootstrap=bootstrap)
+    fit = forms.counted(forms.fit_surface(*rows(data), bootstrap=bootstrap), *(data[name] for name in "NDC"))
     if bootstrap:
         fit["profile_E"] = forms.profile_E(*rows(data), min(bootstrap, 200))
         fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
@@ -90,11 +90,11 @@ def surface(data: dict, bootstrap: int) -> dict:
 
 def isoflop(data: dict, bootstrap: int) -> dict:
     """Approach 2 on the last row of each run, and what the other ways to find a minimum say."""
-    N, C, L = ends(data, "NCL")
+    N, C, L, D = ends(data, "NCLD")
     budget = None if data["budget"] is None else data["budget"][data["last"]]
 
     def by(method, resamples):
-        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples)
+        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples, D=D)
     fit = by(frontiers.METHODS[0], bootstrap)
     fit["alternatives"] = {m: exponent(by, m, min(bootstrap, 300)) for m in frontiers.METHODS}
     return fit
@@ -106,7 +106,7 @@ def envelope(data: dict, bootstrap: int) -> dict:
     if not part:
         raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', "
                         "or --curves=CURVES.csv with validation losses along the runs)")
-    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap)
+    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap, D=part["D"])
 
 
 def loss_vs_compute(data: dict, bootstrap: int) -> dict:
@@ -206,22 +206,20 @@ def comparison(data: dict, bootstrap: int) -> dict:
 def accounting(data: dict, bootstrap: int) -> dict:
     """The exponent a of N_opt for each way to count parameters (rows) and FLOPs (columns), by the surface.
 
-    In each cell N is counted by the row and D is C/(6 N), with C counted by the column: so N_opt is what the
-    surface says for a budget counted that way, and the cells of the column 6nd are the plain surface.
+    The rows and their tokens are the same in all cells: N is counted by the row, and a budget by the column.
     """
     if not any(name.startswith("params_") for name in data["table"]):
         raise UserError("no columns params_total, params_non_embedding, params_head: N has one count only")
     part = {name: v[data["some"]] for name, v in data["table"].items()}
-    _, _, L, run = rows(data)
+    _, D, L, run = rows(data)
 
-    def recounted(params, flops):
+    def recounted(fit, N, *names):
+        return forms.counted(fit, N, D, counts.flops(part, *names))
+    matrix = {}
+    for params in counts.PARAMS:
         N = counts.params(part, params)
-        C = counts.flops(part, flops, params)
-        return forms.fit_surface(N, C / (6 * N), L, run, bootstrap=min(bootstrap, 200))
-    matrix = {p: {f: exponent(recounted, p, f) for f in counts.FLOPS} for p in counts.PARAMS}
-    for row in matrix.values():                # other columns move D a little, which proves nothing
-        if "refused" in row["6nd"]:
-            raise UserError(row["6nd"]["refused"])
+        fit = forms.fit_surface(N, D, L, run, bootstrap=min(bootstrap, 200))
+        matrix[params] = {flops: exponent(recounted, fit, N, flops, params) for flops in counts.FLOPS}
     return matrix
 
 

@@ -1,13 +1,14 @@
 """Health: what the fits found out about themselves, in words. (Why a budget has no optimum is in frontiers.)
 
 A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong,
-a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. Those
-of them that say that the data do not determine the law are health["undetermined"] too: nothing should be
-forecast or planned by it. A new finding is a number in health and a sentence here.
+a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say.
+Those of them that say that the data do not determine the law are health["undetermined"] too: nothing should
+be forecast or planned by it. A new finding is a number in health and a sentence here.
 """
 import numpy as np
 
 MANY_ERRORS = 2                            # standard errors by which one run may move an exponent
+CARRIES = 3                                # standard errors by which it may do so by chance
 LACK_OF_FIT = 3                            # residuals over the noise between seeds
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
 
@@ -79,10 +80,21 @@ def of_parameters(h: dict) -> list[str]:
     if h["condition"] > 1e6:
         out.append(f"condition number {h['condition']:.0e}: some parameters can be traded for one another")
     worst = h.get("influence")
-    if worst and worst["shift"] > MANY_ERRORS:
+    if carries(worst):
         out.append(f"one run (row {worst['row'] + 1}) moves {worst['parameter']} by {worst['shift']:.1f} "
                    f"standard errors, to {worst['without']:.3f} without it")
     return out
+
+
+def carries(worst: dict | None) -> bool:
+    """Does one run (or budget) move an exponent far, and is that neither luck nor shared by others?
+
+    Of many runs one is always the worst: so it counts where it is further off than chance has it, or where
+    the design leaves the exponent to it.
+    """
+    if not worst or worst["shift"] < MANY_ERRORS:
+        return False
+    return worst["chance"] < 0.01 or worst["carries"] > CARRIES
 
 
 def of_data(fit: dict) -> list[str]:
@@ -133,7 +145,7 @@ def of_isoflop(fit: dict) -> list[str]:
     if h["widened"] > 2:
         out.append(f"the optima scatter {h['widened']:.1f} times more about the line than noise explains")
     worst = h["influence"]
-    if worst and worst["shift"] > MANY_ERRORS:
+    if carries(worst):
         out.append(f"budget {np.exp(worst['log_C']):.3g} moves a by {worst['shift']:.1f} standard errors, to "
                    f"{worst['without']:.3f} without it")
     return out

@@ -313,23 +313,57 @@ def evidence(problem: Problem, theta: Array) -> dict:
             "condition": float(np.linalg.cond(H / scale / scale[:, None]))}
 
 
+def chance(t: float, tries: int, df: float) -> float:
+    """How likely the largest of so many errors is `t` standard errors, by Student's t with `df`."""
+    return float(min(1, 2 * tries * student.sf(t, max(df, 1))))
+
+
 def influence(problem: Problem, best, group, boot: dict, ci: dict) -> dict | None:
-    """The run without which an exponent moves most, in standard errors of that exponent."""
-    G = group.max() + 1
+    """The run without which an exponent moves most: {row, parameter, shift, without, carries, chance}.
+
+    `shift` is in standard errors of that exponent, and so is `carries`, how far it would move by chance:
+    large where the run alone determines it. `chance` is the probability that, of so many runs, one is as far off
+    what the others say.
+    """
+    G = int(group.max()) + 1
     names = [k for k in ci if k.startswith(("alpha", "beta", "c0", "R_"))]
     if G > 500 or not names:                            # one of more than 500 runs cannot carry a fit
         return None
     w = 1.0 * (group != np.arange(G)[:, None])
     theta, _ = minimise(problem, np.repeat(best, G, 0), problem.y, w, *DRAW)
+    moves, t, M = deleted(problem, best, group, G)
     point = problem.natural(best)
     moved = problem.natural(theta)
     shift = {k: np.abs(moved[k] - point[k]) / np.std(boot[k]) for k in names}
     worst = max(names, key=lambda k: shift[k].max())
     run = shift[worst].argmax()
+    slope = (problem.natural(best + 1e-4 * np.eye(best.shape[1]))[worst] - point[worst]) / 1e-4
     return {"row": int((group == run).argmax()),
             "parameter": worst,
             "shift": float(shift[worst][run]),
-            "without": float(moved[worst][run])}
+            "without": float(moved[worst][run]),
+            "carries": float(abs(moves[run] @ slope) / np.sqrt(slope @ M @ slope)),
+            "chance": chance(t[run], G, G - problem.free() - 1)}
+
+
+def deleted(problem: Problem, best, group, G: int) -> tuple[Array, Array, Array]:
+    """For each of G runs: how far theta moves without it by chance (G, p), where the noise is 1, and its own
+    studentised residual (G,). And M (p, p), the inverse of the gradients' Gram matrix.
+
+    To first order, theta moves by M J r / (1 - h) without a run of leverage h (Cook 1977). A curve counts as
+    one observation, the mean of its rows.
+    """
+    f, J = problem.model(best, problem.X)
+    J = np.where(problem.frozen[:, None], 0, J[0])
+    M = np.linalg.pinv(J @ J.T, hermitian=True)
+    rows = np.bincount(group)
+    r = np.bincount(group, problem.y - f[0]) / rows
+    own = np.array([np.bincount(group, j) for j in J])                  # (p, G)
+    moves = (M @ own).T
+    left = np.maximum(1 - (own.T * moves).sum(1) / rows, 1e-9)          # 1 - h
+    df = max(G - problem.free(), 2)
+    without = np.sqrt(np.maximum((r ** 2).sum() - r ** 2 / left, 0) / (df - 1))
+    return moves / np.sqrt(left)[:, None], np.abs(r) / (np.maximum(without, 1e-12) * np.sqrt(left)), M
 
 
 # ---- Profiles: how far can one parameter move before the data object? ----

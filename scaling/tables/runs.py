@@ -214,7 +214,7 @@ def final_runs(table: dict, params: str | None = None) -> dict:
 # ---- Learning curves beside the table. ----
 
 def along(data: dict, schedule: Array | None, curves: dict) -> dict:
-    """N, C, L, run (n,) of the validation losses along the runs, before the last; {} where there are none.
+    """N, D, C, L, run (n,) of the validation losses along the runs, before the last; {} where there are none.
 
     A loss halfway is that of a shorter run only where the schedule has not begun to end: of WSD runs only the
     rows at the peak rate are used. What a branch repeats of its trunk is used once. What is left out is noted
@@ -238,7 +238,7 @@ def along(data: dict, schedule: Array | None, curves: dict) -> dict:
         np.fmax.at(peak, at, rate)                     # by run, over the rows that have a rate
         cooling = ~(rate >= 0.999 * peak[at])
         kept.drop(cooling & (schedule[data["rows"][at]] == "wsd"), "the rate is below its peak")
-    part = {"N": data["N"][at], "C": data["C"][at] * tokens / D, "L": L, "run": run}
+    part = {"N": data["N"][at], "D": tokens, "C": data["C"][at] * tokens / D, "L": L, "run": run}
     order = np.argsort(-D, kind="stable")              # a trunk before its branches
     order = order[kept.mask[order]]
     same = groups([part["N"], part["C"], L])
