@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import f as f_test
 from tqdm import tqdm
 
 from config.configurator import convert, help_text, read_args, set_fields
@@ -27,6 +28,7 @@ from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
+FAR = 10                                       # AICc by which another form is clearly better
 
 
 @dataclass
@@ -58,10 +60,13 @@ def noise_of(data: dict) -> float:
     return data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else 0.0
 
 
-def judge(fit: dict, noise: float) -> None:
-    """Judge the health of `fit`, also against the `noise` of the losses where that is known (not 0)."""
+def judge(fit: dict, data: dict, seeds: float = 1) -> None:
+    """Judge the health of `fit`, also against the noise of losses that are means of so many seeds."""
+    noise = noise_of(data) / np.sqrt(seeds)
     if noise:
-        fit["health"]["lack_of_fit"] = fit["noise"] / noise
+        ratio = fit["noise"] / noise
+        chance = f_test.sf(ratio ** 2, fit["n"] - fit["free"], data["seed_df"])
+        fit["health"] |= {"lack_of_fit": ratio, "lack_of_fit_chance": float(chance)}
     health.judge(fit)
 
 
@@ -84,7 +89,7 @@ def surface(data: dict, bootstrap: int) -> dict:
         fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
     if data["U"] is not None:
         fit["health"]["repeated_rows"] = int((data["D"] > 1.5 * data["U"]).sum())
-    judge(fit, noise_of(data))
+    judge(fit, data)
     return fit
 
 
@@ -111,6 +116,8 @@ def envelope(data: dict, bootstrap: int) -> dict:
 
 def loss_vs_compute(data: dict, bootstrap: int) -> dict:
     """The hull of all rows and of the losses along the runs, a cluster per run where there are curves."""
+    if np.ptp(data["N"]) == 0:
+        raise UserError("all runs have one size: their loss against compute is L(D), no frontier of sizes")
     C, L, run = data["C"], data["L"], data["run"]
     if data["along"]:
         C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
@@ -133,15 +140,36 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     ratio = (D / N)[first][best]
     floor = len(best) != 3
     fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap)
-    limit = "data" if name == "N" else "model size"
-    fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at "
-                   f"each {name}, had {ratio.min():.3g} to {ratio.max():.3g} tokens per parameter")
+    had = (f"these {len(best)} runs, the best at each {name}, had {ratio.min():.3g} to {ratio.max():.3g} "
+           "tokens per parameter")
+    limit = {"N": "data", "D": "model size"}.get(name)
+    fit["note"] = f"holds only as far as {limit} was never the limit: {had}"
+    if forms.follows(N, D):
+        fit["note"] = f"holds only along these tokens per parameter: {had}"
     if not floor:
         fit["note"] += "; three sizes cannot show a floor, so it has none"
-    judge(fit, noise_of(data) / np.sqrt(seeds[best].mean()))
     fit["forms"] = forms.compare_powers(x, L, name)
+    bend(fit, x, L, name, bootstrap)
+    judge(fit, data, seeds[best].mean())
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
     return fit
+
+
+def bend(fit: dict, x: np.ndarray, L: np.ndarray, name: str, bootstrap: int) -> None:
+    """Where these data prefer the broken power law by far, add it to the power law `fit`, as `broken`."""
+    row = fit["forms"]["forms"]["broken power law"]
+    others = [other["aicc"] for other in fit["forms"]["forms"].values() if other.get("aicc")]
+    if row.get("aicc") != 0 or min(others) < FAR:
+        return
+    fit["broken"] = forms.fit_broken(x, L, name=name, bootstrap=bootstrap)
+    fit["health"]["bend"] = fit["broken"][f"{name}_break"]
+
+
+def loss_at_ratio(data: dict, bootstrap: int) -> dict:
+    """The compute law of runs whose D follows N: no surface can be told from them, but this can."""
+    if not forms.follows(*ends(data, "ND")):
+        raise UserError("D does not follow N in these runs: see loss_vs_compute")
+    return power("C", data, bootstrap)
 
 
 def repeated(data: dict, bootstrap: int) -> dict:
@@ -188,6 +216,7 @@ LAWS = {
                            loss_vs_compute),
     "loss_vs_params": Law("L = L_inf + (N_c/N)^alpha", "alpha N_c L_inf", partial(power, "N")),
     "loss_vs_tokens": Law("L = L_inf + (D_c/D)^alpha", "alpha D_c L_inf", partial(power, "D")),
+    "loss_at_ratio": Law("L = L_inf + (C_c/C)^alpha", "alpha C_c L_inf", loss_at_ratio),
     "repeated": Law("L = E + A/N'^alpha + B/D'^beta with repeats discounted", "E A B alpha beta R_D R_N",
                     repeated),
     "kaplan_nd": Law("L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D", "alpha_N alpha_D N_c D_c",
@@ -224,23 +253,51 @@ def accounting(data: dict, bootstrap: int) -> dict:
 
 
 def verdict(result: dict, at: list[float]) -> dict:
-    """a, b and the optimum at each budget of `at`, per approach; do the intervals of a share a point?"""
+    """a, b and the optimum at each budget of `at`, per approach; do their intervals share points?
+
+    Asked are a and, at the budgets inside all their data, N_opt, D_opt and the loss.
+    """
     approaches = {}
     for name, fit in laws_of(result).items():
         if {"a", "b"} <= set(fit):                     # exponents of N_opt and D_opt in C
             ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
             approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
-                                "at": [forms.optimum(fit, C) for C in at]}
-    spans = [row["ci"]["a"] for row in approaches.values() if "a" in row["ci"]]
+                                "at": [forms.optimum(fit, C) for C in at],
+                                "unknown": health.of_design(fit)}
+    known = [row for row in approaches.values() if not row["unknown"]]
+    rows = [row for row in known if "a" in row["ci"]]
     agree = None
-    words = "one approach only: nothing to compare" if approaches else "no approach could be fitted"
-    if len(spans) > 1:
-        lows, highs = zip(*spans)
-        agree = max(lows) <= min(highs)
-        words = "the approaches disagree: no exponent a lies in all of their 95 % intervals"
-    if agree:
-        words = f"the approaches agree: their 95 % intervals of a share {max(lows):.3f} to {min(highs):.3f}"
+    words = "no approach could be fitted"
+    if approaches:
+        words = "no approach can tell the best size from these runs"
+    if known:
+        words = "one approach only: nothing to compare"
+    if len(known) > 1:
+        words = "no intervals, so nothing says whether the approaches agree"
+    if len(rows) > 1:
+        apart = disagreements(rows)
+        agree = not apart
+        low, high = common([row["ci"]["a"] for row in rows])
+        words = f"the approaches agree: their 95 % intervals of a share {low:.3f} to {high:.3f}"
+    if agree is False:
+        words = f"the approaches disagree: no {', no '.join(apart)} lies in all of their 95 % intervals"
     return {"approaches": approaches, "budgets": at, "agree": agree, "text": words}
+
+
+def common(spans: list) -> tuple[float, float]:
+    """(low, high) of what intervals share; low > high where they share nothing."""
+    lows, highs = zip(*spans)
+    return max(lows), min(highs)
+
+
+def disagreements(rows: list[dict]) -> list[str]:
+    """What the intervals of these approaches do not share: the exponent, or an optimum inside the data."""
+    spans = {"exponent a": [row["ci"]["a"] for row in rows]}
+    for found in zip(*(row["at"] for row in rows)):
+        if not any("C" in best["outside"] for best in found):
+            for k in ("N_opt", "D_opt", "loss"):
+                spans[f"{k} at C = {found[0]['C']:.3g}"] = [best["ci"][k] for best in found]
+    return [name for name, each in spans.items() if np.greater(*common(each))]
 
 
 # ---- All of them. ----

@@ -387,7 +387,20 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     UserError.
     """
     N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
-    return fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
+    fit = fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
+    fit["health"]["D_follows_N"] = follows(N, D)
+    return judge(fit)
+
+
+def follows(N: Array, D: Array) -> list[float] | None:
+    """[s, r] where D = r N^s, s > 0, in all runs (to 5 %): then the two terms of a surface are one."""
+    n, d = np.log([N, D])
+    if np.ptp(n) < 0.5:
+        return None
+    s, r = np.polyfit(n, d, 1)
+    if s < 0.05 or np.abs(d - r - s * n).max() > 0.05:
+        return None
+    return [float(s), float(np.exp(r))]
 
 
 def surface_problem(N: Array, D: Array, L: Array) -> Problem:
@@ -633,10 +646,10 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
     X, _ = centred(x)
     low = np.log(L.min())
     # The break lies within the data: beyond them nothing tells it from no break at all.
-    lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
-    hi = [low + 0.1, np.log(L.max()) + 5, 3.0, 2.0, X.max(), np.log(3.0)]
+    lo = [low - 14, low - 30, -2.0, -20.0, X.min(), np.log(0.005)]
+    hi = [low + 0.1, np.log(L.max()) + 30, 20.0, 20.0, X.max(), np.log(20.0)]
     at = np.quantile(X, (0.25, 0.5, 0.75))
-    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1), at, (-2.0, -0.5))
+    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1, 2.0), at, (-2.0, -0.5))
     rest = np.log(np.median(L) - share * L.min())
     starts = [np.log(share) + low, rest, c0, c1, at, log_f]
     return fit_form("broken", {name: x}, L, (starts, lo, hi), run, bootstrap, seed)
@@ -714,7 +727,8 @@ def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict
     scored = {name: row for name, row in table.items() if "aicc" in row}
     least = min((row["aicc"] for row in scored.values()), default=0)
     for row in scored.values():
-        row["aicc"] = float(row["aicc"]) - float(least)         # of floats: inf - inf is nan without a word
+        # Too few runs for AICc: none is better than none.
+        row["aicc"] = float(row["aicc"] - least) if np.isfinite(row["aicc"]) else np.inf
     best = {}
     if scored:
         best = {by: min(scored, key=lambda name: scored[name][by]) for by in ("aicc", "held_out")}

@@ -27,15 +27,21 @@ def group_budgets(C: Array) -> Array:
     """The IsoFLOP level (geometric mean of C) of each run, nan for runs that share none.
 
     Sorted by C, runs closer than TOLERANCE (relative) to their neighbour share a budget; a chain of them
-    that spans more than twice that is a continuum, not a budget, and neither is a group of fewer than three.
+    that spans more than twice that is a continuum, not a budget, and neither is a group of fewer than three,
+    nor one that spans a third of its distance to the next run. Budgets are a design: where they hold less
+    than half of all runs, these only happen to lie near each other, and there are none.
     """
     level = np.full(len(C), np.nan)
     u = np.log(C)
     apart = np.log1p(TOLERANCE)
     order = np.argsort(u, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(u[order]) > apart) + 1):
-        if len(rows) >= 3 and np.ptp(u[rows]) <= 2 * apart:
+    cuts = np.flatnonzero(np.diff(u[order]) > apart) + 1
+    gaps = np.concatenate([[np.inf], np.diff(u[order])[cuts - 1], [np.inf]])
+    for rows, gap in zip(np.split(order, cuts), np.minimum(gaps[1:], gaps[:-1])):
+        if len(rows) >= 3 and np.ptp(u[rows]) <= min(2 * apart, gap / 3):
             level[rows] = np.exp(u[rows].mean())
+    if np.isfinite(level).mean() < 0.5:
+        level[:] = np.nan
     return level
 
 
@@ -160,8 +166,10 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         sd = noise
         df = 1000                                      # known well enough
         how = "noise between seeds"
-    if df == 0:                                        # three sizes per budget: nothing to draw from
+    how = f"Gaussian bootstrap of the losses, {bootstrap} resamples, {how}"
+    if df == 0:
         bootstrap = 0
+        how = "none: three sizes per budget leave no scatter to draw from"
     rng = np.random.default_rng(seed)
     points = []
     used = []
@@ -183,8 +191,7 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
             "points": points,
             "noise": sd,
             "n": len(N),
-            "method": f"Gaussian bootstrap of the losses, {bootstrap} resamples, {how}; "
-                      f"widened {fit['health']['widened']:.2f} for scatter about the line"}
+            "method": f"{how}; widened {fit['health']['widened']:.2f} for scatter about the line"}
     return judge(fit)
 
 
@@ -380,7 +387,7 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
     return judge(fit)
 
 
-# ---- Loss against compute: a row (log C, log L, the run's index) per point of curves and of their hull. ----
+# ---- Loss against compute: a row (log C, log L, run, budget) per point of curves and of their hull. ----
 
 def own_hulls(curves):
     """The vertices of each run's own hull alone: the hull of these is that of all points."""
@@ -414,10 +421,26 @@ def pareto(u: Array, v: Array) -> Array:
     return order[v[order] < before]
 
 
+def cells(u):
+    """The number of each point's budget: computes within SAME are one, for steps round them."""
+    cell = np.zeros(len(u))
+    start = -np.inf
+    for i in np.argsort(u):
+        if u[i] > start + SAME:
+            start = u[i]
+        cell[i] = start
+    return cell
+
+
 def efficient_hull(curves):
-    """The lower hull without the runs to the right of its lowest point: they spend more and do worse."""
+    """The lower hull without the runs to the right of its lowest point: they spend more and do worse.
+
+    Of points of one budget only the best counts: two would be a chord of any slope.
+    """
+    order = np.lexsort(curves.T[[1, 3]])
+    curves = curves[order[np.unique(curves[order, 3], return_index=True)[1]]]
     hull = curves[lower_hull(*curves.T[:2])]
-    _, v, run = hull.T
+    _, v, run, _ = hull.T
     low = v.argmin()
     return hull[(np.arange(len(v)) <= low) | (run == run[low])]
 
@@ -494,15 +517,16 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
     curves = np.column_stack([np.log(C), np.log(L), group])
     if G < n:
         curves = own_hulls(curves)
+    curves = np.column_stack([curves, cells(curves[:, 0])])
     hull = efficient_hull(curves)
-    u, v, of = hull.T
+    u, v, of, _ = hull.T
     alone = int((of == of[-1]).argmax())                # from here on the hull is the last run's own curve
     kink = find_kink(u, v, alone)
     start = np.log(kink["between"][1]) - 1e-9 if kink else -np.inf
     late = hull[u >= start]
     if len(late) < 3:
         raise UserError(f"the hull of loss against compute has {len(late)} points; three or more are needed")
-    late_u, late_v, _ = late.T
+    late_u, late_v, _, _ = late.T
     slopes = slopes_of(late)
     widen = np.sqrt((G - G // 3) / (G // 3)) * t_ratio(G - 2)
 

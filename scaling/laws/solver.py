@@ -20,6 +20,7 @@ DELTA = 1e-3                               # Huber's delta on log-residuals
 LEVEL = 0.95                               # level of every interval
 SMALL = 20                                 # fewer runs than this: Gaussian bootstrap, see `resample`
 CHUNK = 500_000                            # gradient entries (B p n) of one batch of problems: about 4 MB
+NEAR = np.geomspace(1e-7, 0.4, 23)         # how far from the optimum a profile looks: it may be very sharp
 DRAW = (60, 1e-6)                          # steps and tolerance of a resample, which need not be exact
 
 Array = np.ndarray
@@ -322,8 +323,8 @@ def influence(problem: Problem, best, group, boot: dict, ci: dict) -> dict | Non
     """The run without which an exponent moves most: {row, parameter, shift, without, carries, chance}.
 
     `shift` is in standard errors of that exponent, and so is `carries`, how far it would move by chance:
-    large where the run alone determines it. `chance` is the probability that, of so many runs, one is as far off
-    what the others say.
+    large where the run alone determines it. `chance` is the probability that, of so many runs, one is as far
+    off what the others say.
     """
     G = int(group.max()) + 1
     names = [k for k in ci if k.startswith(("alpha", "beta", "c0", "R_"))]
@@ -369,7 +370,8 @@ def deleted(problem: Problem, best, group, G: int) -> tuple[Array, Array, Array]
 # ---- Profiles: how far can one parameter move before the data object? ----
 
 def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
-    """Profile likelihood of theta[k], a logarithm: refit all the others at each value of `grid` (G,).
+    """Profile likelihood of theta[k], a logarithm: refit all the others at each value of `grid` (G,), and
+    near the optimum.
 
     `deviance` is 2 n log(F/F_min), minus twice the Laplace log-likelihood whose scale is fitted too. Its
     cutoff is not that of chi-squared, which would take the noise to be Laplace, but comes from the bootstrap:
@@ -379,6 +381,7 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     """
     n = len(problem.y)
     best, theta, F = problem.best()
+    fine = best[0, k] + np.outer([-1, 1], NEAR).ravel()
     near = np.vstack([best, theta[np.argsort(F)[:: max(1, len(F) // 12)]]])     # a dozen starts or so
     held = np.arange(best.shape[1]) == k
     others = problem._replace(frozen=problem.frozen | held)
@@ -386,9 +389,16 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     def excess(F, least):
         return 2 * n * np.log(np.maximum(F / np.maximum(least, 1e-300), 1))
 
-    starts = np.where(held, grid[:, None, None], near).reshape(-1, len(held))   # each of `near` at each value
-    _, refitted = minimise(others, starts, problem.y, np.ones((1, n)), *DRAW)
-    deviance = excess(refitted.reshape(len(grid), -1).min(1), F.min())
+    def refitted(grid, near):
+        starts = np.where(held, grid[:, None, None], near).reshape(-1, len(held))   # all of `near` at each
+        _, least = minimise(others, starts, problem.y, np.ones((1, n)), *DRAW)
+        return excess(least.reshape(len(grid), -1).min(1), F.min())
+
+    deviance = np.concatenate([refitted(grid, near), refitted(fine, best), [0.0]])
+    grid = np.concatenate([grid, fine, best[0, [k]]])
+    order = np.argsort(grid)
+    grid = grid[order]
+    deviance = deviance[order]
     y, w, _ = resample(problem, best, clusters(run, n), bootstrap, seed)
     many = np.repeat(best, bootstrap, 0)
     _, there = minimise(others, many, y, w, *DRAW)
@@ -406,8 +416,13 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
 
 
 def crossing(x, deviance, cutoff: float) -> float | None:
-    """e^x where `deviance` first rises above `cutoff`, between grid points; None where it does not."""
-    for a, b, low, high in zip(x, x[1:], deviance, deviance[1:]):
-        if low <= cutoff < high:
-            return float(np.exp(a + (b - a) * (cutoff - low) / (high - low)))
+    """e^x where `deviance` first rises above `cutoff`, between grid points; None where it does not.
+
+    Its root is a line where the deviance is a parabola.
+    """
+    root = np.sqrt(deviance)
+    height = np.sqrt(cutoff)
+    for a, b, low, high in zip(x, x[1:], root, root[1:]):
+        if low <= height < high:
+            return float(np.exp(a + (b - a) * (height - low) / (high - low)))
     return None
