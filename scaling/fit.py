@@ -140,12 +140,14 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     ratio = (D / N)[first][best]
     floor = len(best) != 3
     fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap)
-    had = (f"these {len(best)} runs, the best at each {name}, had {ratio.min():.3g} to {ratio.max():.3g} "
-           "tokens per parameter")
-    limit = {"N": "data", "D": "model size"}.get(name)
-    fit["note"] = f"holds only as far as {limit} was never the limit: {had}"
     if forms.follows(N, D):
-        fit["note"] = f"holds only along these tokens per parameter: {had}"
+        when = "only along these tokens per parameter"
+    else:
+        limit = "data" if name == "N" else "model size"
+        when = f"only as far as {limit} was never the limit"
+        fit["health"]["limited"] = limited(name, data, N[first][best], D[first][best])
+    fit["note"] = (f"holds {when}: these {len(best)} runs, the best at each {name}, had {ratio.min():.3g} to "
+                   f"{ratio.max():.3g} tokens per parameter")
     if not floor:
         fit["note"] += "; three sizes cannot show a floor, so it has none"
     fit["forms"] = forms.compare_powers(x, L, name)
@@ -153,6 +155,21 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     judge(fit, data, seeds[best].mean())
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
     return fit
+
+
+def limited(name: str, data: dict, N: np.ndarray, D: np.ndarray) -> dict | None:
+    """{own, other}: what a surface says that the loss at N, D falls by along x, `name`, and along the other
+    input, with its exponent of x. None where the other hardly counts, or where nothing tells."""
+    try:
+        p = forms.fit_surface(*ends(data, "NDL"), bootstrap=0)
+    except UserError:
+        return None
+    falls = {"N": np.ptp(p["A"] / N ** p["alpha"]), "D": np.ptp(p["B"] / D ** p["beta"])}
+    own = falls.pop(name)
+    other, = falls.values()
+    if other < 0.25 * own:
+        return None
+    return {"own": float(own), "other": float(other), "exponent": p["alpha" if name == "N" else "beta"]}
 
 
 def bend(fit: dict, x: np.ndarray, L: np.ndarray, name: str, bootstrap: int) -> None:

@@ -421,21 +421,25 @@ def pareto(u: Array, v: Array) -> Array:
     return order[v[order] < before]
 
 
-def cells(u):
-    """The number of each point's budget: computes within SAME are one, for steps round them."""
-    cell = np.zeros(len(u))
-    start = -np.inf
-    for i in np.argsort(u):
-        if u[i] > start + SAME:
-            start = u[i]
-        cell[i] = start
+def cells(curves):
+    """The number of each point's budget: runs that end within SAME of each other share one, as steps round
+    it; other points stand for themselves."""
+    u, _, run = curves.T
+    order = np.lexsort([u, run])
+    ends = order[np.append(np.diff(run[order]) > 0, True)]
+    cell = np.arange(len(u))
+    first = None
+    for i in ends[np.argsort(u[ends])]:
+        if first is None or u[i] > u[first] + SAME:
+            first = i
+        cell[i] = first
     return cell
 
 
 def efficient_hull(curves):
     """The lower hull without the runs to the right of its lowest point: they spend more and do worse.
 
-    Of points of one budget only the best counts: two would be a chord of any slope.
+    Of the ends of one budget only the best counts: two would be a chord of any slope.
     """
     order = np.lexsort(curves.T[[1, 3]])
     curves = curves[order[np.unique(curves[order, 3], return_index=True)[1]]]
@@ -517,7 +521,7 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
     curves = np.column_stack([np.log(C), np.log(L), group])
     if G < n:
         curves = own_hulls(curves)
-    curves = np.column_stack([curves, cells(curves[:, 0])])
+    curves = np.column_stack([curves, cells(curves)])
     hull = efficient_hull(curves)
     u, v, of, _ = hull.T
     alone = int((of == of[-1]).argmax())                # from here on the hull is the last run's own curve

@@ -11,7 +11,8 @@ MANY_ERRORS = 2                            # standard errors by which one run ma
 CARRIES = 3                                # standard errors by which it may do so by chance
 FEW_STARTS = 4.5                           # that find the optimum: one as easily found was missed in 1 %
 LACK_OF_FIT = 3                            # residuals over the noise between seeds
-WIDE = 0.5                                 # an interval of a, which goes from 0 to 1
+WIDE = 0.5                                 # an interval of a, of the 0 to 1 that there are, that says little
+NOTHING = 0.9                              # and one that says nothing
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
 
 
@@ -28,9 +29,11 @@ def judge(fit: dict) -> dict:
 
 
 def undetermined(fit: dict) -> list[str]:
-    """The sentences on what the data leave open of a formula: its minimum, a bound, the floor."""
-    if fit["form"] in ("isoflop", "envelope", "loss_vs_compute", "published"):
+    """The sentences on what the data leave open of a law: what is N's and what D's, a bound, the floor."""
+    if fit["form"] in ("loss_vs_compute", "published"):
         return []
+    if fit["form"] in ("isoflop", "envelope"):
+        return of_exponent(fit, NOTHING)
     return of_design(fit) + of_optimum(fit["health"]) + of_floor(fit) + of_profile(fit)
 
 
@@ -45,7 +48,8 @@ def lines(fit: dict) -> list[str]:
     if fit["form"] == "published":
         return of_published(fit["health"])
     h = fit["health"]
-    return of_design(fit) + of_optimum(h) + of_floor(fit) + of_parameters(h) + of_data(fit)
+    design = of_design(fit) or of_exponent(fit, WIDE)
+    return design + of_optimum(h) + of_floor(fit) + of_parameters(h) + of_data(fit)
 
 
 # ---- Fits of a formula (scaling.laws.forms). ----
@@ -53,7 +57,7 @@ def lines(fit: dict) -> list[str]:
 def of_design(fit: dict) -> list[str]:
     """Can these runs tell what falls with N from what falls with D?"""
     if not fit["health"].get("D_follows_N"):
-        return of_exponent(fit)
+        return of_exponent(fit, NOTHING)
     s, r = fit["health"]["D_follows_N"]
     said = f"D = {r:.3g} N"
     if abs(s - 1) > 0.02:
@@ -62,10 +66,10 @@ def of_design(fit: dict) -> list[str]:
             "and 1 - a fit alike; vary the tokens per parameter (a wider range would not help)"]
 
 
-def of_exponent(fit: dict) -> list[str]:
+def of_exponent(fit: dict, wide: float) -> list[str]:
     """Does the interval of a, which lies between 0 and 1, say anything?"""
     low, high = fit["ci"].get("a", (0, 0))
-    if high - low < WIDE:
+    if high - low < wide:
         return []
     return [f"a is {low:.2g} to {high:.2g}: these runs hardly say how N_opt grows; add budgets or sizes"]
 
@@ -84,7 +88,7 @@ def of_optimum(h: dict) -> list[str]:
 
 def of_floor(fit: dict) -> list[str]:
     """Is the irreducible loss more than nothing?"""
-    if fit["health"].get("D_follows_N"):                # that is why
+    if fit["health"].get("D_follows_N") or fit["health"].get("limited"):    # that is why
         return []
     for name in ("E", "L_inf"):
         if name in fit["ci"] and fit["ci"][name][0] <= 0.05 * fit["range"]["loss"][0]:
@@ -130,6 +134,8 @@ def of_data(fit: dict) -> list[str]:
         out.append(f"residuals are {h['lack_of_fit']:.1f} times the noise between seeds: the form, or the "
                    "tuning of some sizes, is off")
     out += of_profile(fit)
+    if h.get("limited"):
+        out.append(of_limit(fit["range"], h["limited"]))
     if h.get("bend"):
         out.append(f"the curve bends at {h['bend']:.3g}: a broken power law fits far better, see 'broken'")
     if h.get("repeated_rows"):
@@ -140,6 +146,13 @@ def of_data(fit: dict) -> list[str]:
             out.append(f"{name} is not identified: its interval is {low:.3g} to {high:.3g}; runs of many "
                        "more epochs would pin it")
     return out
+
+
+def of_limit(inputs: dict, limited: dict) -> str:
+    """The loss fell along these runs with what the law knows, and with what it does not."""
+    own, other = ("model size", "data") if "N" in inputs else ("data", "model size")
+    return (f"{other} was a limit too: by the surface, more of it took {limited['other']:.2g} off the loss, and "
+            f"more {own} {limited['own']:.2g}, with an exponent of {limited['exponent']:.3g}")
 
 
 def of_published(h: dict) -> list[str]:
@@ -164,7 +177,7 @@ def of_isoflop(fit: dict) -> list[str]:
         if p.get("edge", 0) > 0.05:
             out.append(f"budget {p['C']:.3g}: in {p['edge']:.0%} of the resamples its vertex left the sizes; "
                        "add sizes")
-    out += of_exponent(fit)
+    out += of_exponent(fit, WIDE)
     if fit["budgets"] < 4:
         out.append(f"a line through {fit['budgets']} budgets: {fit['budgets'] - 2} degrees of freedom left")
     if np.isnan(fit["noise"]):
@@ -181,7 +194,7 @@ def of_isoflop(fit: dict) -> list[str]:
 
 def of_envelope(fit: dict) -> list[str]:
     """Do the optima lie on a line that rises?"""
-    out = of_exponent(fit)
+    out = of_exponent(fit, WIDE)
     if (np.diff([p["C"] for p in fit["points"]]) <= 0).any():
         out.append("the optima are out of order, a larger model at a smaller compute: too noisy curves")
     if fit["a"] <= 0:
