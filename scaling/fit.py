@@ -29,6 +29,8 @@ from scaling.tables.runs import along, select
 
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
 FAR = 10                                       # AICc by which another form is clearly better
+# How far beyond their intervals optima may lie: a profile is not quite a parabola, nor N_opt a power of C.
+SLACK = {"N_opt": 0.02, "D_opt": 0.02, "loss": 0.001}
 
 
 @dataclass
@@ -312,8 +314,9 @@ def disagreements(rows: list[dict]) -> list[str]:
     spans = {"exponent a": [row["ci"]["a"] for row in rows]}
     for found in zip(*(row["at"] for row in rows)):
         if not any("C" in best["outside"] for best in found):
-            for k in ("N_opt", "D_opt", "loss"):
-                spans[f"{k} at C = {found[0]['C']:.3g}"] = [best["ci"][k] for best in found]
+            for k, slack in SLACK.items():
+                spans[f"{k} at C = {found[0]['C']:.3g}"] = [
+                    (best["ci"][k][0] / (1 + slack), best["ci"][k][1] * (1 + slack)) for best in found]
     return [name for name, each in spans.items() if np.greater(*common(each))]
 
 

@@ -45,6 +45,12 @@ def group_budgets(C: Array) -> Array:
     return level
 
 
+def crossed(N: Array, D: Array) -> bool:
+    """Is this a grid, each size at each length of training? Then its diagonals are no budgets."""
+    sizes, lengths = (len(np.unique(np.round(np.log(v), 4))) for v in (N, D))
+    return sizes * lengths == len(N)
+
+
 def named_budgets(budget: Array, C: Array) -> Array:
     """The level of each run: its `budget` where that is its C, to a percent, else the budget's mean C."""
     level = np.array(budget, float)
@@ -150,7 +156,11 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         raise UserError(f"unknown IsoFLOP method {method!r}{nearest(method, METHODS)}; there are "
                         + ", ".join(METHODS))
     N, C, L = checked(params=N, flops=C, loss=L)
-    level = group_budgets(C) if budget is None else named_budgets(budget, C)
+    level = np.full(len(C), np.nan)
+    if budget is not None:
+        level = named_budgets(budget, C)
+    elif not crossed(N, C / N if D is None else D):
+        level = group_budgets(C)
     if D is None or cost_of(N, D, C) is None:
         D = level / (6 * N)
     levels = np.unique(level[np.isfinite(level)])

@@ -149,9 +149,9 @@ def of_data(fit: dict) -> list[str]:
 
 
 def of_limit(inputs: dict, limited: dict) -> str:
-    """The loss fell along these runs with what the law knows, and with what it does not."""
+    """The loss fell along these runs with what the law knows and with what it does not."""
     own, other = ("model size", "data") if "N" in inputs else ("data", "model size")
-    return (f"{other} was a limit too: by the surface, more of it took {limited['other']:.2g} off the loss, and "
+    return (f"{other} was a limit too: by the surface, more of it took {limited['other']:.2g} off, and "
             f"more {own} {limited['own']:.2g}, with an exponent of {limited['exponent']:.3g}")
 
 
