@@ -176,9 +176,11 @@ def solve_goal(law: dict, C: float, N: float, D: float, L: float) -> tuple[float
         C = solve(lambda c: best(law, c)[0], N, f"a budget whose best run has {N:.3g} parameters")
     elif D and not (C or N):
         C = solve(lambda c: best(law, c)[1], D, f"a budget whose best run takes {D:.3g} tokens")
+    if D and not N:
+        N = solve(lambda n: forms.flops_of(law, n, D), C, f"{D:.3g} tokens for {C:.3g} FLOPs")
     if not N:
-        N = C / (6 * D) if D else best(law, C)[0]
-    return N, D or C / (6 * N)
+        N = best(law, C)[0]
+    return N, D or forms.tokens_of(law, N, C)
 
 
 def serving_optimum(law: dict, loss: float, served: float) -> tuple[float, float]:
@@ -382,7 +384,7 @@ def make_plan(law: dict, o: Options) -> Plan:
             raise UserError("--inference_tokens and --unique_tokens cannot be combined; plan for one of them")
         serving = (N, D)
         N, D = serving_optimum(law, loss_at(law, N, D), o.inference_tokens)
-    C = 6 * N * D
+    C = float(forms.flops_of(law, N, D))
     optimal = abs(math.log(N / best(law, C)[0])) < 1e-6
     if law["form"] == "frontier" and not optimal:
         loss_at(law, N, D)                             # which such a law cannot say
@@ -421,7 +423,8 @@ def batch(tokens: float, C: float, config: dict) -> dict:
 def predict(law: dict, N: float, D: float) -> dict:
     """{predicted, by} and, where known, {lo95, hi95}: the study's forecast, else the law's own."""
     if law["form"] == "frontier":
-        return {"predicted": best(law, 6 * N * D)[2], "by": "the frontier, were this its best run"}
+        predicted = best(law, forms.flops_of(law, N, D))[2]
+        return {"predicted": predicted, "by": "the frontier, were this its best run"}
     if law["runs"] and "unique" not in law:
         return forecast.predict(law["runs"], law["fit"], N, D) | {"by": "scaling.forecast, two forms"}
     found = {"predicted": float(loss_at(law, N, D)), "by": "the law; it has no interval"}
@@ -491,6 +494,9 @@ def plan_text(plan: Plan) -> str:
     c = plan.model
     rows = plan.config["batch_size"]
     loss = plan.loss
+    count = "6 N D"
+    if abs(math.log(6 * plan.N * plan.D / plan.C)) > 0.01:
+        count = "as the law's table counts it"
     steps = max(1, round(plan.tokens / (rows * c.block_size)))
 
     def span(key):
@@ -502,7 +508,7 @@ def plan_text(plan: Plan) -> str:
     out = [f"law       {law_text(plan.law)}; brackets hold 95 % intervals",
            f"target    N {amount(plan.N)}{span('N_opt')}, D {amount(plan.D)}{span('D_opt')}, "
            f"{plan.D / plan.N:.3g} tokens per parameter",
-           f"compute   C = 6 N D = {plan.C:.3g} FLOPs = {plan.C / counts.PF_DAY:.3g} PF-days",
+           f"compute   C = {count} = {plan.C:.3g} FLOPs = {plan.C / counts.PF_DAY:.3g} PF-days",
            f"model     {c.n_layer} layers x {c.n_embd}, {c.n_head} heads of {c.n_embd // c.n_head}, "
            f"vocabulary {c.vocab_size}, context {c.block_size}: {amount(plan.params)} parameters",
            f"training  {amount(plan.tokens)} tokens, {plan.flops:.3g} exact FLOPs",
@@ -537,7 +543,7 @@ def neighbours(plan: Plan) -> list[str]:
     here = loss_at(plan.law, plan.N, plan.D)
     for m in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4):
         N = plan.N * m
-        D = plan.D / m
+        D = forms.tokens_of(plan.law, N, plan.C)
         loss = loss_at(plan.law, N, D)
         out.append(f"{amount(N):>10}{amount(D):>10}{D / N:>10.3g}{loss:>10.4f}{loss / here - 1:>+10.2%}"
                    f"  {m:.3g}x")
@@ -629,7 +635,7 @@ def multiplier(first: dict, second: dict, C: float) -> tuple[float, float, float
     q = forms.draws_of(second)
     n = min(len(p["E"]), len(q["E"]))
     order = np.random.default_rng(0).permutation(n)
-    draws = factor({k: v[:n] for k, v in p.items()}, {k: v[order] for k, v in q.items()})
+    draws = factor(first | {k: v[:n] for k, v in p.items()}, second | {k: v[order] for k, v in q.items()})
     lo, hi = np.percentile(draws, [2.5, 97.5], method="closest_observation")    # some may be infinite
     return float(factor(first, second)), float(lo), float(hi)
 

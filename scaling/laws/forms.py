@@ -513,8 +513,13 @@ def beyond_6nd(cost: dict, n: Array) -> tuple[Array, Array]:
 
 
 def flops_of(law: dict, N: Array, D: Array) -> Array:
-    """C of N parameters on D tokens, as the table counts it that `law` was fitted to."""
+    """C of N parameters on D tokens, as the table counts it that `law` was fitted to.
+
+    A frontier knows it on its own line alone.
+    """
     C = 6 * N * D
+    if "log_m" in law:
+        C = np.exp((np.log(N * D) - law["log_k"] - law["log_m"]) / (law["a"] + law["b"]))
     if law.get("cost"):
         C = C * np.exp(beyond_6nd(law["cost"], np.log(N))[0]) * D ** law["cost"]["by_D"]
     return C
@@ -523,6 +528,8 @@ def flops_of(law: dict, N: Array, D: Array) -> Array:
 def tokens_of(law: dict, N: Array, C: Array) -> Array:
     """D that C FLOPs buy N parameters: the inverse of `flops_of`."""
     D = C / (6 * N)
+    if "log_m" in law:
+        D = np.exp(law["log_k"] + law["log_m"] + (law["a"] + law["b"]) * np.log(C)) / N
     if law.get("cost"):
         D = (D * np.exp(-beyond_6nd(law["cost"], np.log(N))[0])) ** (1 / (1 + law["cost"]["by_D"]))
     return D
