@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import math
-import shlex
 import subprocess
 import sys
 import warnings
