@@ -129,9 +129,9 @@ def require_determined(law: dict) -> None:
         raise UserError(f"{law['source']}: {found}; --anyway writes the plan all the same")
 
 
-def warnings(law: dict) -> list[str]:
+def warnings(law: dict, where: str = "") -> list[str]:
     """What the health of the law's fit has to say, as lines; nothing of a published law."""
-    return [f"warning: {line}" for line in law.get("health", {}).get("lines", [])]
+    return [f"warning: {where}{line}" for line in law.get("health", {}).get("lines", [])]
 
 
 def loss_at(law: dict, N: float, D: float) -> float:
@@ -508,12 +508,14 @@ def duration(hours: float) -> str:
 
 
 def says_something(low: float, high: float) -> bool:
-    return high < WIDE * low                           # not of nan
+    return high < WIDE * low                           # not so of nan
 
 
-def span(low: float, high: float, text=amount) -> str:
+def span(low: float, high: float, text=amount, level: str = "") -> str:
     """' (LOW to HIGH)' of an interval, as `text` writes its ends, if it says anything."""
-    return f" ({text(low)} to {text(high)})" if says_something(low, high) else " (not determined)"
+    if not says_something(low, high):
+        return " (not determined)"
+    return f" ({level}{text(low)} to {text(high)})"
 
 
 def law_text(law: dict) -> str:
@@ -701,9 +703,9 @@ def compare_text(paths: list[str], C: float) -> str:
     elif lo > 1:
         verdict = "more"
     out = [f"for the loss that {paths[1]} reaches with {C:.3g} FLOPs, {paths[0]} needs {factor:.3g} times "
-           f"that{span(lo, hi, '{:.3g}'.format)}: {verdict} compute"]
+           f"that{span(lo, hi, '{:.3g}'.format, '95 % ')}: {verdict} compute"]
     for path, law in zip(paths, laws):
-        out += [line.replace("warning", f"warning: {path}") for line in warnings(law)]
+        out += warnings(law, f"{path}: ")
     return "\n".join(out + ["note: both must come from the same text and tokenizer, and count N alike",
                             f"next: python -m scaling.plan {shlex.quote(better)} --flops={C:.3g}"])
 
@@ -711,48 +713,51 @@ def compare_text(paths: list[str], C: float) -> str:
 # ---- Command line. ----
 
 def answer(name: str, o: Options, command: str) -> None:
-    """Print what to train, or with --next which runs to add, by the law `name`; and the next `command`.
+    """Print what to train, or with --next which runs to add, by the law `name`; `command` asked for it.
 
     Raises UserError.
     """
     law = load_law(name)
-    if (o.write or o.figure) and not o.anyway:
-        require_determined(law)
-    if o.figure:
-        check_figure(o.figure)
+    check_files(law, o)
+    folder = "scaling/sweeps" if o.next else "config"
     if o.next:
         print(next_text(law, Path(name).parent, o))
     else:
         plan = make_plan(law, o)
-        print(plan_text(plan))
-        if not plan.config["dataset"]:
-            command += " --dataset=DATASET"
-        if o.figure:
-            draw(plan)
-        if o.write:
-            print(write_config(o.write, plan))
+        show(plan)
+        command += "" if plan.config["dataset"] else " --dataset=DATASET"
     if not o.write:
         anyway = " --anyway" if forecast.left_open(law) and not o.anyway else ""
-        print(f"next: {command} --write={'scaling/sweeps' if o.next else 'config'}/NAME.py{anyway}")
+        print(f"next: {command} --write={folder}/NAME.py{anyway}")
 
 
-def check_figure(path: str) -> None:
-    """Raise UserError unless a figure may be drawn there; folders are not made."""
-    if Path(path).suffix != ".png":
-        raise UserError(f"--figure={path}: the name must end in .png")
-    if not os.access(Path(path).parent, os.W_OK):
-        raise UserError(f"--figure={path}: there is no such folder, or it cannot be written to; name another")
+def check_files(law: dict, o: Options) -> None:
+    """Raise UserError where a law may not be written by, or a figure cannot be drawn: no folder is made."""
+    if (o.write or o.figure) and not o.anyway:
+        require_determined(law)
+    if not o.figure:
+        return
+    loss_at(law, 1.0, 1.0)                             # refuses a law of the frontier
+    if Path(o.figure).suffix != ".png":
+        raise UserError(f"--figure={o.figure}: the name must end in .png")
+    if not os.access(Path(o.figure).parent, os.W_OK):
+        raise UserError(f"--figure={o.figure}: there is no such folder, or it cannot be written to; name "
+                        "another")
 
 
-def draw(plan: Plan) -> None:
-    """Draw the plan as its --figure says. Raises UserError."""
-    loss_at(plan.law, plan.N, plan.D)                  # refuses a law of the frontier
-    from scaling import plots  # here, because a plan without a figure runs without matplotlib
-    ci = plan.ci.get("N_opt")
-    if ci and not says_something(*ci):
-        ci = None
-    plots.save(plots.plan_figure(plan.law, plan.N, plan.D, ci), Path(plan.asked.figure))
-    print(f"wrote {plan.asked.figure}")
+def show(plan: Plan) -> None:
+    """Print the plan; draw and write it, if that is asked. Raises UserError."""
+    o = plan.asked
+    print(plan_text(plan))
+    if o.figure:
+        from scaling import plots  # here, because a plan without a figure runs without matplotlib
+        ci = plan.ci.get("N_opt")
+        if ci and not says_something(*ci):
+            ci = None
+        plots.save(plots.plan_figure(plan.law, plan.N, plan.D, ci), Path(o.figure))
+        print(f"wrote {o.figure}")
+    if o.write:
+        print(write_config(o.write, plan))
 
 
 def main(args: list[str] | None = None) -> None:
