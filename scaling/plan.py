@@ -646,6 +646,8 @@ def next_text(law: dict, folder: Path, o: Options) -> str:
     out = warnings(law)
     out.append(f"N_opt at {o.flops:.3g} FLOPs is {known(found.before)}; after {more}, {o.next:.3g} FLOPs in "
                f"all: {known(found.after)}")
+    if forecast.left_open(law):
+        out.append("note: both hold as far as the law does, which its runs leave open")
     stem = Path(o.write).stem or "next"
     listed = ""
     for i, (n, D) in enumerate(zip(found.N.tolist(), found.D.tolist()), 1):

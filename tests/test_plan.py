@@ -277,7 +277,8 @@ def test_what_is_undetermined_is_shown_with_its_warnings(undetermined, study, ca
                         "--write=config/NAME.py --anyway\n")
     plan.main([str(undetermined), "--flops=1e14", "--next=2e13"])
     out = capsys.readouterr().out
-    assert out.startswith(WARNINGS) and "--write=scaling/sweeps/NAME.py --anyway\n" in out
+    assert out.startswith(WARNINGS) and "note: both hold as far as the law does" in out
+    assert out.endswith("--write=scaling/sweeps/NAME.py --anyway\n")
     plan.main(["--compare", str(study), str(undetermined)])
     assert f"warning: {undetermined}: one run moves alpha\n" in capsys.readouterr().out
 
