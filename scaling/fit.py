@@ -161,7 +161,7 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
 
 def limited(name: str, data: dict, N: np.ndarray, D: np.ndarray) -> dict | None:
     """{own, other}: what a surface says that the loss at N, D falls by along x, `name`, and along the other
-    input, with its exponent of x. None where the other is lost in the noise, or where nothing tells."""
+    input, with its exponent of x. None where the other hardly counts, or where nothing tells."""
     try:
         p = forms.fit_surface(*ends(data, "NDL"), bootstrap=0)
     except UserError:
@@ -169,7 +169,7 @@ def limited(name: str, data: dict, N: np.ndarray, D: np.ndarray) -> dict | None:
     falls = {"N": np.ptp(p["A"] / N ** p["alpha"]), "D": np.ptp(p["B"] / D ** p["beta"])}
     own = falls.pop(name)
     other, = falls.values()
-    if other < 3 * p["noise"] * data["L"].mean():
+    if other < max(0.1 * own, 3 * p["noise"] * data["L"].mean()):
         return None
     return {"own": float(own), "other": float(other), "exponent": p["alpha" if name == "N" else "beta"]}
 
