@@ -39,6 +39,7 @@ class Options:
     flops: str = ""                 # how C is counted: 6nd (default), 6nd_attention, exact, chinchilla
     bootstrap: int = 1000           # resamples behind the intervals; 0: no intervals
     at: str = ""                    # budgets in FLOPs to find the best run for: 1e18,1e21
+    residuals: str = "log"          # of the loss's logarithm, or linear: of the loss itself, of any sign
     curves: str = ""                # CURVES.csv, losses along the runs: the envelope and L(C) use them
     json: str = ""                  # file for all that was fitted; -: standard output
 
@@ -72,6 +73,16 @@ def judge(fit: dict, data: dict, seeds: float = 1) -> None:
     health.judge(fit)
 
 
+def floored(data: dict, inputs: dict, L: np.ndarray, run=None, bootstrap: int = 0) -> dict:
+    """The surface in N and D, or the power law in one of `inputs`, to losses of the sign that they have."""
+    if data.get("signed"):
+        return forms.fit_signed(inputs, L, run, bootstrap)
+    if len(inputs) == 2:
+        return forms.fit_surface(*inputs.values(), L, run, bootstrap=bootstrap)
+    (name, x), = inputs.items()
+    return forms.fit_power(x, L, run, name=name, bootstrap=bootstrap)
+
+
 def exponent(fit: Callable, *args) -> dict:
     """The exponent a of the law `fit(*args)`, with its interval, or why it was refused."""
     try:
@@ -85,8 +96,10 @@ def exponent(fit: Callable, *args) -> dict:
 
 def surface(data: dict, bootstrap: int) -> dict:
     """Approach 3, and the profile of E."""
-    fit = forms.counted(forms.fit_surface(*rows(data), bootstrap=bootstrap), *(data[name] for name in "NDC"))
-    if bootstrap:
+    N, D, L, run = rows(data)
+    fit = floored(data, {"N": N, "D": D}, L, run, bootstrap)
+    fit = forms.counted(fit, N, D, data["C"][data["some"]])
+    if bootstrap and not data.get("signed"):
         fit["profile_E"] = forms.profile_E(*rows(data), min(bootstrap, 200))
         fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
     if data["U"] is not None:
@@ -135,13 +148,15 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     """
     x, N, D, L = ends(data, name + "NDL")
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
-    L = np.exp(np.bincount(group, np.log(L)) / seeds)
+    L = np.bincount(group, L) / seeds if data.get("signed") else np.exp(np.bincount(group, np.log(L)) / seeds)
     best = frontiers.pareto(x[first], L)
     x = x[first][best]
     L = L[best]
     ratio = (D / N)[first][best]
-    floor = len(best) != 3
-    fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap)
+    if len(best) == 3 and not data.get("signed"):
+        fit = forms.fit_power(x, L, irreducible=False, name=name, bootstrap=bootstrap)
+    else:
+        fit = floored(data, {name: x}, L, bootstrap=bootstrap)
     if forms.follows(N, D):
         when = "only along these tokens per parameter"
     else:
@@ -150,10 +165,11 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
         fit["health"]["limited"] = limited(name, data, N[first][best], D[first][best])
     fit["note"] = (f"holds {when}: these {len(best)} runs, the best at each {name}, had {ratio.min():.3g} to "
                    f"{ratio.max():.3g} tokens per parameter")
-    if not floor:
+    if fit["free"] == 2:
         fit["note"] += "; three sizes cannot show a floor, so it has none"
-    fit["forms"] = forms.compare_powers(x, L, name)
-    bend(fit, x, L, name, bootstrap)
+    if not data.get("signed"):
+        fit["forms"] = forms.compare_powers(x, L, name)
+        bend(fit, x, L, name, bootstrap)
     judge(fit, data, seeds[best].mean())
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
     return fit
@@ -163,13 +179,14 @@ def limited(name: str, data: dict, N: np.ndarray, D: np.ndarray) -> dict | None:
     """{own, other}: what a surface says that the loss at N, D falls by along x, `name`, and along the other
     input, with its exponent of x. None where the other hardly counts, or where nothing tells."""
     try:
-        p = forms.fit_surface(*ends(data, "NDL"), bootstrap=0)
+        p = floored(data, dict(zip("ND", ends(data, "ND"))), *ends(data, "L"))
     except UserError:
         return None
     falls = {"N": np.ptp(p["A"] / N ** p["alpha"]), "D": np.ptp(p["B"] / D ** p["beta"])}
     own = falls.pop(name)
     other, = falls.values()
-    if other < max(0.1 * own, 3 * p["noise"] * data["L"].mean()):
+    noise = p["noise"] * (1 if data.get("signed") else data["L"].mean())
+    if other < max(0.1 * own, 3 * noise):
         return None
     return {"own": float(own), "other": float(other), "exponent": p["alpha" if name == "N" else "beta"]}
 
@@ -242,6 +259,10 @@ LAWS = {
                      kaplan_nd),
     "kaplan_ns": Law("L = (N_c/N)^alpha_N + (S_c/S)^alpha_S", "alpha_N alpha_S N_c S_c", kaplan_ns),
 }
+
+
+# What losses of any sign have: the others take logarithms of them.
+SIGNED = ("surface", "loss_vs_params", "loss_vs_tokens", "loss_at_ratio")
 
 
 # ---- What compares laws, and is none. ----
@@ -327,6 +348,9 @@ def fit_each(data: dict, bootstrap: int) -> dict:
     result = {"skipped": {}}
     jobs = {name: law.fit for name, law in LAWS.items()}
     jobs |= {"comparison": comparison, "accounting": accounting}
+    if data.get("signed"):
+        result["skipped"] = {name: "it takes the logarithm of a loss" for name in jobs if name not in SIGNED}
+        jobs = {name: jobs[name] for name in SIGNED}
     with tqdm(jobs.items(), desc="fits", disable=None, leave=False) as bar:
         for name, job in bar:
             bar.set_postfix_str(name)
@@ -342,7 +366,7 @@ def fit_each(data: dict, bootstrap: int) -> dict:
 
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, curves: dict | None = None) -> dict:
+            at: list[float] | None = None, curves: dict | None = None, residuals: str = "log") -> dict:
     """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
@@ -350,7 +374,13 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     absent, with the reason under `skipped`. All is as JSON has it: None for nan and inf. Raises UserError for
     bad data.
     """
-    data = select(table, params, flops)
+    signed = residuals == "linear"
+    if signed:
+        table, top = positive(table)
+    data = select(table, params, flops) | {"signed": signed}
+    if signed:
+        data["L"] = np.log(data["L"]) + top
+        curves = None
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)
     result = fit_each(data, bootstrap)
@@ -361,6 +391,16 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
                        "lengths": len(np.unique(data["D"][data["last"]]))}
     result["card"] = card(data, result, bootstrap)
     return finite(result)
+
+
+def positive(table: dict) -> tuple[dict, float]:
+    """(`table` with e^(loss - the largest one), that one), as losses are read that are above 0."""
+    names = [name for name in ("loss", "val_loss") if name in table]
+    if not names:
+        raise UserError("--residuals=linear needs the losses in a column 'loss' or 'val_loss'")
+    L = counts.column(table, names[0], "the fit")
+    top = float(L[np.isfinite(L)].max(initial=0.0))
+    return table | {names[0]: np.exp(L - top)}, top
 
 
 def finite(result: dict) -> dict:
@@ -399,8 +439,11 @@ def main(args: list[str] | None = None) -> None:
     if o.bootstrap < 0 or not all(0 < C < np.inf for C in at):
         raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples are needed, and budgets "
                         "above 0")
+    if o.residuals not in ("log", "linear"):
+        raise UserError(f"--residuals={o.residuals}: there are log and linear")
     curves = read_table(o.curves) if o.curves else None
-    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves)
+    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves,
+                     o.residuals)
     print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)
     if o.json == "-":
         print(json.dumps(result))

@@ -122,7 +122,7 @@ def fit_text(name: str, fit: dict) -> list[str]:
     if "objective" in fit:
         head += f", objective {fit['objective']:.7g}"
     if (fit.get("noise") or 0) > 0:                    # None, from JSON, where it could not be measured
-        head += f", residual {fit['noise']:.2%}"
+        head += f", residual {fit['noise']:.4g}" if "residuals" in fit else f", residual {fit['noise']:.2%}"
     out = [head]
     for key in fit.get("parameters", fit["ci"]):
         out.append(f"  {key:<8} {spread(fit[key], fit['ci'].get(key))}")
@@ -242,7 +242,8 @@ def fit_entry(fit: dict) -> dict:
     """How one law was fitted."""
     entry = {"loss": "least squares in log-log", "optimiser": "closed form"}
     if "objective" in fit:
-        entry = {"loss": f"summed Huber, delta {DELTA:g}, of log-residuals", "objective": fit["objective"],
+        of = "residuals" if "residuals" in fit else "log-residuals"
+        entry = {"loss": f"summed Huber, delta {DELTA:g}, of {of}", "objective": fit["objective"],
                  "optimiser": "damped Newton with analytic gradients (scaling/laws/solver.py), no library "
                               "optimiser",
                  "starts": fit["health"]["starts"], "starts_that_agree": fit["health"]["agree"]}

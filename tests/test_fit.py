@@ -262,6 +262,15 @@ def test_the_surface_and_the_budgets_answer_one_question():
     assert plain["surface"]["range"]["C"] == pytest.approx([1e14, 1.6e15]) and "cost" not in plain["surface"]
 
 
+def test_a_table_without_tokens_has_them_from_its_compute_and_says_so():
+    t = study(0.001)
+    given = fit.fit_all(t, bootstrap=0)
+    del t["tokens"]
+    result = fit.fit_all(t, bootstrap=0)
+    assert result["isoflop"]["b"] == pytest.approx(given["isoflop"]["b"])
+    assert result["data"]["notes"] == ["no column 'tokens': D is taken to be C/(6 N)"]
+
+
 def test_approaches_agree_only_where_their_optima_do():
     result = fit.fit_all(study(0.001), bootstrap=100, at=[4e14])
     assert result["verdict"]["agree"] is True
@@ -306,6 +315,32 @@ def test_a_law_of_tokens_that_the_size_limited_says_so():
         line, = [line for line in result[name]["health"]["lines"] if "was a limit too" in line]
         assert float(line.split()[-1]) == pytest.approx(exponent, abs=0.02)
         assert "a wider range" not in " ".join(result[name]["health"]["lines"])
+
+
+def test_losses_of_any_sign_are_fitted_by_their_own_residuals(tmp_path, capsys):
+    """What is added to all losses is added to E, and to nothing else."""
+    t = study(0.0)
+    noisy = t["loss"] + 0.004 * np.random.default_rng(0).standard_normal(25)
+    found = []
+    for lower in (0, 5):
+        path = save(tmp_path / "runs.csv", t | {"loss": noisy - lower})
+        fit.main([path, "--residuals=linear", "--bootstrap=50", "--at=4e14",
+                  f"--json={tmp_path / 'fit.json'}"])
+        found.append(json.loads((tmp_path / "fit.json").read_text()))
+    above, below = (r["surface"] for r in found)
+    assert [above[k] for k in ("E", "alpha", "beta")] == pytest.approx([1.8, 0.24, 0.33], rel=0.02)
+    assert above["E"] - below["E"] == pytest.approx(5) and above["alpha"] == pytest.approx(below["alpha"])
+    assert above["noise"] == pytest.approx(0.004, rel=0.3) and above["health"]["ok"]
+    best = [r["verdict"]["approaches"]["surface"]["at"][0] for r in found]
+    assert best[0]["loss"] - best[1]["loss"] == pytest.approx(5)
+    assert best[0]["N_opt"] == pytest.approx(best[1]["N_opt"])
+    assert found[1]["skipped"]["isoflop"] == "it takes the logarithm of a loss"
+    said = capsys.readouterr().out
+    assert ", residual 0.00" in said and "nan" not in said
+    with pytest.raises(UserError, match="or fit losses of any sign with --residuals=linear"):
+        fit.main([path])
+    with pytest.raises(UserError, match="there are log and linear"):
+        fit.main([path, "--residuals=none"])
 
 
 # ---- What is dropped is said. ----

@@ -29,6 +29,7 @@ from scaling.laws.solver import (
     interval,
     intervals,
     profile,
+    span,
 )
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
@@ -272,6 +273,8 @@ def loss_of(fit: dict, inputs: dict) -> Array:
     Everything broadcasts. A law in one input takes the first.
     """
     form = FORMS[fit["form"]]
+    if fit.get("residuals") == "linear":               # its floor may be negative
+        return loss_of(fit | {"residuals": "log", fit["floor"]: 0.0}, inputs) + fit[fit["floor"]]
     names = form.inputs.split()
     if names == ["x"]:
         names = list(inputs)[:1]
@@ -326,6 +329,37 @@ def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
     lo = np.array(lo)
     hi = np.array(hi)
     return Problem(law.model, X, np.log(L), np.stack(starts, 1), lo, hi, lo == hi, names, natural)
+
+
+def absolute(problem: Problem, floor: str, shift: float) -> Problem:
+    """`problem`, of losses that are `shift` too high as is the `floor`, with residuals of the loss itself."""
+    def model(theta, X):
+        log_loss, grad = problem.model(theta, X)
+        L = np.exp(log_loss)
+        return L, grad * L[:, None]
+
+    def natural(theta):
+        found = problem.natural(theta)
+        return found | {floor: found[floor] - shift}
+    return problem._replace(model=model, natural=natural, y=np.exp(problem.y))
+
+
+def fit_signed(inputs: dict, L: Array, run=None, bootstrap: int = 1000) -> dict:
+    """The surface, or a power law with a floor in one of `inputs` {N, D: (n,)}, of losses L (n,) of any sign.
+
+    It minimises the residuals of the loss itself, not of its logarithm. Losses are seen from as far below the
+    smallest as four times their range: a lower floor is none. Raises UserError.
+    """
+    form, floor = ("surface", "E") if len(inputs) == 2 else ("power", "L_inf")
+    inputs = dict(zip(inputs, checked("a law with a floor", 3, **inputs)))
+    shift = 4 * np.ptp(L) - L.min()
+    bounds = additive_bounds(L + shift, len(inputs), None)
+    problem = problem_of(form, *centred(*inputs.values()), L + shift, *bounds, next(iter(inputs)))
+    fit = fit_law(form, absolute(problem, floor, shift), inputs | {"loss": L}, run, bootstrap, 0)
+    if form == "surface":
+        fit["health"]["D_follows_N"] = follows(*inputs.values())
+        fit["range"]["C"] = span(C=6 * inputs["N"] * inputs["D"])["C"]
+    return judge(fit | {"residuals": "linear", "floor": floor})
 
 
 def fit_form(form: str, inputs: dict, L: Array, bounds: tuple, run, bootstrap: int, seed: int) -> dict:

@@ -90,6 +90,8 @@ def of_floor(fit: dict) -> list[str]:
     """Is the irreducible loss more than nothing?"""
     if fit["health"].get("D_follows_N") or fit["health"].get("limited"):    # that is why
         return []
+    if fit.get("residuals") == "linear":                # of a loss that has no 0
+        return []
     for name in ("E", "L_inf"):
         if name in fit["ci"] and fit["ci"][name][0] <= 0.05 * fit["range"]["loss"][0]:
             return [f"{name} is not identified: its interval reaches almost 0; a wider range would pin it"]

@@ -137,15 +137,22 @@ def select(table: dict, params: str | None = None, flops: str | None = None) -> 
         raise UserError(f"no column 'loss' or 'val_loss'{nearest('loss', table)}; the fit needs "
                         "params,tokens,loss")
     L = counts.column(table, name, "the fit")
-    D = counts.column(table, "tokens", "the fit")
     if not len(L):
         raise UserError("the table has no rows; run the sweep first")
     N, params = choose_params(table, params)
+    said = []
+    if "tokens" not in table and "flops" in table:
+        said = ["no column 'tokens': D is taken to be C/(6 N)"]
+        table = table | {"tokens": counts.column(table, "flops", "the fit") / (6 * N)}
+    D = counts.column(table, "tokens", "the fit")
     C, flops = choose_flops(table, N, D, flops, params)
     kept = Kept(len(L))
+    kept.notes += said
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
         if (v < 0).any():
-            raise UserError(f"{label} is negative in {rows_text(np.flatnonzero(v < 0))}; mend or remove it")
+            fix = ", or fit losses of any sign with --residuals=linear" if label == name else ""
+            where = rows_text(np.flatnonzero(v < 0))
+            raise UserError(f"{label} is negative in {where}; mend or remove it{fix}")
         kept.drop(np.isnan(v), f"{label} is missing")
         kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
         kept.drop(v == 0, f"{label} is zero")
