@@ -32,7 +32,8 @@ def halves(whole):
 
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("tinyshakespeare", __doc__)
-    p.add_argument("--input", help="a copy of the text; otherwise it comes from char-rnn's repository")
+    p.add_argument("--input", type=common.as_path,
+                   help="a copy of the text; otherwise it comes from char-rnn's repository")
     p.add_argument("--max_tokens", type=common.count, help="keep this many tokens, then split them 90/10")
     args = p.parse_args(args)
     origin = args.input or URL
