@@ -35,8 +35,6 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are UserErrors, of one line, as those of all commands."""
 
     def error(self, message):
-        if "expected" in message:                     # perhaps a file's name was taken for an option
-            message += " (of a file -NAME write ./-NAME)"
         raise UserError(f"{message}; --help lists the options")
 
 
@@ -56,7 +54,7 @@ def add_input(p: Parser) -> None:
     """--input and --val_input, for datasets that come from the Hugging Face Hub or from files at hand."""
     p.add_argument("--input", nargs="+", type=as_path, default=[],
                    help=f"files at hand, of one kind: {' '.join(FORMATS)}, also .gz; JSON and parquet with "
-                        "their text in a field `text`")
+                        "their text in a field `text`; a name that begins with - as ./-NAME")
     p.add_argument("--val_input", nargs="+", type=as_path, default=[],
                    help="validation files; without them a part of --input is held out")
 
