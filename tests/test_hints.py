@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from conftest import ROOT
 
 from data import common
 from runtime.basics import exit_cleanly
+from scaling import sweep
 
 PROSE = [f"Paragraph {i}. " + " ".join(f"word{(i * k) % 97}" for k in range(1, 60)) for i in range(60)]
 PREPARE = r"(python .*prepare\.py.*)$"
@@ -288,12 +290,30 @@ runs = [dict(name="a", n_embd=8, max_iters=3)]
 
 
 def test_a_sweep_that_was_edited(here):
-    sweep = "python -m scaling.sweep study.py"
+    command = "python -m scaling.sweep study.py"
     Path("study.py").write_text(STUDY, encoding="utf-8")
-    assert run(sweep)[0] == 0
+    assert run(command)[0] == 0
     Path("study.py").write_text(STUDY.replace("max_iters=3", "max_iters=4"), encoding="utf-8")
-    leads_on(sweep, r"train them anew: (--retrain)")
+    leads_on(command, r"train them anew: (--retrain)")
     assert json.loads((here.out("study") / "a" / "config.json").read_text(encoding="utf-8"))["max_iters"] == 4
+
+
+@pytest.mark.parametrize("dataset", ["shakespeare", "shakespeare_char", "c4_byte", "c4_gpt2"])
+def test_a_sweep_prepares_the_dataset_that_it_names(online, dataset, monkeypatch):
+    """Also where the tokenizer is the usual one, for which prepare.py would take another directory."""
+    Path("study.py").write_text(STUDY.replace("tiny", dataset), encoding="utf-8")
+
+    def here(command):
+        return SimpleNamespace(returncode=run(shlex.join(["python", *map(str, command[1:])]))[0])
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=here))
+    sweep.prepare_data(sweep.missing_data(sweep.read_sweep("study.py")))
+    assert sweep.missing_data(sweep.read_sweep("study.py")) == {}
+
+
+def test_a_sweep_of_own_text(here):
+    Path("study.py").write_text(STUDY.replace("tiny", "mine"), encoding="utf-8")
+    leads_on("python -m scaling.sweep study.py --dry_run", rf"own text: {PREPARE}",
+             FILES="my.txt --tokenizer=byte")
 
 
 @pytest.mark.parametrize("name", ["tune", "batch"])
