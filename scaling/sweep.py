@@ -416,6 +416,8 @@ def seal_all(folder: Path, held: list[Planned], law: dict) -> None:
 def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: list[Planned]) -> None:
     """What a student reads last: the law, what was forecast and what came, and what to do next."""
     where = folder.relative_to(basics.ROOT)
+    if Path.cwd() != basics.ROOT:                      # where out/ is, and the commands are
+        print(f"in {basics.ROOT}:")
     print("\n".join(fit.summary(law, f"{where}/fit.txt")))
     for row in scores:
         if row["measured"] is not None:

@@ -21,6 +21,7 @@ import pytest
 from conftest import ROOT
 
 from data import common
+from runtime import basics
 from runtime.basics import exit_cleanly
 from scaling import sweep
 
@@ -29,19 +30,21 @@ PREPARE = r"(python .*prepare\.py.*)$"
 
 
 def run(command: str) -> tuple[int, str]:
-    """A command line of ours, as typed in the current directory: (exit code, the last line on stderr)."""
+    """A command line of ours, as typed in the current directory: (exit code, the last line that it prints)."""
     _, *words = shlex.split(command)
-    path, *arguments = words[1:] if words[0] == "-m" else words
-    if path.endswith(".py"):                          # that of the copy, or the same by its place in it
-        path = re.sub(r".*/(?=data/)", "", path).removesuffix(".py").replace("/", ".")
-        path = path.rpartition(".")[2] if path.endswith(("train", "sample")) else path
-    main = importlib.import_module(path).main
+    if words[0] == "-m":
+        _, module, *arguments = words
+    else:
+        path, *arguments = words                      # it must be there; what runs is ours, not the copy
+        module = ".".join(Path(path).resolve(strict=True).relative_to(basics.ROOT).with_suffix("").parts)
+    main = importlib.import_module(module).main
+    out = io.StringIO()
     err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", [path, *arguments])
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [module, *arguments])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             exit_cleanly(main)
-    return end.value.code or 0, (err.getvalue().splitlines() or [""])[-1]
+    return end.value.code or 0, ((out.getvalue() + err.getvalue()).splitlines() or [""])[-1]
 
 
 def leads_on(command: str, hint: str, later: str = "", **fill: str) -> None:
@@ -90,6 +93,7 @@ def here(lab, monkeypatch):
         (lab.data / path.parent.name).mkdir()
         shutil.copy(path, lab.data / path.parent.name)
     shutil.copytree(ROOT / "scaling", "scaling", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    shutil.copy(ROOT / "sample.py", lab.root)
     Path("my.txt").write_text("\n".join(PROSE), encoding="utf-8")
     Path("works.tar.gz").write_bytes(archive())
     for name, file in (("shakespeare", "works.tar.gz"), ("tinyshakespeare", "my.txt")):
@@ -108,7 +112,8 @@ def online(here, monkeypatch):
     byte = common.byte_tokenizer()
     eot = np.array([common.EOT], np.uint16)
     monkeypatch.setattr(common, "gpt2_tokenizer", lambda: byte._replace(
-        name="gpt2", vocab_size=common.EOT + 1, separator=eot))
+        name="gpt2", vocab_size=common.EOT + 1, separator=eot, decode=lambda ids: byte.decode(
+            i % 256 for i in ids)))
     for name, file in (("shakespeare", "works.tar.gz"), ("tinyshakespeare", "my.txt")):
         monkeypatch.setattr(script(name), "download", (here.root / file).read_bytes)
     monkeypatch.setattr(script("pycode"), "python_files",
@@ -120,7 +125,7 @@ def train(*more: str, **changes) -> str:
     settings = dict(dataset="tiny", n_layer=1, n_head=1, n_embd=8, block_size=16, batch_size=4, max_iters=3,
                     eval_iters=4, device="cpu", out_dir="out/run") | changes
     options = [shlex.quote(f"--{key}={value}") for key, value in settings.items() if value is not None]
-    return " ".join(["python train.py", *options, *more])
+    return " ".join([f"python {shlex.quote(str(basics.ROOT / 'train.py'))}", *options, *more])
 
 
 # ---- data ----
@@ -150,6 +155,8 @@ def test_a_dataset_from_another_folder(online, monkeypatch):
     monkeypatch.chdir(elsewhere)
     leads_on(train(dataset="wikitext2_char"), rf"not prepared .*run: {PREPARE}")
     leads_on(train(dataset="mine", out_dir="out/b"), rf"own text: {PREPARE}", FILES="../my.txt")
+    sample = re.search(r"next: (python .*)", run(train(dataset="mine", out_dir="out/b"))[1])[1]
+    assert run(f"{sample} --max_new_tokens=3")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["meta.json", "train.bin", "val.bin"])
@@ -262,7 +269,6 @@ def test_a_run_directory_that_is_not_this_run(here, fault):
 
 def test_a_first_sample(online):
     """From nothing: sample.py names a command, which names another, and so back to the sample."""
-    shutil.copy(ROOT / "sample.py", online.root)
     sample = "python sample.py --max_new_tokens=5 --device=cpu"
     first = re.search(r"train first: (python .*)", run(sample)[1])[1]
     leads_on(f"{first} --max_iters=3", rf"not prepared .*run: {PREPARE}")
