@@ -46,7 +46,8 @@ def new_parser(name: str, doc: str, default: str = "gpt2", tokenizers: tuple = T
     p.add_argument("--tokenizer", choices=tokenizers, default=default,
                    help=f"{default} (the default) writes to data/{name}/, another to data/{name}_TOKENIZER/, "
                         f"which a config names as dataset='{name}_TOKENIZER'")
-    p.add_argument("--out_dir", type=as_path, help="write here instead")
+    p.add_argument("--out_dir", type=as_path,
+                   help="write here instead; a config that says dataset='NAME' reads data/NAME")
     return p
 
 

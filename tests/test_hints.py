@@ -30,7 +30,7 @@ PREPARE = r"(python .*prepare\.py.*)$"
 
 
 def run(command: str) -> tuple[int, str]:
-    """A command line of ours, as typed in the current directory: (exit code, the last line that it prints)."""
+    """A command line of ours, as typed in the current directory: (exit code, the last line printed)."""
     _, *words = shlex.split(command)
     if words[0] == "-m":
         _, module, *arguments = words
@@ -204,6 +204,12 @@ def test_without_a_network_a_file_will_do(here, name, file, monkeypatch):
     leads_on(f"python data/{name}/prepare.py --tokenizer=char", r"(--input=FILE)", FILE=file)
 
 
+def test_own_text_does_not_pass_for_wikitext2(here):
+    leads_on("python data/wikitext2/prepare.py --tokenizer=byte --input my.txt", r"add (--out_dir=data/NAME)",
+             NAME="mine")
+    assert [path.name for path in (here.data / "wikitext2").iterdir()] == ["prepare.py"]
+
+
 def test_too_many_characters_are_bytes(here):
     many = "".join(chr(i) for i in range(0x20000, 0x20000 + 65537))
     Path("many.txt").write_text(f"{many}\n" * 2, encoding="utf-8")
@@ -329,17 +335,14 @@ def test_a_recipe_without_its_study(here, name):
     assert run(re.search(r"run: (python -m scaling\.sweep .*)", line)[1] + " --dry_run")[0] == 0
 
 
-@pytest.fixture
-def laptop(here):
-    """A study's tables, without its fit."""
-    here.out("laptop").mkdir(parents=True)
-    shutil.copy(ROOT / "scaling" / "results" / "laptop" / "runs.csv", here.out("laptop"))
-    return here
-
-
-def test_a_plan_without_a_fit(laptop):
-    plan = "python -m scaling.plan out/laptop/fit.json --flops=1e13"
-    leads_on(plan, r"run: (python -m scaling\.fit .*)")
+def test_a_study_without_its_fit(here):
+    folder = here.out("my study")
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "scaling" / "results" / "laptop" / "runs.csv", folder)
+    leads_on("python -m scaling.plan 'out/my study/fit.json' --flops=1e13", r"run: (python -m scaling.fit .*)")
+    config = 'dataset, n_layer, n_head, n_embd, max_iters = "tiny", 1, 1, 16, 1000'
+    Path("next.py").write_text(config, encoding="utf-8")
+    leads_on("python -m scaling.forecast seal 'out/my study' next.py", r"add (--out_dir=.*)", RUN="next")
 
 
 def test_a_plan_without_a_study(here):
@@ -350,7 +353,7 @@ def test_a_plan_without_a_study(here):
 
 @pytest.mark.parametrize("command, words, meant", [
     ("python -m scaling.fit RUNS.csv RUNS.csv", "RUNS.csv", "RUNS.csv"),
-    ("python -m scaling.forecast", "seal|score|board|rollout PATH", "rollout RUNS.csv")])
+    ("python -m scaling.forecast seal", "seal|score|board|rollout PATH", "rollout RUNS.csv")])
 def test_a_command_that_lacks_its_words(command, words, meant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "scaling" / "results" / "wikitext2_cpu" / "runs.csv", "RUNS.csv")

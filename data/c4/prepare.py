@@ -4,7 +4,8 @@
     python data/c4/prepare.py --num_tokens=1e7 --input c4-train.*.jsonl.gz --val_input c4-validation.jsonl.gz
 
 Ctrl-C and SIGTERM stop it; the same command goes on. Documents (of plain text: paragraphs) are separated by
-<|endoftext|>, or with --tokenizer=byte by three newlines. Validation text does not depend on --num_tokens.
+<|endoftext|>, or with --tokenizer=byte by three newlines; empty ones are left out. Validation text does not
+depend on --num_tokens.
 """
 import signal
 import sys
