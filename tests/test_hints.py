@@ -339,7 +339,8 @@ def test_a_study_without_its_fit(here):
     folder = here.out("my study")
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "scaling" / "results" / "laptop" / "runs.csv", folder)
-    leads_on("python -m scaling.plan 'out/my study/fit.json' --flops=1e13", r"run: (python -m scaling.fit .*)")
+    plan = "python -m scaling.plan 'out/my study/fit.json' --flops=1e13"
+    leads_on(plan, r"run: (python -m scaling\.fit .*)")
     config = 'dataset, n_layer, n_head, n_embd, max_iters = "tiny", 1, 1, 16, 1000'
     Path("next.py").write_text(config, encoding="utf-8")
     leads_on("python -m scaling.forecast seal 'out/my study' next.py", r"add (--out_dir=.*)", RUN="next")
