@@ -30,7 +30,7 @@ from runtime import basics
 from runtime.basics import UserError, exit_cleanly, from_here
 from runtime.devices import find_device
 
-# Parameters below which one thread samples faster than two (by 1.1 to 1.3 on two shared cores).
+# Parameters below which one thread samples faster than two (by 1.1 to 1.4 on two shared cores).
 FEW_PARAMS = 10e6
 
 
