@@ -414,7 +414,7 @@ def broken(change):
     (lambda t: t.update(tokens=t["tokens"] * 0), "no usable row is left: dropped 25 of 25 rows: tokens is "),
     (lambda t: t.update(lose=t.pop("loss")), "no column 'loss' or 'val_loss' (did you mean 'lose'?)"),
     (lambda t: t.update(param=t.pop("params")), "no column 'params' (did you mean 'param'?)"),
-    (lambda t: t.pop("tokens"), "no column 'tokens'"),
+    (lambda t: [t.pop(k) for k in ("tokens", "flops")], "no column 'tokens'"),
     (lambda t: t.update(loss=np.array(["three"] * 25, object)), "hold numbers; data row 1 holds 'three'"),
     (lambda t: t.update(dataset=np.array(["c4"] * 24 + ["pile"], object)), "holds 2 values (c4, pile)"),
     (lambda t: t.update({k: v[:0] for k, v in t.items()}), "the table has no rows"),
