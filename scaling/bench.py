@@ -39,7 +39,7 @@ from config import settings
 from config.settings import Config
 from model import GPT
 from runtime import basics, cpu
-from runtime.basics import UserError, exit_cleanly, nearest
+from runtime.basics import Parser, UserError, exit_cleanly, nearest
 from runtime.system import peak_memory_mb
 
 
@@ -392,7 +392,7 @@ def names(text: str, known, option: str) -> list[str]:
 
 
 def parse_args(args: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.bench", __doc__)
     parser.add_argument("--shape", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}; default: all")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}; default: all")
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant; default 1")

@@ -9,7 +9,6 @@ solid inside the range that it was fitted on, and dashed outside.
 
 To draw a new law, write a function from a `Study` and the law to a figure, and give it a row in `FIGURES`.
 """
-import argparse
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -34,7 +33,7 @@ from scipy.optimize import minimize
 from scipy.stats import gmean
 
 from runtime import basics
-from runtime.basics import UserError, exit_cleanly, load_json
+from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
 from scaling.laws.frontiers import group_budgets
 from scaling.laws.solver import DELTA, Array, huber, interval
@@ -785,7 +784,7 @@ def draw_assets(out: Path) -> list[Path]:
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scaling.plots", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.plots", __doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: what README shows")
     parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
     a = parser.parse_args(args)

@@ -9,7 +9,6 @@ Beside it stands the gradient noise scale that the runs logged: the same, in the
 With --correct the runs of another study get S_min and C_min, their cost far above and far below B_crit.
 Batches are in tokens. Writes points.csv and batch.json into the study, batch.csv into the corrected one.
 """
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import t as student
 
-from runtime.basics import UserError, exit_cleanly, write_json
+from runtime.basics import Parser, UserError, exit_cleanly, write_json
 from scaling import logs
 from scaling.laws import frontiers
 from scaling.laws.solver import span
@@ -183,7 +182,7 @@ def report(fit: dict) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m scaling.recipe.batch", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.recipe.batch", __doc__)
     parser.add_argument("study", help="out/batch, or a results directory with points.csv")
     parser.add_argument("--correct", help="a study directory with runs.csv")
     a = parser.parse_args(args)

@@ -7,7 +7,6 @@ several widths. Under muP by the same amount at every width; under gpt2 by more 
 is why its best learning rate falls. Transfer: losses of scaling/sweeps/transfer.py by width and rate.
 Writes coordinates.csv and transfer.csv into the study.
 """
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 
 from config.settings import Config
 from model import GPT
-from runtime.basics import UserError, exit_cleanly
+from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import logs
 from scaling.laws.frontiers import slope_of
 from scaling.tables.csv import write_table
@@ -111,7 +110,7 @@ def table_text(rows: list[dict], kind: str) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m scaling.recipe.transfer", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.recipe.transfer", __doc__)
     parser.add_argument("study", help="out/transfer, trained by scaling/sweeps/transfer.py")
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)

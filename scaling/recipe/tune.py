@@ -9,7 +9,6 @@ also take what is near the best). The batch is then a power law of D, as in Step
 stays that of the widest, as it should under muP, and how far it moved is reported. Two widths leave no error
 estimate; a third shows what the exponent is worth.
 """
-import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from config import settings
 from config.settings import Config
-from runtime.basics import UserError, exit_cleanly
+from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import plan
 from scaling.laws import counts
 from scaling.laws.forms import checked
@@ -170,7 +169,7 @@ def config_text(path: str, folder: Path, rule: Rule) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m scaling.recipe.tune", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.recipe.tune", __doc__)
     parser.add_argument("study", help="out/tune, trained by scaling/sweeps/tune.py")
     parser.add_argument("--write", help="the config file to write, e.g. config/tuned.py")
     a = parser.parse_args(args)
