@@ -66,6 +66,8 @@ def test_transfer_table_of_a_study(lab, capsys):
     assert transfer.main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "the best learning rate moves by a factor 1 over widths 16 to 32" in out
+    assert f"\n{folder}: 8 runs of 2 widths\n" in out
+    assert out.endswith(f"\nnext: python -m scaling.plots {folder}\n")
     with open(folder / "coordinates.csv", encoding="utf-8") as f:
         assert len(list(csv.DictReader(f))) == 2 * 4 * 3 * transfer.STEPS * len(NAMES)
 

@@ -9,6 +9,7 @@ Writes coordinates.csv and transfer.csv into the study.
 """
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from model import GPT
 from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import logs
 from scaling.laws.frontiers import slope_of
+from scaling.report import amount
 from scaling.tables.csv import write_table
 
 WIDTHS = (32, 64, 128, 256)
@@ -115,8 +117,10 @@ def main(args: list[str] | None = None) -> int:
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)
     if {row["parametrization"] for row in table} != set(KINDS):
-        raise UserError(f"{folder} holds no finished runs of both {' and '.join(KINDS)}; train "
-                        "scaling/sweeps/transfer.py first")
+        raise UserError(f"{folder} holds no finished runs of both {' and '.join(KINDS)}; run: "
+                        "python -m scaling.sweep scaling/sweeps/transfer.py")
+    widths = {row["n_embd"] for row in table}
+    print(f"{folder}: {amount(len(table), 'run')} of {amount(len(widths), 'width')}", flush=True)
     rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
             for row in coordinate_check(kind, width, seed)]
     write_table(folder / "coordinates.csv", rows, list(rows[0]))
@@ -126,6 +130,7 @@ def main(args: list[str] | None = None) -> int:
     for name in ACTIVATIONS:
         mup, gpt2 = (growth(rows, kind, name) for kind in KINDS)
         print(f"{name} moves as width^{mup:.2f} under mup, width^{gpt2:.2f} under gpt2")
+    print(f"next: python -m scaling.plots {quote(str(folder))}")
     return 0
 
 
