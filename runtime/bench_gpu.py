@@ -274,9 +274,11 @@ PARTS = dict(roofline=measure_roofline, loss=measure_loss, steps=measure_steps, 
 
 def main(args: list[str] | None = None) -> int:
     parser = Parser("python -m runtime.bench_gpu", __doc__)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
+                        help="cpu: only with --small")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the script")
-    parser.add_argument("--limit", type=float, default=480, help="seconds; later nothing new begins")
+    parser.add_argument("--limit", type=float, default=480,
+                        help="seconds, after which nothing new begins; default 480")
     parser.add_argument("--json", help="write the measurements to this file")
     a = parser.parse_args(args)
     if a.device == "cpu" and not a.small:

@@ -383,7 +383,7 @@ def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> N
         if p.name in held:
             words.append("held out")
         print(f"{p.name:<{wide}}{numbers(p) if prepared(p.config) else '':55}  {', '.join(words)}")
-    for line in doubts(plan)[:5]:
+    for line in doubts(plan):
         print(f"warning: {line}")
 
 
@@ -395,8 +395,12 @@ def numbers(p: Planned) -> str:
 
 
 def doubts(plan: list[Planned]) -> list[str]:
-    """What train.py will warn of, where nobody may read it: a line for each such run that is still to do."""
-    return [f"{p.name}: {line}" for p in plan if not p.done() for line in settings.doubts(p.config)]
+    """What train.py will warn of where hardly anybody reads it: a line for all runs that it is true of."""
+    found = {}
+    for p in plan:
+        for line in [] if p.done() or not prepared(p.config) else settings.doubts(p.config):
+            found.setdefault(line, []).append(p)
+    return [f"{line} ({names(runs[:3])}{', ...' if runs[3:] else ''})" for line, runs in found.items()]
 
 
 def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
@@ -440,10 +444,12 @@ def alone_in(folder: Path):
                         "the same command") from None
 
 
-def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool) -> list[Planned]:
+def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool,
+                queued=()) -> list[Planned]:
     """Have no directory hold another run than the sweep file asks for, but those to `retrain`: these.
 
-    Raises UserError where there are any, or where they cannot be trained, or forecast, anew.
+    Raises UserError where there are any, or where they cannot be trained, or forecast, anew; `queued` are the
+    names of those that SLURM has.
     """
     found = {p.name: "; ".join(p.changes()) for p in plan}
     others = {name: words for name, words in found.items() if words}
@@ -452,9 +458,9 @@ def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain:
     if others and not retrain or sealed:
         raise UserError(other_settings(study, others, sealed))
     again = [p for p in plan if p.name in others]
-    if busy := [p for p in again if p.at_work()]:
+    if busy := [p for p in again if p.at_work() or p.name in queued]:
         raise UserError(f"{study.path}: {names(busy)} cannot be trained anew while a process that has other "
-                        "settings trains there; stop it, or wait for it")
+                        "settings trains there; stop it (a job of SLURM: scancel), or wait for it")
     for p in held:
         if not p.done() and not seals[p.name].exists() and p not in again:
             forecast.require_not_begun(study.folder, p.name)
@@ -571,6 +577,8 @@ def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch) 
     folder = study.folder
     scores = []
     failed = launch(fitted)
+    if not any(p.done() for p in fitted):              # there is nothing to fit
+        return failed
     parse(folder, fitted)
     law = fit.fit_study(folder)
     if held and not failed and "surface" not in law:
@@ -630,13 +638,13 @@ def main(args: list[str] | None = None) -> int:
     print_cost(fitted, held, jobs)
     print_unlisted(study, plan)
     if a.dry_run:
-        known = [p for p in plan if prepared(p.config)]
-        if again := require_own(study, known, [p for p in held if p in known], a.retrain):
+        known, later = ([p for p in runs if prepared(p.config)] for runs in (plan, held))
+        if again := require_own(study, known, later, a.retrain, states):
             print(f"would train anew: {names(again)}")
         print("next: the same command without --dry_run")
         return 0
     with alone_in(study.folder):
-        forget(require_own(study, plan, held, a.retrain))
+        forget(require_own(study, plan, held, a.retrain, states))
         failed = carry_out(study, fitted, held, launch)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

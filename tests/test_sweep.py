@@ -1,6 +1,7 @@
 """The sweep: planning, running what is missing, branches, failures, the lock, and the study's files."""
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from runtime.basics import UserError
 from runtime.devices import on_machine
 from scaling import fit, forecast, logs, plots, sweep
 from scaling.launch import local
+from scaling.launch.planned import advance, progress_bar
 from scaling.tables.csv import read_table
 
 CODE = Path(__file__).parents[1]
@@ -264,6 +266,33 @@ def test_failed_run_is_named_and_the_rest_goes_on(study, lab, capsys, monkeypatc
     assert "failed: bad: exit code 2" in capsys.readouterr().err
 
 
+def test_a_study_in_which_all_fails_says_only_that(study, lab, in_process, capsys):
+    path = study("runs = [dict(name='bad', n_embd=8, max_iters=9, grad_clip=0.0, learning_rate=1e30)]")
+    assert sweep.main([path, "--jobs=1"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("failed: bad: exit code 2: ")
+
+
+@pytest.mark.parametrize("now, shown", [("now a", "0/1 runs, now a: "), ("", "0/1 runs: ")])
+def test_the_bar_says_what_is_at_work(study, now, shown):
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    with progress_bar([p]) as bar:
+        advance(bar, [p], now)
+        assert bar.desc == shown
+
+
+def test_runs_are_stopped_though_the_terminal_is_gone(study, monkeypatch):
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    ended = []
+    p.process = SimpleNamespace(terminate=lambda: ended.append("asked"), wait=lambda: ended.append("gone"))
+
+    def gone(text):
+        raise OSError(errno.EIO, "Input/output error")
+    with open(os.devnull, "w") as null:
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=gone, flush=null.flush, fileno=null.fileno))
+        local.stop([p])
+    assert ended == ["asked", "gone"]
+
+
 def test_killed_sweep_goes_on_where_it_was(study, lab):
     """SIGINT: the running model checkpoints and the sweep exits with 3; the next call resumes it."""
     path = study("runs = [dict(name='long', n_embd=16, max_iters=1500, eval_iters=5, eval_interval=0)]")
@@ -444,6 +473,8 @@ def test_a_run_that_was_interrupted_belongs_to_its_config_too(trained, study):
         assert "a, b (n_embd 8, not 16)" in refused(path)
         said = refused(path, "--retrain")
         assert "b cannot be trained anew while a process that has other settings trains there" in said
+    with pytest.raises(UserError, match="a cannot be trained anew .* scancel"):
+        sweep.require_own(sweep.read_sweep(path), plan(path)[:1], [], True, {"a": "PENDING"})
 
 
 def test_a_study_of_the_same_name_in_another_file_is_another_study(trained, lab):
@@ -629,6 +660,14 @@ def test_dry_run_names_what_is_missing_and_does_not_make_it(study, lab, capsys):
     assert "\none run, 4.57e+08 FLOPs; about one minute left on " in out
     assert out.endswith("\nnext: the same command without --dry_run\n")
     assert lab.files() == before
+
+
+def test_a_plan_warns_as_train_does(study, capsys):
+    """Once for all runs of which it is true: nobody reads what train.py prints into their train.txt."""
+    path = study("runs = [dict(name=name, n_embd=8, max_iters=20, warmup_iters=11) for name in 'abcde']")
+    assert sweep.main([path, "--dry_run"]) == 0
+    assert ("\nwarning: the warmup takes 11 of the run's 20 steps; lower warmup_iters (or warmup_frac) "
+            "(a, b, c, ...)\n") in capsys.readouterr().out
 
 
 def test_minutes_come_from_finished_runs_where_there_are_any(study):
