@@ -177,10 +177,13 @@ def missing_data(study: Study) -> dict[str, list[str]]:
     return found
 
 
-def prepare_data(missing: dict[str, list[str]]) -> None:
-    """Run what `missing_data` found. Raises UserError."""
+def prepare_data(missing: dict[str, list[str]], dry_run: bool = False) -> None:
+    """Run what `missing_data` found; of a dry run, say so. Raises UserError."""
     for dataset, (script, *flags) in missing.items():
-        print(f"preparing {dataset}: {' '.join([script, *flags])}", flush=True)
+        does = "would prepare" if dry_run else "preparing"
+        print(f"{does} {dataset}: {' '.join([script, *flags])}", flush=True)
+        if dry_run:
+            continue
         if subprocess.run([sys.executable, basics.ROOT / script, *flags]).returncode:
             raise UserError(f"{script} failed; its line above says why")
         settings.load_meta(dataset)                    # it may have made another one
@@ -359,14 +362,12 @@ def seconds_left(plan: list[Planned], jobs: int) -> float:
     return max(free, default=0.0)
 
 
-def print_found(study: Study, plan: list[Planned], missing: dict[str, list[str]]) -> None:
-    """What a user reads first: the study, how much of it is done, its text, and what would prepare that."""
+def print_found(study: Study, plan: list[Planned]) -> None:
+    """What a user reads first: the study, how much of it is done, and its text."""
     done = sum(p.done() for p in plan)
     texts = ", ".join(sorted({p.config.dataset for p in plan}))
     print(f"{study.name}: {amount(len(plan), 'run')} on {texts}, {done} done, {len(plan) - done} to do",
           flush=True)
-    for dataset, command in missing.items():
-        print(f"would prepare {dataset}: {' '.join(command)}")
 
 
 def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> None:
@@ -622,9 +623,9 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"{study.name}: SLURM has runs of it; add --launcher=slurm, or scancel them first")
     missing = missing_data(study)
     fitted, held = plan_study(study)                   # refuses what it can before any text is prepared
-    print_found(study, fitted + held, missing)
-    if missing and not a.dry_run:
-        prepare_data(missing)
+    print_found(study, fitted + held)
+    prepare_data(missing, a.dry_run)
+    if missing:
         fitted, held = plan_study(study)
     plan = fitted + held
     if by_slurm:
