@@ -208,12 +208,12 @@ def pair(sharey: bool = False) -> Array:
     return Page(figsize=(WIDTH, 2.4), layout="constrained").subplots(1, 2, sharey=sharey)
 
 
-def named(figures: dict[str, Figure | None], name: str) -> dict[str, Figure]:
-    """Those of the figures that there are, each with the study's name in its upper right corner."""
-    found = {key: figure for key, figure in figures.items() if figure is not None}
-    for figure in found.values():
-        figure.suptitle(name, x=0.99, ha="right", fontsize=6, color="gray")
-    return found
+def named(figure: Figure | None, name: str, warned: bool = False) -> Figure | None:
+    """The figure, if there is one, with the study's name above it, and whether its fit has warnings."""
+    if figure:
+        text = f"{name}: a fit with warnings" if warned else name
+        figure.suptitle(text, x=0.99, ha="right", fontsize=6, color=RED if warned else "gray")
+    return figure
 
 
 def log_ticks(axis) -> None:
@@ -437,12 +437,13 @@ def frontier(study: Study, law: dict) -> Figure:
     C = 6 * study.N * study.D
     C_new = 6 * new["params"] * new["tokens"]
     everywhere = np.append(C, C_new)
-    ax = axes(C_LABEL["6nd"], loss_label(study.unit))
+    ax = axes(C_LABEL["6nd"], f"loss ({study.unit})")
     colors = color_bar(ax, np.append(study.N, new["params"]), study.n_label)
     if curves:
         draw_curves(ax, curves, 6 * curves["N"] * curves["D"], colors, linewidth=0.5, alpha=0.4, zorder=0)
         ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.5, label=f"{curves['label']} while training")
     ax.scatter(C, study.L, s=9, c=colors.to_rgba(study.N), linewidth=0, zorder=2)
+    ax.plot([], [], "o", color=VIRIDIS(0.5), markersize=3, mew=0, label="validation loss of each run")
     x = reach(everywhere)
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[2], law["range"]["C"],
              "compute-optimal loss, 95 %")
@@ -631,11 +632,13 @@ FIGURES = (
 
 def study_figures(study: Study) -> dict[str, Figure]:
     """{name: figure} of every figure that the study's files support."""
-    figures = {"curves": loss_curves(study)}
+    figures = {"curves": named(loss_curves(study), study.name)}
     for name, law, draw in FIGURES:
         if law in study.fit:
-            figures[name] = draw(study, study.fit[law])
-    return named(figures, study.name)
+            fit = study.fit[law]
+            warned = not fit.get("health", {"ok": True})["ok"]
+            figures[name] = named(draw(study, fit), study.name, warned)
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 # ---- Figures across studies, and of a plan. ----
@@ -659,7 +662,7 @@ def forecast_board(forecasts: dict) -> Figure:
     """Every sealed forecast that has been measured: its error and its interval, in per cent."""
     came = np.flatnonzero(np.isfinite(forecasts["measured"]))
     names = []
-    ax = axes("forecast error (%)", "", height=0.3 * len(came) + 0.9)
+    ax = axes("error, 95 % interval (%)", "", height=0.3 * len(came) + 0.9)
     for y, k in enumerate(came):
         row = {name: column[k] for name, column in forecasts.items()}
         low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
@@ -716,12 +719,14 @@ def transfer(table: dict, unit: str) -> Figure:
         draw_curves(ax, curves, rows["learning_rate"], colors, marker="o", markersize=2)
         for line in [*ax.lines]:
             rate, loss = line.get_data()
-            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, markersize=7)
+            fill = RED if 0 < loss.argmin() < len(loss) - 1 else "white"
+            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, mfc=fill, markersize=7)
         ax.set_xscale("log")
         label_only(ax, np.unique(rows["learning_rate"])[::2])
     lines = [Line2D([], [], color=colors.to_rgba(width), label=f"d {width:.0f}") for width in widths]
-    lines.append(Line2D([], [], color=RED, marker="*", linestyle="", label="best"))
-    ax.figure.legend(handles=lines, loc="outside lower center", ncols=5, columnspacing=1)
+    for label, fill in (("best", RED), ("best at an edge", "white")):
+        lines.append(Line2D([], [], color=RED, marker="*", markersize=7, mfc=fill, linestyle="", label=label))
+    ax.figure.legend(handles=lines, loc="outside lower center", ncols=3, columnspacing=1)
     return ax.figure
 
 
@@ -762,7 +767,8 @@ def critical_batch(table: dict, found: dict, unit: str) -> Figure:
     left.figure.legend(title=f"loss ({unit})", title_fontsize=7, ncols=5, loc="outside lower center",
                        columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
-    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
+    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep, 95 %")
+    right.plot([gmean(L)] * 2, found["ci"]["B_crit"], color=BLACK, linewidth=0.8)
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
     right.set(title="critical batch", xlabel="loss", ylabel="tokens", ylim=(0, None))
     right.invert_xaxis()
@@ -775,15 +781,16 @@ def recipe_figures(folder: Path) -> dict[str, Figure]:
     figures = {}
     runs = if_there(read_table, folder / "runs.csv")
     unit = unit_of(runs)
+    name = name_of(folder, runs)
     if table := if_there(read_table, folder / "transfer.csv"):
-        figures["transfer"] = transfer(table, unit)
+        figures["transfer"] = named(transfer(table, unit), name)
     if table := if_there(read_table, folder / "coordinates.csv"):
-        figures["coordinates"] = coordinates(table)
+        figures["coordinates"] = named(coordinates(table), name)
     points = if_there(read_table, folder / "points.csv")
     found = if_there(load_json, folder / "batch.json")
     if points and found:
-        figures["critical"] = critical_batch(points, found, unit)
-    return named(figures, name_of(folder, runs))
+        figures["critical"] = named(critical_batch(points, found, unit), name)
+    return figures
 
 
 # ---- The command. ----
@@ -817,8 +824,7 @@ def draw_assets(out: Path) -> list[Path]:
     laptop = read_study(results / "laptop")
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    law = named({"frontier": frontier(laptop, laptop.fit["surface"])}, laptop.name)
-    return [save(law["frontier"], out / "laptop_frontier.png"),
+    return [save(named(frontier(laptop, laptop.fit["surface"]), laptop.name), out / "laptop_frontier.png"),
             save(forecast_board(forecasts), out / "forecasts.png"),
             save(recipe_figures(results / "transfer")["transfer"], out / "transfer_transfer.png")]
 

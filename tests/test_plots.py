@@ -144,10 +144,13 @@ def test_figures_need_only_the_files_that_they_show(copy, capsys):
         f"next: python -m scaling.fit {copy}/runs.csv --json={copy}/fit.json"]
 
 
-def test_figures_name_their_study_and_what_its_loss_counts(drawn, copy):
+def test_figures_name_their_study_and_what_its_loss_counts(study, drawn, copy):
     """Another tokenizer counts otherwise; a table that tells none counts tokens."""
-    assert {figure.get_suptitle() for figure, _ in drawn.values()} == {"toy, help"}
-    for name in ("frontier", "isoflop", "loss_vs_params", "curves"):
+    for name, law, _ in plots.FIGURES:
+        if name in drawn:
+            warned = law != "accounting" and not study.fit[law]["health"]["ok"]
+            assert drawn[name][0].get_suptitle() == "toy, help" + ": a fit with warnings" * warned, name
+    for name in ("isoflop", "loss_vs_params", "loss_vs_compute", "curves"):
         assert drawn[name][0].axes[0].get_ylabel() == "validation loss (nats per character)"
     runs = (copy / "runs.csv").read_text(encoding="utf-8")
     for new, unit in ((",byte", "byte"), (",gpt2", "token"), (",", "token")):
@@ -398,7 +401,7 @@ def test_walk_goes_downward_in_order():
 def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, surface, drawn):
     _, path = drawn["frontier"]
     full = Image.open(path).convert("RGB")
-    raw = plots.named({"": plots.frontier(study, surface)}, study.name)[""]._repr_png_()
+    raw = plots.named(plots.frontier(study, surface), "toy, help")._repr_png_()
     small = Image.open(BytesIO(raw))
     assert small.mode == "P" and small.size == full.size and len(raw) < path.stat().st_size / 2
     assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).max() < 40

@@ -227,5 +227,6 @@ def test_the_figure_of_a_batch_study(tmp_path):
     batch.main([str(tmp_path)])
     left, right = plots.recipe_figures(tmp_path)["critical"].axes
     assert len(left.lines) == 2 * batch.LEVELS
-    law, noise = (line.get_ydata() for line in right.lines)
+    law, interval, noise = (line.get_ydata() for line in right.lines)
+    assert list(interval) == json.loads((tmp_path / "batch.json").read_text())["ci"]["B_crit"]
     assert law == pytest.approx(noise, rel=0.2)

@@ -96,6 +96,13 @@ def test_the_figures_show_what_the_tables_say(rows, tmp_path):
     write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))
     figures = plots.recipe_figures(tmp_path)
     assert set(figures) == {"transfer", "coordinates"}
+    edge = [row | dict(val_loss=2 + row["learning_rate"]) for row in table]
+    said = "at d 32, d 64 the best is at an edge of what was tried"
+    assert said in transfer.table_text(edge, "gpt2") and said not in transfer.table_text(table, "gpt2")
+    write_table(tmp_path / "transfer.csv", edge, list(table[0]))
+    stars = [line.get_markerfacecolor() for ax in plots.recipe_figures(tmp_path)["transfer"].axes
+             for line in ax.lines if line.get_marker() == "*"]
+    assert stars == ["white"] * 4
     for ax in figures["transfer"].axes:
         assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "*"] == [[0.002]] * 2
     for ax in figures["coordinates"].axes:

@@ -108,6 +108,10 @@ def table_text(rows: list[dict], kind: str) -> str:
     factor = max(best.values()) / min(best.values())
     lines.append(f"the best learning rate moves by a factor {factor:.3g} over widths {min(best)} to "
                  f"{max(best)}")
+    tried = {width: [rate for d, rate in losses if d == width] for width in best}
+    edges = [f"d {width}" for width in sorted(best) if best[width] in (min(tried[width]), max(tried[width]))]
+    if edges:
+        lines.append(f"  at {', '.join(edges)} the best is at an edge of what was tried: add rates beyond it")
     return "\n".join(lines)
 
 
