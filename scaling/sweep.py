@@ -38,6 +38,7 @@ import numpy as np
 
 from config import settings
 from config.configurator import read_file, set_fields
+from data.common import TOKENIZERS
 from runtime import basics, system
 from runtime.basics import Parser, UserError, exit_cleanly, load_json, nearest, plain_name
 from scaling import fit, forecast, logs, plots
@@ -166,14 +167,18 @@ def missing_data(study: Study) -> dict[str, list[str]]:
         if (basics.ROOT / "data" / dataset / "meta.json").exists():
             continue
         name, _, tokenizer = dataset.partition("_")
-        flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
+        options = [f"--tokenizer={tokenizer}"] if tokenizer else []
         if dataset in study.prepare:
-            name, *flags = study.prepare[dataset].split()
-            flags.append(f"--out_dir={basics.ROOT / 'data' / dataset}")
+            name, *options = study.prepare[dataset].split()
+        elif tokenizer and tokenizer not in TOKENIZERS:
+            raise UserError(f"dataset {dataset!r} is not prepared, and {tokenizer!r} is no tokenizer; say "
+                            f"how to in the sweep file: prepare = {{{dataset!r}: 'NAME OPTIONS'}}")
         script = f"data/{name}/prepare.py"
         if not plain_name(name) or not (basics.ROOT / script).exists():
-            raise UserError(f"dataset {dataset!r} is not prepared, and {script} does not exist")
-        found[dataset] = [script, *flags]
+            raise UserError(f"dataset {dataset!r} is not prepared; {settings.how_to_prepare(dataset)}")
+        if options:                                    # else it goes where the script has it go
+            options.append(f"--out_dir={basics.ROOT / 'data' / dataset}")
+        found[dataset] = [script, *options]
     return found
 
 

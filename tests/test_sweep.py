@@ -703,7 +703,8 @@ def test_dry_run_names_what_is_missing_and_does_not_make_it(study, lab, capsys):
     assert sweep.main([path, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("tiny_study: 5 runs on other_gpt2, tiny, 0 done, 5 to do\n"
-                          "would prepare other_gpt2: data/other/prepare.py --tokenizer=gpt2\n")
+                          "would prepare other_gpt2: data/other/prepare.py --tokenizer=gpt2 "
+                          f"--out_dir={lab.data / 'other_gpt2'}\n")
     unknown = [line for line in out.splitlines() if line.endswith("  to do, once other_gpt2 is prepared")]
     assert [line.split()[0] for line in unknown] == ["b_2e09", "b_1e09", "c_s1", "c_s2"]
     assert "\none run, 4.57e+08 FLOPs; about one minute left on " in out
@@ -767,6 +768,10 @@ def test_prepare_says_how_a_dataset_is_made(study, lab, capfd):
     for bad in ("['tiny']", "{'tiny_half': 1}", "{'tiny_half': ' '}"):
         with pytest.raises(UserError, match="must be a dict such as"):
             prepare(f"prepare = {bad}\nruns = [dict(name='a')]")
+    with pytest.raises(UserError, match="'maker_7' is not prepared, and '7' is no tokenizer; say how to"):
+        prepare("runs = [dict(name='a', dataset='maker_7')]")
+    with pytest.raises(UserError, match="'mine' is not prepared; .*wikitext2/prepare.py --input FILES"):
+        prepare("runs = [dict(name='a', dataset='mine')]")
     with pytest.raises(UserError, match="is not prepared"):
         prepare("prepare = {'gone': '../tiny'}\nruns = [dict(name='a', dataset='gone')]")
 
