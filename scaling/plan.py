@@ -70,7 +70,7 @@ LIMITS = (
 WIDE = 1000                                # an interval whose ends differ by more determines nothing
 # What a row of runs.csv says of how to train such a model. Shape and horizon are the plan's to say, and the
 # vocabulary is the dataset's.
-RECIPE = "dataset schedule block_size batch_size learning_rate".split()
+RECIPE = "dataset schedule block_size batch_size learning_rate eval_iters".split()
 RECIPE += [name for name in settings.RECIPE if name not in ("vocab_size", "lr_decay_iters")]
 
 
@@ -250,6 +250,8 @@ def study_of(table: dict, N: float, D: float) -> Study:
 
 def recipe(row: dict, names: list[str]) -> dict:
     """Those of the settings `names` that a row of runs.csv records; where a cell is empty it says nothing."""
+    if cell(row.get("val_tokens")):                    # losses compare on the same part of val.bin only
+        row = row | {"eval_iters": row["val_tokens"] / row["block_size"]}
     return {name: type(getattr(Config, name))(row[name]) for name in names if cell(row.get(name))}
 
 

@@ -224,13 +224,14 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     """Whichever of the two warmups was asked for counts, and a model is counted with the study's biases."""
     asked = model(4, 96, parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False,
                   max_iters=900, **warmup)
-    recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100))
+    recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100)) | {"val_tokens": 6400}
     law = plan.load_law(str(study))
     rows = [dict(zip(law["runs"], values)) | recipe for values in zip(*law["runs"].values())]
     write_table(tmp_path / "runs.csv", rows, list(rows[0]))
     table = read_table(tmp_path / "runs.csv")
     made = plan.make_plan(law | {"runs": table}, plan.Options(flops=8e12))
-    expected = dict(parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False, **warmup)
+    expected = dict(parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False, **warmup,
+                    eval_iters=200)                    # 6,400 tokens in rows of 32: what the losses are of
     assert expected.items() <= made.config.items()
     assert len({"warmup_iters", "warmup_frac"} & set(made.config)) == 1
     assert {type(made.config[k]) for k in ("bias", "tie_weights")} == {bool}
