@@ -249,8 +249,9 @@ def require_one_trunk(alone: list[settings.Config]) -> None:
     for name in ("warmup_iters", "batch_size", "learning_rate"):
         found = [getattr(c, name) for c in alone]
         if len(set(found)) > 1:
-            raise UserError(f"`budgets` needs one {name} for all, and -1 makes it {found[0]:g} of the "
-                            f"shortest and {found[-1]:g} of the longest; say which: {name}={found[0]:g}")
+            shortest = f" (that of the shortest is {found[0]:g})" if prepared(alone[0]) else ""
+            raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it"
+                            f"{shortest}")
 
 
 def branch(study: Study, trunk: Planned, run: dict, step: int) -> Planned:
