@@ -38,7 +38,6 @@ import numpy as np
 
 from config import settings
 from config.configurator import read_file, set_fields
-from data.common import TOKENIZERS
 from runtime import basics, system
 from runtime.basics import Parser, UserError, exit_cleanly, load_json, nearest, plain_name
 from scaling import fit, forecast, logs, plots
@@ -167,24 +166,22 @@ def missing_data(study: Study) -> dict[str, list[str]]:
         if (basics.ROOT / "data" / dataset / "meta.json").exists():
             continue
         name, _, tokenizer = dataset.partition("_")
-        options = [f"--tokenizer={tokenizer}"] if tokenizer else []
+        flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
         if dataset in study.prepare:
-            name, *options = study.prepare[dataset].split()
-        elif tokenizer and tokenizer not in TOKENIZERS:
-            raise UserError(f"dataset {dataset!r} is not prepared, and {tokenizer!r} is no tokenizer; say "
-                            f"how to in the sweep file: prepare = {{{dataset!r}: 'NAME OPTIONS'}}")
-        script = f"data/{name}/prepare.py"
-        if not plain_name(name) or not (basics.ROOT / script).exists():
+            name, *flags = study.prepare[dataset].split()
+            tokenizer = ""
+        script = basics.ROOT / "data" / name / "prepare.py"
+        if (not plain_name(name) or not script.exists()
+                or tokenizer and tokenizer not in settings.tokenizers(script)):
             raise UserError(f"dataset {dataset!r} is not prepared; {settings.how_to_prepare(dataset)}")
-        if options:                                    # else it goes where the script has it go
-            options.append(f"--out_dir={basics.ROOT / 'data' / dataset}")
-        found[dataset] = [script, *options]
+        found[dataset] = [f"data/{name}/prepare.py", *flags]
     return found
 
 
 def prepare_data(missing: dict[str, list[str]], dry_run: bool = False) -> None:
     """Run what `missing_data` found; of a dry run, say so. Raises UserError."""
     for dataset, (script, *flags) in missing.items():
+        flags.append(f"--out_dir={basics.ROOT / 'data' / dataset}")     # where it would not by itself, too
         does = "would prepare" if dry_run else "preparing"
         print(f"{does} {dataset}: {' '.join([script, *flags])}", flush=True)
         if dry_run:
@@ -572,6 +569,8 @@ def print_seals(folder: Path, held: list[Planned]) -> None:
 def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: list[Planned]) -> None:
     """What a student reads last: the law, what was forecast and what came, and what to do next."""
     where = folder.relative_to(basics.ROOT)
+    if Path.cwd() != basics.ROOT:                      # where out/ is, and the commands are
+        print(f"in {basics.ROOT}:")
     print("\n".join(fit.summary(law, f"{where}/fit.txt")))
     for row in scores:
         if row["measured"] is not None:

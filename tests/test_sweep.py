@@ -210,6 +210,7 @@ def test_a_study_of_one_length_says_why_nothing_was_forecast(study, lab, in_proc
     out, err = capsys.readouterr()
     assert "failed: more: no forecast, since there is no law of N and D (all runs have the same value" in err
     assert "next:" in out and list((lab.root / "out" / "one_length" / "figures").glob("*.png"))
+    assert f"\nin {lab.root}:\n" in out              # for it was run from elsewhere
     assert not (lab.root / "out" / "one_length" / "more").exists()
 
 
@@ -767,7 +768,7 @@ def test_prepare_says_how_a_dataset_is_made(study, lab, capfd):
     for bad in ("['tiny']", "{'tiny_half': 1}", "{'tiny_half': ' '}"):
         with pytest.raises(UserError, match="must be a dict such as"):
             prepare(f"prepare = {bad}\nruns = [dict(name='a')]")
-    with pytest.raises(UserError, match="'maker_7' is not prepared, and '7' is no tokenizer; say how to"):
+    with pytest.raises(UserError, match="'maker_7' is not prepared; what can be prepared: maker_char, "):
         prepare("runs = [dict(name='a', dataset='maker_7')]")
     with pytest.raises(UserError, match="'mine' is not prepared; .*wikitext2/prepare.py --input FILES"):
         prepare("runs = [dict(name='a', dataset='mine')]")
