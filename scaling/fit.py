@@ -98,7 +98,12 @@ def surface(data: dict, bootstrap: int) -> dict:
     """Approach 3, and the profile of E."""
     N, D, L, run = rows(data)
     fit = floored(data, {"N": N, "D": D}, L, run, bootstrap)
-    fit = forms.counted(fit, N, D, data["C"][data["some"]])
+    C = data["C"][data["some"]]
+    fit = forms.counted(fit, N, D, C)
+    if "cost" in fit:
+        times = np.sort(C / (6 * N * D))
+        fit["note"] = (f"budgets are counted as C is, {times[0]:.3g} to {times[-1]:.3g} times 6 N D in these "
+                       "rows; a and b are slopes from the smallest to the largest C")
     if bootstrap and not data.get("signed"):
         fit["profile_E"] = forms.profile_E(*rows(data), min(bootstrap, 200))
         fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
@@ -195,7 +200,7 @@ def bend(fit: dict, x: np.ndarray, L: np.ndarray, name: str, bootstrap: int) -> 
     """Where these data prefer the broken power law by far, add it to the power law `fit`, as `broken`."""
     row = fit["forms"]["forms"]["broken power law"]
     others = [other["aicc"] for other in fit["forms"]["forms"].values() if other.get("aicc")]
-    if row.get("aicc") != 0 or min(others) < FAR:
+    if row.get("aicc") != 0 or min(others, default=0) < FAR:
         return
     fit["broken"] = forms.fit_broken(x, L, name=name, bootstrap=bootstrap)
     fit["health"]["bend"] = fit["broken"][f"{name}_break"]

@@ -33,6 +33,7 @@ def test_tokens_are_the_rows_own_however_n_is_counted(counted, a, b):
 
 def test_forward_flops_are_another_count_of_compute():
     result = fit.fit_all(read_table(FIELD / "flops_forward.csv"), bootstrap=0, at=[1e21 / 3])
+    assert "0.333 to 0.333 times 6 N D" in result["surface"]["note"]
     for row in result["verdict"]["approaches"].values():
         best = row["at"][0]
         assert (best["N_opt"], best["D_opt"]) == pytest.approx((1.24e9, 1.35e11), rel=0.01)

@@ -227,6 +227,9 @@ def test_the_cost_of_a_run_is_learned_from_the_table():
         law = {"cost": forms.cost_of(N, D, C)}
         assert forms.flops_of(law, N, D) == pytest.approx(C, rel=0.02)
         assert forms.tokens_of(law, N, forms.flops_of(law, N, D)) == pytest.approx(D, rel=1e-9)
+    vague = forms.cost_of(N, D, 6 * N * D * rng.choice([1, 2], 40))    # two lengths of context, say
+    fit = forms.fit_surface(N, D, forms.surface_loss(SURFACE, N, D), bootstrap=0) | {"cost": vague}
+    assert "only to 3" in " ".join(health.judge(fit)["health"]["lines"])
     third = SURFACE | {"cost": forms.cost_of(N, D, 2 * N * D)}
     assert forms.surface_optimum(third, 2e15) == pytest.approx(forms.surface_optimum(SURFACE, 6e15), rel=1e-9)
 

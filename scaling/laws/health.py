@@ -11,6 +11,7 @@ MANY_ERRORS = 2                            # standard errors by which one run ma
 CARRIES = 3                                # standard errors by which it may do so by chance
 FEW_STARTS = 4.5                           # that find the optimum: one as easily found was missed in 1 %
 LACK_OF_FIT = 3                            # residuals over the noise between seeds
+VAGUE = 0.05                               # relative error of C as N and D tell it
 WIDE = 0.5                                 # an interval of a, of the 0 to 1 that there are, that says little
 NOTHING = 0.9                              # and one that says nothing
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
@@ -136,6 +137,9 @@ def of_data(fit: dict) -> list[str]:
         out.append(f"residuals are {h['lack_of_fit']:.1f} times the noise between seeds: the form, or the "
                    "tuning of some sizes, is off")
     out += of_profile(fit)
+    if fit.get("cost") and fit["cost"]["off"] > VAGUE:
+        off = fit["cost"]["off"]
+        out.append(f"N and D tell the C of a run only to {off:.0%}: it depends on more, and so does N_opt")
     if h.get("limited"):
         out.append(of_limit(fit["range"], h["limited"]))
     if h.get("bend"):
