@@ -311,7 +311,7 @@ def test_a_finished_run_is_not_trained_again(lab, monkeypatch):
 
 
 @pytest.mark.parametrize("key, value", [
-    ("learning_rate", 0.5), ("seed", 2), ("max_iters", 30), ("n_layer", 2), ("batch_size", 4),
+    ("learning_rate", 0.5), ("seed", 2), ("max_iters", 5), ("n_layer", 2), ("batch_size", 4),
     ("eval_iters", 5), ("schedule", "linear"), ("dropout", 0.1), ("tie_weights", False),
     ("dataset", "other")])
 @pytest.mark.parametrize("finished", [True, False])
