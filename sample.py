@@ -7,6 +7,9 @@ Prints the prompt with each continuation. While both fit in block_size, keys and
 Beyond, each token is drawn from the last block_size tokens, computed afresh: positions are learned, so
 when the window moves on by one, everything in it changes.
 """
+import runtime  # noqa: F401    first: it says what is missing here
+
+# isort: split
 import json
 import math
 import sys

@@ -9,6 +9,8 @@ Exit codes: 0 done, 2 something to mend, 3 interrupted (the same command goes on
 """
 import os
 
+import runtime  # noqa: F401    first: it says what is missing here
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve others; set before torch
 import contextlib
 import math
@@ -353,9 +355,7 @@ def main() -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
-        console.say(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, "
-                    f"{result['val_bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens in "
-                    f"{result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
+        console.say_end(c.out_dir, result)
     return 0
 
 

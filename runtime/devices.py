@@ -30,6 +30,10 @@ def join_processes(device: str) -> tuple[int, int, str]:
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     device = find_device(device)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(f"WORLD_SIZE is {world}, but not {' or '.join(missing)}: start ranks by "
+                        "torchrun, or unset WORLD_SIZE")
     if world > 1:
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

@@ -126,6 +126,18 @@ class Corrupt(UserError):
         super().__init__(f"{path} is corrupt ({self.why}); delete it, or {START_OVER}")
 
 
+def require_ours(path: Path) -> None:
+    """Raise UserError for a checkpoint that another program wrote: it is neither loaded nor removed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        ours = not isinstance(state, dict) or "data_sha256" in state
+    except Exception:                                  # unreadable: ours, where a run of ours was begun
+        ours = not path.exists() or path.with_name("log.jsonl").exists()
+    if not ours:
+        raise UserError(f"{path} is not a checkpoint of this project (nanoGPT writes such files) and cannot "
+                        "be gone on from; choose another out_dir")
+
+
 def save(run, name: str = CHECKPOINT) -> None:
     """Write a checkpoint to go on from bit for bit. Raises UserError if a loss is not finite."""
     losses = run.sum_over_ranks(torch.stack(run.losses)) if run.losses else torch.zeros(0)
@@ -153,8 +165,9 @@ def save(run, name: str = CHECKPOINT) -> None:
 def load(run, path: Path) -> None:
     """Have `run` go on from the checkpoint `path`: its own, or to branch, that of a run which begins alike.
 
-    Raises Corrupt for what is no whole checkpoint, UserError for one of another run or text.
+    Raises Corrupt for what is no whole checkpoint, UserError for one of another program, run or text.
     """
+    require_ours(path)
     try:
         with zipfile.ZipFile(path) as z:
             if z.testzip():                            # torch.load ignores the checksums of torch.save
@@ -258,6 +271,7 @@ def remove_stale(out: Path, resumed: Path | None) -> None:
     """Remove what does not belong to the run that goes on from `resumed`, or starts over."""
     stale = [out / "result.json", *out.glob(".*.tmp")]      # .tmp: files that a kill left half
     if resumed is None:
+        require_ours(out / CHECKPOINT)
         stale += [out / PREVIOUS, out / CHECKPOINT, out / "log.jsonl"]
     elif resumed.name == PREVIOUS:                     # a corrupt ckpt.pt must not become the previous one
         stale.append(out / CHECKPOINT)
