@@ -172,6 +172,10 @@ class Run:
         measured = c.dtype != "float16"                # in float16 gradients are scaled by then
         loss_sum = 0.0
         for i, ids in enumerate(micro_batches):
+            if self.watch.amid_step(i):                # the step is given up, and done anew later
+                if self.step:
+                    rundir.save(self)
+                raise Interrupted(self)
             last = i == len(micro_batches) - 1
             together = self.world == 1 or last         # ranks exchange gradients once a step
             with contextlib.nullcontext() if together else self.model.no_sync():

@@ -58,4 +58,8 @@ def on_machine(c: Config, device: str, world: int) -> Config:
         free = torch.cuda.mem_get_info()[0] if on_gpu else system.free_memory()
         needed = activation_bytes(c, 4 if c.dtype == "float32" else 2) * c.block_size * c.batch_size / world
         c.gradient_accumulation_steps = min(math.ceil(needed / (0.6 * free)), c.batch_size // world)
+        if world > 1:                                  # ranks agree on signals between their micro-batches
+            most = torch.tensor(c.gradient_accumulation_steps, device=device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            c.gradient_accumulation_steps = most.item()
     return c

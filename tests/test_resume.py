@@ -91,6 +91,8 @@ def cut_off(patch, where: str, at: int) -> None:
             rounds.clear()
 
     def batch(data, ids):
+        if not rounds and where == "SIGTERM amid" and now == [at]:
+            os.kill(os.getpid(), signal.SIGTERM)
         if rounds:
             rounds[0] += 1
             here = now == [RUN["max_iters"]] if where == "last evaluation" else late()
@@ -217,9 +219,12 @@ def test_a_kept_step_whose_evaluation_was_cut_off_is_kept(lab):
     assert (lab.out("run") / "ckpt_12.pt").exists()
 
 
-def test_accumulation_goes_on_as_well(straight, name):
+@pytest.mark.parametrize("where, at", [("SIGTERM", 15), *[("SIGTERM amid", at) for at in (1, 14, 15, 29)]])
+def test_accumulation_goes_on_as_well(straight, name, where, at):
+    """Also where a signal comes between two micro-batches: the step before has the checkpoint."""
     settings = RUN | dict(gradient_accumulation_steps=3)
-    run_into(straight, name, "SIGTERM", 15, **settings)
+    run_into(straight, name, where, at, **settings)
+    assert straight.checkpoint(name)["step"] == at
     straight.train(name, **settings)
     assert_same_run(straight, name, "accumulated")
 
@@ -244,6 +249,17 @@ def test_many_kills(straight, name, seed):
                  ckpt_minutes=rng.choice([0, 5]), **RUN)
     straight.train(name, dropout=0.2, **RUN)
     assert_same_run(straight, name, "dropout0.2")
+
+
+def test_a_signal_amid_the_first_step_leaves_nothing_to_go_on_from(straight, name, monkeypatch):
+    settings, get = RUN | dict(gradient_accumulation_steps=3), train.Batches.get
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Batches, "get",
+                      lambda *args: (os.kill(os.getpid(), signal.SIGTERM), get(*args))[1])
+        assert straight.command(name, **settings)[0] == 3
+    assert not list(straight.out(name).glob("ckpt*"))
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "accumulated")
 
 
 def test_a_checkpoint_does_not_disturb_the_run(straight, name):
