@@ -143,7 +143,7 @@ def cut_off(patch, where: str, at: int) -> None:
 
 
 PLACES = ["SIGTERM", "step", "evaluate", "evaluating", "last evaluation", "SIGTERM evaluating", "log",
-          "logged", "checkpoint", "SIGTERM saving", "renamed", "result"]
+          "logged", "checkpoint", "SIGTERM saving", "renamed", "result", "SIGTERM amid"]
 
 
 def run_into(lab, name, where, at, **settings) -> None:
@@ -244,11 +244,12 @@ def test_killed_anywhere_after_a_checkpoint(straight, name, where, ckpt_minutes)
 def test_many_kills(straight, name, seed):
     """Up to 12 cuts at random places, some before the first checkpoint, some while going on from the last."""
     rng = random.Random(seed)
+    settings = RUN | (dict(gradient_accumulation_steps=3) if seed % 2 else dict(dropout=0.2))
     for _ in range(12):
-        run_into(straight, name, rng.choice(PLACES), rng.randint(1, 30), dropout=0.2,
-                 ckpt_minutes=rng.choice([0, 5]), **RUN)
-    straight.train(name, dropout=0.2, **RUN)
-    assert_same_run(straight, name, "dropout0.2")
+        run_into(straight, name, rng.choice(PLACES), rng.randint(1, 30),
+                 ckpt_minutes=rng.choice([0, 5]), **settings)
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "accumulated" if seed % 2 else "dropout0.2")
 
 
 def test_a_signal_amid_the_first_step_leaves_nothing_to_go_on_from(straight, name, monkeypatch):
