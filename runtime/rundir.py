@@ -77,8 +77,8 @@ def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
 
 def earlier(folder: Path, step: int) -> str:
     """How to begin at `step` or before it, with a checkpoint that the run in `folder` kept."""
-    kept = {int(path.stem[5:]) for path in folder.glob("ckpt_*.pt") if path.stem[5:].isdecimal()}
-    before = [number for number in kept if number <= step]
+    numbers = [path.stem.removeprefix("ckpt_") for path in folder.glob("ckpt_*.pt")]
+    before = [int(number) for number in numbers if number.isdecimal() and int(number) <= step]
     if not before:
         return "a run that is to go on must keep a checkpoint before that (keep_steps)"
     branch = shlex.quote(str(folder / f"ckpt_{max(before)}.pt"))
