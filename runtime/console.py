@@ -7,6 +7,8 @@ import sys
 
 from config import settings
 from config.settings import Config
+from runtime import basics
+from runtime.basics import from_here
 
 
 def say(line: str) -> None:
@@ -49,5 +51,5 @@ def say_end(out_dir: str, result: dict) -> None:
             f"diverged, or has hardly begun; lower learning_rate (now {result['learning_rate']:g}), or train "
             "for longer")
     say(f"{out_dir}: val_loss {loss:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per byte, "
-        f"{result['tokens']:,} tokens in {result['wall_s']:.0f} s; next: python sample.py "
-        f"--out_dir={shlex.quote(out_dir)}")
+        f"{result['tokens']:,} tokens in {result['wall_s']:.0f} s; next: python "
+        f"{from_here(basics.ROOT / 'sample.py')} --out_dir={shlex.quote(out_dir)}")
