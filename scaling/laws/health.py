@@ -6,6 +6,7 @@ Those of them that say that the data do not determine the law are health["undete
 be forecast or planned by it. A new finding is a number in health and a sentence here.
 """
 import numpy as np
+from scipy.stats import chi2
 
 MANY_ERRORS = 2                            # standard errors by which one run may move an exponent
 CARRIES = 3                                # standard errors by which it may do so by chance
@@ -142,7 +143,7 @@ def of_data(fit: dict) -> list[str]:
         out.append(f"N and D tell the C of a run only to {off:.0%}: it depends on more, and so does N_opt")
     if h.get("limited"):
         out.append(of_limit(fit["range"], h["limited"]))
-    if h.get("bend"):
+    if h.get("bend") and not h.get("limited"):         # else that is why
         out.append(f"the curve bends at {h['bend']:.3g}: a broken power law fits far better, see 'broken'")
     if h.get("repeated_rows"):
         out.append(f"{h['repeated_rows']} rows repeat their data, which this form ignores; see 'repeated'")
@@ -189,7 +190,8 @@ def of_isoflop(fit: dict) -> list[str]:
     if np.isnan(fit["noise"]):
         out.append("three sizes per budget leave no scatter to measure, so the intervals mean nothing; "
                    "train five sizes per budget, or repeat seeds")
-    if h["widened"] > 2:
+    df = max(fit["budgets"] - 2, 1)
+    if h["widened"] > max(2, np.sqrt(chi2.isf(0.002, df) / df)):        # few optima scatter so by chance
         out.append(f"the optima scatter {h['widened']:.1f} times more about the line than noise explains")
     worst = h["influence"]
     if carries(worst):
