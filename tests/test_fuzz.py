@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickle
+import random
 import string
 import sys
 import zipfile
@@ -20,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from log_samples import SAMPLES, wandb_file
 
 import sample
 import train
@@ -29,6 +31,7 @@ from runtime import rundir
 from runtime.basics import UserError, plain_name
 from scaling import fit, forecast, logs, plan, sweep
 from scaling.tables.csv import read_table
+from scaling.tables.foreign import Asked, read_points
 from scaling.tables.runs import select
 
 TOTAL = []
@@ -334,6 +337,41 @@ def test_foreign_logs(tmp_path_factory, text, suffix, flags):
         logs.main([str(path), f"--out={out}", *flags])
         assert read_table(out)
     assert path.read_bytes() == before
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """`data` with up to three parts changed, cut out, doubled or cut off, or with its lines shuffled."""
+    for _ in range(chance.randint(1, 3)):
+        i = chance.randrange(len(data) + 1)
+        j = i + chance.randint(1, 40)
+        lines = data.split(b"\n")
+        chance.shuffle(lines)
+        data = chance.choice([data[:i] + chance.randbytes(1) + data[i + 1:], data[:i] + data[j:],
+                              data[:j] + data[i:], data[:i], b"\n".join(lines)])
+    return data
+
+
+# A large file would take its time 2,000 times over.
+SMALL = {name: data for name, (data, _, _) in SAMPLES.items()} | {
+    "run.wandb": wandb_file("big", {"n_params": 5e6}, [{"_step": s, "val/loss": 5.0 - s} for s in (0, 1, 2)])}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_damaged_logs_of_other_projects(tmp_path, name):
+    """2,000 times: points that a fit can use, or one line."""
+    chance = random.Random(name)
+    path = tmp_path / name
+    with open(path, "wb", buffering=0) as f:
+        for i in range(2000):
+            f.seek(0)
+            f.write(damaged(SMALL[name], chance))
+            f.truncate()                               # to 0 first would take milliseconds
+            said = []
+            with one_line():
+                rows, _ = read_points(path, [Asked(), Asked(1e6, 1000.0)][i % 2], said.append)
+                assert all(0 < row[key] < math.inf for row in rows for key in ("params", "tokens"))
+                assert all(math.isfinite(row["loss"]) and row["run"] for row in rows)
+            assert not any("\n" in line for line in logs.collapsed(said))
 
 
 @fuzz(100)
