@@ -130,6 +130,7 @@ val loss 5.500000
 """
 BUILD_NANOGPT = "0 val 10.9000\n0 hella 0.2500\n0 train 10.950000\n250 val 5.9000\n250 train 5.950000\n"
 MODDED = """import torch
+        val_loss = 0.0
         print0(f"step:{step}/{args.num_iterations} val_loss:{val_loss:.4f} train_time:{ms:.0f}ms")
 step:0/100 val_loss:10.8000 train_time:0ms step_avg:nanms
 step:1/100 train_loss:10.7000 train_time:20ms step_avg:nanms
@@ -162,6 +163,7 @@ LIGHTNING = """epoch,step,train_loss_epoch,train_loss_step,val_loss
 0,99,4.3,,
 1,199,,3.1,
 1,199,,,3.3
+,,,,
 """
 LITGPT = """epoch,iter,learning_rate,loss,step,tokens,total_tokens,val_loss,val_ppl
 0,100,0.0001,4.5,99,51200,102400,,
@@ -169,20 +171,20 @@ LITGPT = """epoch,iter,learning_rate,loss,step,tokens,total_tokens,val_loss,val_
 ,,,,199,,,4.1,60.3
 0,300,0.0001,3.5,299,153600,307200,,
 """
-CHART = ["Step", *(f"{run} - val/loss{end}" for run in ("small", "big") for end in ("", "__MIN", "__MAX"))]
-CHART = ",".join(f'"{name}"' for name in CHART)
-CHART += """
-"100","3.5","3.5","3.5","","",""
-"200","3.25","3.25","3.25","3","3","3"
+KEYS = [f"{run} - {key}" for run in ("small", "big") for key in ("_step", "val/loss")]      # by epochs
+CHART = "epoch," + ",".join(f'"{key}","{key}__MIN","{key}__MAX"' for key in KEYS) + """
+"1","100","100","100","3.5","3.5","3.5","","","","","",""
+"2","200","200","200","3.25","3.25","3.25","200","200","200","3","3","3"
 """
 RUNS_TABLE = """"Name","State","Created","Runtime","lr","n_params","tokens","train/loss","val/loss"
 "a","finished","2025-01-02T03:04:05.000Z","100","0.001","1000000","20000000","3.5","3.6"
 "b","crashed","2025-01-02T03:05:05.000Z","200","0.002","2000000","40000000","3.2","3.3"
 """
+SEEDS = RUNS_TABLE.replace('"tokens"', '"iter"').replace('"b"', '"a"').replace("40000000", "20000000")
 HISTORY = [{"_step": 0, "train/loss": 5.0, "val/loss": 5.1, "tokens": 0}, {"_step": 50, "train/loss": 4.5},
            {"_step": 100, "train/loss": 4.0, "val/loss": 4.1, "tokens": 100_000, "pad": "x" * 40_000}]
-RUN_LIST = [{"name": "a", "params": 1e6, "tokens": 2e7, "loss": 3.5},
-            {"name": "b", "params": 2e6, "tokens": 4e7, "loss": 3.25}]
+RUN_LIST = [{"name": "a", "config": {"params": 1e6}, "summary": {"tokens": 2e7, "loss": 3.5}},
+            {"name": "b", "config": {"params": 2e6}, "summary": {"tokens": 4e7, "loss": 3.25}}]
 CURVE_LIST = {"runs": [
     {"run": "a", "params": 1e6, "train_loss": [[10, 3.6], [20, 3.4]], "eval_loss": [[20, 3.5]]},
     {"run": "b", "params": 2e6, "train_loss": [[10, 3.5], [20, 3.2]], "eval_loss": [[20, 3.3]]}]}
@@ -215,6 +217,7 @@ SAMPLES = {
     "litgpt.csv": (LITGPT, [SIZE], [("", 1e6, 204_800, 4.1)]),
     "chart.csv": (CHART, LOW, [("small", 1e6, 1e5, 3.5), ("small", 1e6, 2e5, 3.25), ("big", 1e6, 2e5, 3.0)]),
     "runs_table.csv": (RUNS_TABLE, [], [("a", 1e6, 2e7, 3.6), ("b", 2e6, 4e7, 3.3)]),
+    "seeds.csv": (SEEDS, [BATCH], [("a", 1e6, 2e10, 3.6), ("a:2", 2e6, 2e10, 3.3)]),
     "run.wandb": (wandb_file("big", {"n_params": 5e6, "lr": 1e-3}, HISTORY), [], [("big", 5e6, 1e5, 4.1)]),
     "events.out.tfevents.1.host": (event_file(
         (0, "loss/train", 5), (0, "loss/val/t", 5.25), (100, "loss/train", 4), (100, "loss/val/t", 4.25),

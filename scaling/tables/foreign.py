@@ -12,8 +12,9 @@ from scaling.tables.csv import MALFORMED, number
 from scaling.tables.readers import FORMATS, NAMES, held_out, is_loss, named, plain, reader_of, skipping
 
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
-BITS = {"bpb": "bits per byte", "byte": "bits per byte", "bpc": "bits per character", "bits": "bits"}
-BOOKKEEPING = set("index id created runtime state user notes tags sweep hostname timestamp".split())
+BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
+        "bits_per_char": "bits per character", "bits_per": "bits"}
+BOOKKEEPING = set("index id name run_name created runtime state user notes tags sweep hostname".split())
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Run:
 # ---- Records become runs. ----
 
 def number_or_nan(value) -> float:
-    """As `number`, but nan for what is none."""
+    """As `number`, but nan for what is no number."""
     try:
         return number(value)
     except MALFORMED:
@@ -62,46 +63,71 @@ def filled(record: dict, names: dict) -> dict:
 def begins(run: Run, step: int, cells: dict, told: dict) -> bool:
     """Whether a record is of a run that begins: the model is another one, or the counter starts over.
 
-    One that resumes goes back, but not to the start, and says the same of its model.
+    One that resumes goes back, but not to the start, and says the same of its model. In a table of runs,
+    those of one name have a row each, at the same step.
     """
     if any(told[key] != run.facts.get(key) for key in ("params", "batch_tokens") if key in told):
         return True
     starts = step <= 1 or step == next(iter(run.rows))
-    return starts and any(step < run.last[name] for name in cells if name in run.last)
+    alone = run.named and len(run.rows) == 1
+    return starts and any(step < run.last[name] or alone for name in cells if name in run.last)
 
 
-def gather(path: Path, records: Iterable, names: dict, report: Callable) -> tuple[str, list[Run], list]:
-    """(what the file is, its runs, its columns). A run ends where `begins` says so, or with its name."""
-    kind = ""
-    runs, latest, columns = [], {}, {}
-    told, used = {}, False
+class Gathered:
+    """The runs of a log, its columns and what it is, from its records one by one."""
+
+    def __init__(self, names: dict):
+        self.names = names
+        self.kind = ""
+        self.runs = []
+        self.columns = {}
+        self.latest = {}                               # the run that goes on, by name
+        self.told = {}                                 # of the runs that follow
+        self.used = False
+
+    def tell(self, facts: dict) -> None:
+        """Keep what is true of the runs that follow: all that is told before the next row."""
+        self.kind = facts.get("kind", self.kind)
+        self.told = facts if self.used else self.told | facts
+        self.used = False
+
+    def add(self, place: str, record: dict) -> None:
+        """Put a record where it belongs. Raises one of MALFORMED."""
+        self.columns |= dict.fromkeys(record)
+        cells = filled(record, self.names)
+        columns = tuple(record)
+        name = str(cells.get(self.names.get("run") or named(columns, "run"), ""))
+        counter = self.names.get("step") or named(columns, "step")
+        step = place
+        if counter not in record:
+            name = ""                                  # each row is a run, or a point of one
+        elif cells:
+            step = int(number(cells.pop(counter, math.nan)))
+        if not cells:
+            return                                     # a line of commas
+        if isinstance(step, int) and not 0 <= step < 10**15:
+            raise ValueError(f"step {step}")
+        if self.runs and isinstance(step, int) != has_steps(self.runs[0]):
+            raise ValueError("some rows have a step, some do not")
+        run = self.latest.get(name)
+        if run is None or isinstance(step, int) and begins(run, step, cells, {} if self.used else self.told):
+            run = self.latest[name] = Run(name, bool(name), self.told)
+            self.runs.append(run)
+        self.used = True
+        run.rows.setdefault(step, {}).update(cells)
+        run.last |= {column: step for column in cells if is_loss(column)}
+
+
+def gather(path: Path, records: Iterable, names: dict, report: Callable) -> Gathered:
+    """What a reader yields, put together; what is malformed is reported."""
+    found = Gathered(names)
     for place, record in records:
         if place is None:
-            kind = record.get("kind", kind)
-            told = record if used else told | record
-            used = False
-            continue
-        with skipping(f"{path}:{place}", report):
-            columns |= dict.fromkeys(record)
-            cells = filled(record, names)
-            name = str(cells.get(names.get("run") or named(tuple(record), "run"), ""))
-            counter = names.get("step") or named(tuple(record), "step")
-            if runs and (counter in record) != has_steps(runs[0]):
-                raise ValueError("some rows have a step, some do not")
-            if counter not in record:                  # each row is a run, or a point of one
-                name, step = "", place
-            else:
-                step = int(number(cells.pop(counter, math.nan)))
-                if not 0 <= step < 10**15:
-                    raise ValueError(f"step {step}")
-            run = latest.get(name)
-            if run is None or counter in record and begins(run, step, cells, {} if used else told):
-                run = latest[name] = Run(name, bool(name), told)
-                runs.append(run)
-            used = True
-            run.rows.setdefault(step, {}).update(cells)
-            run.last |= {column: step for column in cells if is_loss(column)}
-    return kind, runs, list(columns)
+            found.tell(record)
+        else:
+            with skipping(f"{path}:{place}", report):
+                found.add(place, record)
+    return found
 
 
 # ---- Which loss. ----
@@ -111,25 +137,23 @@ def choose_loss(path: Path, runs: list[Run], asked: str | None) -> str:
 
     Of the same text in nats and in bits, that in nats. Raises UserError where there is none, or a choice.
     """
-    count = Counter(name for run in runs for row in run.rows.values() for name in row if is_loss(name))
-    if asked:
-        if asked not in count:
-            raise UserError(f"{path}: no loss {asked!r}{nearest(asked, count)}; it has {', '.join(count)}")
-        return asked
-    if not count:
+    count = Counter(name for run in runs for row in run.rows.values() for name in row)
+    losses = {name: n for name, n in count.items() if is_loss(name)}
+    if asked and asked not in count:
+        raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
+    if not asked and not losses:
         raise UserError(f"{path}: no loss recognised in it; accepted: {FORMATS}")
-    held = [name for name in count if held_out(name)]
-    if len(held) > 1:
-        held = [name for name in held if not unit(name)] or held
-    if len(held) > 1:
+    held = [name for name in losses if held_out(name)]
+    held = [name for name in held if not unit(name)] or held
+    if not asked and len(held) > 1:
         raise UserError(f"{path}: it has {len(held)} validation losses; choose with --loss= one of "
                         f"{', '.join(sorted(held))}")
-    return held[0] if held else count.most_common(1)[0][0]
+    return asked or (held[0] if held else max(losses, key=losses.get))
 
 
 def unit(loss: str) -> str:
     """'bits per byte', or nothing of a loss in nats per token."""
-    return next((text for word, text in BITS.items() if word in loss.lower()), "")
+    return next((text for word, text in BITS.items() if word in plain(loss)), "")
 
 
 # ---- Runs become points. ----
@@ -138,11 +162,11 @@ def has_steps(run: Run) -> bool:
     return isinstance(next(iter(run.rows)), int)
 
 
-def diverged_at(run: Run) -> int | None:
+def diverged_at(run: Run, loss: str) -> int | None:
     """The step from which on no loss of a run is finite, or None."""
     bad = None
     for step in sorted(run.rows):
-        losses = [value for name, value in run.rows[step].items() if is_loss(name)]
+        losses = [value for name, value in run.rows[step].items() if is_loss(name) or name == loss]
         if any(map(math.isfinite, losses)):
             bad = None
         elif losses and bad is None:
@@ -164,7 +188,7 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
     if not has_steps(run):
         return True
     who = f"{path}: run {run.name}"
-    bad = diverged_at(run)
+    bad = diverged_at(run, loss)
     end = max(run.rows)
     wanted = max(number_or_nan(row.get(horizon)) for row in run.rows.values())
     if bad is not None:
@@ -254,8 +278,10 @@ def points_of(run: Run, source: dict, extra: list[str], columns: list[str], aske
     params = params_of(run, asked, tokens)
     names = names_of(run, columns, asked)
     bits = {"loss_unit": unit(source["loss"])} if unit(source["loss"]) else {}
-    steps = [step for step in run.rows if source["loss"] in run.rows[step]] if has_steps(run) else run.rows
-    for step in sorted(steps) if has_steps(run) else steps:
+    steps = run.rows
+    if has_steps(run):                                 # step 0 is no training
+        steps = sorted(step for step, row in run.rows.items() if step and source["loss"] in row)
+    for step in steps:
         row = run.rows[step]
         point = {name: row.get(name) for name in extra}
         for ours, theirs in source.items():
@@ -265,12 +291,13 @@ def points_of(run: Run, source: dict, extra: list[str], columns: list[str], aske
             point["params"] = params
         if has_steps(run):
             point["step"] = step
-        yield f"step {step}" if has_steps(run) else f"line {step}", point
+        yield f"{'step' if has_steps(run) else 'line'} {step}", point
 
 
 def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], str]:
     """(the points of a log that a fit can use, what the log is). Raises UserError with the cause."""
-    kind, runs, columns = gather(path, reader_of(path)(path, report), asked.names, report)
+    found = gather(path, reader_of(path)(path, report), asked.names, report)
+    runs, columns = found.runs, list(found.columns)
     loss = choose_loss(path, runs, asked.names.get("loss"))
     asked = replace(asked, names=asked.names | {"loss": loss})
     source = columns_of(path, runs, columns, asked)
@@ -284,7 +311,7 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
     size = counted(len(runs), "run") if has_steps(runs[0]) else counted(len(points), "row")
-    what = f"{kind}, {size}; loss is {loss}"
+    what = f"{found.kind}, {size}; loss is {loss}"
     if unit(loss):
         what += f", in {unit(loss)}, not nats"
     return usable(path, points, report), what

@@ -32,8 +32,8 @@ NAMES = {                                              # of several that a table
     "budget": "budget",
     "unique_tokens": "unique_tokens",
     "horizon": "horizon max_steps num_iterations max_iters"}
-LOSSES = {"loss", "bpb", "bpc", "bits"}
-OTHER_LOSSES = {"aux", "z", "best", "min", "max", "std", "stderr", "scale", "kl", "moe", "router", "balance"}
+LOSSES = {"loss", "bpb", "bpc", "nll"}
+OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
 HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
 
 
@@ -44,17 +44,23 @@ def plain(column: str) -> str:
     return name if len(name) == 1 else name.lower()
 
 
+def words_of(column: str) -> set[str]:
+    """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
+
+
 @lru_cache(maxsize=10_000)
 def is_loss(column: str) -> bool:
     """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
-    words = set(re.findall("[a-z]+", column.lower()))
-    return bool(words & LOSSES) and not words & OTHER_LOSSES or column == "L"
+    words = words_of(column)
+    known = words & LOSSES or {"bits", "per"} <= words or column == "L"
+    return bool(known) and not words & OTHER_LOSSES
 
 
 @lru_cache(maxsize=10_000)
 def held_out(column: str) -> bool:
     """Whether a loss was measured on other text than that trained on."""
-    return bool(set(re.findall("[a-z]+", column.lower())) & HELD_OUT)
+    return bool(words_of(column) & HELD_OUT)
 
 
 @lru_cache(maxsize=10_000)
@@ -109,6 +115,7 @@ LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]
                   r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
 SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
 BARE = re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$")  # as build-nanogpt writes its log.txt
+ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
 COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]?)(?!\w|\.\d)"
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
@@ -168,7 +175,7 @@ def read_console(path: Path, report: Callable) -> Iterator:
                         "counted": "transformer matrices and head"}
             yield None, fact
             continue
-        if not at and not (len(losses) == 1 and held_out(*losses) and LOSS.fullmatch(text.strip())):
+        if not at and not ALONE.fullmatch(text):
             continue
         if not losses and not re.search(r"\b(?:loss|bpb|tel|trl)\b", text, re.IGNORECASE):
             continue
@@ -199,10 +206,13 @@ def read_table(path: Path, report: Callable) -> Iterator:
         row = dict(zip(header, cells))
         if not theirs:
             yield str(line), row
+        of_run = {}
         for name in theirs:                            # a column is named 'RUN - KEY'
             run, _, key = name.rpartition(" - ")
             if row[name].strip():
-                yield str(line), {header[0]: cells[0], "run": run, key: row[name]}
+                of_run.setdefault(run, {header[0]: cells[0], "run": run})[key] = row[name]
+        for record in of_run.values():
+            yield str(line), record
 
 
 # ---- JSON. ----
@@ -247,7 +257,18 @@ def json_records(path: Path, data, report: Callable) -> Iterator:
                 if curves_in(item):
                     yield from curve_records(path, {"run": f"[{i}]"} | item, report)
                 else:
-                    yield f"[{i}]", item
+                    yield f"[{i}]", flat(item)
+
+
+def flat(item: dict) -> dict:
+    """{'config/lr': ...} of {'config': {'lr': ...}}."""
+    found = {}
+    for name, value in item.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{key}": part for key, part in value.items()}
+        else:
+            found[name] = value
+    return found
 
 
 def trainer_records(path: Path, state: dict, report: Callable) -> Iterator:
