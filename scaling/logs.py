@@ -9,7 +9,6 @@ PATH=N says that its models have N parameters, PATH=N,T that a step takes T toke
 content tells. A number that is missing stays missing. Whatever is skipped is reported, with the reason.
 """
 import argparse
-import dataclasses
 import glob
 import json
 import math
@@ -17,12 +16,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from config.settings import RUN_COLUMNS, TEXT_COLUMNS, Config, recipe
+from config.settings import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
 from runtime.basics import UserError, exit_cleanly, load_json
 from scaling.tables.csv import MALFORMED, csv_rows, number, write_table
 from scaling.tables.foreign import POINT_COLUMNS, Asked, counted, read_points
@@ -53,24 +53,10 @@ def fits(key: str, value) -> bool:
     return value is None or type(value) in (int, float) and key not in TEXT_COLUMNS
 
 
-def recipe_beside(path: Path) -> dict:
-    """RECIPE's columns of a run, as far as its config.json has them: an older result.json does not."""
-    try:
-        config = load_json(path)
-        c = Config(**{f.name: config[f.name] for f in dataclasses.fields(Config) if f.name in config})
-        asked = dataclasses.replace(                   # what follows from the horizon was not asked for
-            c, warmup_iters=-1 if c.warmup_iters == round(c.warmup_frac * c.max_iters) else c.warmup_iters,
-            lr_decay_iters=-1 if c.lr_decay_iters == c.max_iters else c.lr_decay_iters)
-    except (UserError, *MALFORMED):
-        return {}
-    return {name: value for name, value in recipe(asked, c).items() if name in config}
-
-
 def parse_run(run_dir: str | Path) -> dict:
     """The row of runs.csv of one finished run, from its result.json. Raises UserError with the reason.
 
-    A key that is no column of ours, since a newer version wrote it, becomes one: see `write_runs`. What an
-    older version did not write of the recipe is taken from config.json.
+    A key that is no column of ours, since a newer version wrote it, becomes one: see `write_runs`.
     """
     run = Path(os.path.abspath(run_dir))
     path = run / "result.json"
@@ -78,15 +64,30 @@ def parse_run(run_dir: str | Path) -> dict:
     for key in ("tokens", "val_loss"):
         if key not in result:
             raise UserError(f"{path}: {key} is not in it")
-    older = recipe_beside(run / "config.json")
-    result |= {key: value for key, value in older.items() if key not in result}
     for key, value in result.items():
         if not key.isidentifier():
             raise UserError(f"{path}: {key!r:.40} cannot be a column")
         if not fits(key, value):
             raise UserError(f"{path}: {key} cannot be {value!r:.40}")
     names = {"study": run.parent.name, "run": run.name}
+    if "parametrization" not in result:                # an older version's
+        result |= {k: v for k, v in recipe_told(run / "config.json").items() if fits(k, v)}
     return names | result | names                      # first of all, and nothing in the file renames a run
+
+
+def recipe_told(path: Path) -> dict:
+    """The columns of the recipe from config.json, for a result.json that is older than they are; or {}."""
+    try:
+        told = load_json(path)
+        c = from_dict(told)
+        asked = replace(c)
+        if c.warmup_iters == round(c.warmup_frac * c.max_iters):
+            asked.warmup_iters = -1                    # what it was derived from is what was asked for
+        if c.lr_decay_iters == c.max_iters:
+            asked.lr_decay_iters = -1
+        return {name: value for name, value in recipe(asked, c).items() if name in told}
+    except (UserError, *MALFORMED):
+        return {}
 
 
 def parse_study(study_dir: str | Path) -> tuple[list[dict], list[str]]:
@@ -224,7 +225,7 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
             given = [float(size) for size in sizes.split(",")]
         except ValueError:
             raise UserError(f"{text}: PATH=N takes a number of parameters, not {sizes!r}") from None
-        asked = dataclasses.replace(asked, **dict(zip(("params", "batch_tokens"), given)))
+        asked = replace(asked, **dict(zip(("params", "batch_tokens"), given)))
         for size in given:
             positive(text, size)
         text = name

@@ -1,6 +1,5 @@
 """scaling/logs.py: tables, our own run directories, the logs of other projects, and the command line."""
 import contextlib
-import dataclasses
 import gzip
 import io
 import json
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_samples import LOW, SAMPLES
 
-from config.settings import Config
+from config.settings import RECIPE
 from runtime.basics import UserError, exit_cleanly
 from scaling import logs
 from scaling.logs import read_log
@@ -269,22 +268,6 @@ def test_a_newer_run_brings_its_columns_and_an_older_one_leaves_them_empty(tmp_p
     assert list(table["dtype"]) == ["float32", ""] and np.isnan(table["mood"]).all()
 
 
-def test_an_older_run_has_the_recipe_of_its_config(tmp_path):
-    run = make_run(tmp_path / "s", "a")
-    asked = Config(max_iters=100, warmup_frac=0.1, weight_decay=0.3, tie_weights=False)
-    config = dataclasses.asdict(dataclasses.replace(asked, warmup_iters=10, lr_decay_iters=100))
-    write(run / "config.json", json.dumps(config | {"torch": "2"}))
-    row = logs.parse_run(run)
-    assert list(row) == logs.RUN_COLUMNS and row["weight_decay"] == 0.3 and row["tie_weights"] == 0
-    assert row["warmup_frac"] == 0.1 and row["warmup_iters"] is None and row["lr_decay_iters"] is None
-    write(run / "config.json", json.dumps(config | {"warmup_iters": 7, "beta1": 0.8}))
-    write(run / "result.json", json.dumps(RESULT | {"beta1": 0.7}))
-    row = logs.parse_run(run)
-    assert row["warmup_iters"] == 7 and row["warmup_frac"] is None and row["beta1"] == 0.7
-    write(run / "config.json", '{"max_iters": "many"}')
-    assert "weight_decay" not in logs.parse_run(run)
-
-
 @pytest.mark.parametrize("result, says", [
     ("", "not JSON"), ('{"tokens": 1, "val_lo', "not JSON"), ("[1]", "a JSON object"),
     ("[" * 100_000, "not JSON"), (b"\xff\xfe\x00", "not JSON"),
@@ -301,6 +284,23 @@ def test_unusable_results_are_reported_with_their_reason(tmp_path, result, says)
     rows, problems = logs.parse_study(tmp_path / "s")
     assert [row["run"] for row in rows] == ["good"]
     assert len(problems) == 1 and says in problems[0] and "bad" in problems[0] and "\n" not in problems[0]
+
+
+@pytest.mark.parametrize("asked", [dict(warmup_iters=12), dict(warmup_frac=0.1), dict(lr_decay_iters=50)])
+def test_an_older_result_takes_its_recipe_from_config_json(lab, asked):
+    """Of warmup and decay what was asked for, and of settings that config.json lacks nothing."""
+    new = lab.train("s/a", max_iters=60, parametrization="mup", **asked)
+    path = lab.out("s/a") / "result.json"
+    path.write_text(json.dumps({k: v for k, v in new.items() if k not in RECIPE}))
+    assert logs.parse_run(path.parent) == dict(study="s", run="a") | new
+    config = json.loads((path.parent / "config.json").read_text())
+    del config["base_width"]
+    (path.parent / "config.json").write_text(json.dumps(config))
+    row = logs.parse_run(path.parent)
+    assert row["parametrization"] == "mup" and "base_width" not in row
+    for text in ("{", json.dumps(config | {"warmup_frac": "x"})):
+        (path.parent / "config.json").write_text(text)
+        assert "parametrization" not in logs.parse_run(path.parent)
 
 
 def test_an_unfinished_run_is_reported(tmp_path):
