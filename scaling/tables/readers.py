@@ -88,10 +88,10 @@ def reader_of(path: Path) -> Callable:
     for magic, reader in ((b":W&B", read_wandb), (b"SQLite format 3\0", read_trackio)):
         if head.startswith(magic):
             return reader
-    if head[24:].startswith(b"brain.Event:") or b"brain.Event:" in head[:64]:
+    if b"brain.Event:" in head[:64]:
         return read_tensorboard
     text = head.decode("utf-8-sig", "replace").lstrip()
-    if text.startswith(("{", "[{", "[\n", "[ ")) or path.suffix.lower() == ".json":
+    if re.match(r"\{\s*[\"}]|\[\s*[{\]]", text) or ".json" in path.suffixes:
         return read_json
     if ".csv" in path.suffixes or ".tsv" in path.suffixes or names_columns(text):
         return read_table
@@ -219,12 +219,15 @@ def read_table(path: Path, report: Callable) -> Iterator:
 
 def read_json(path: Path, report: Callable) -> Iterator:
     """A run with its curves, trainer_state.json, a list of runs or of steps, or one object on each line."""
-    text = "".join(text_lines(path))
+    text = "".join(text_lines(path, "replace"))
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as e:
-        if not text.lstrip().startswith("{") or "\n{" not in text:
+        if '\n{"' not in text and ".json" in path.suffixes:
             raise UserError(f"{path}: not JSON: {e}") from None
+        if '\n{"' not in text:                         # a config, printed before the log
+            yield from read_console(path, report)
+            return
         data = list(json_lines(path, text, report))
     yield None, {"kind": "JSON"}
     yield from json_records(path, data, report)
