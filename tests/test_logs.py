@@ -649,6 +649,8 @@ def test_a_run_that_diverged_is_no_result_and_one_that_ended_early_says_so(tmp_p
     log = write(tmp_path / "a.log", "\n".join(rows))
     done = command(f"{log}=1e6,10", f"--out={tmp_path / 'o.csv'}")
     assert done.returncode == 2 and "a diverged at step 130: what came before is no result" in done.stderr
+    write(log, "\n".join([*rows[:2], "step 200: train loss nan, val loss nan\n"]))
+    assert "a diverged at step 200" in command(f"{log}=1e6,10", f"--out={tmp_path / 'o.csv'}").stderr
     table, done = points(write(tmp_path / "b.log", good), tmp_path / "o.csv", *LOW)
     assert list(table["loss"]) == [3.5, 3.1]
     assert "b ended at step 900 of 1000, before its horizon" in done.stderr

@@ -115,26 +115,34 @@ LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]
                   r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
 SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
 BARE = re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$")  # as build-nanogpt writes its log.txt
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+OF_LOSS = re.compile(r"\b(?:loss|bpb|tel|trl)\b", re.IGNORECASE)
 ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
 COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]?)(?!\w|\.\d)"
+PARTS = ("lm_head", "transformer_matrices")            # what nanochat counts as its parameters
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
     ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
     ("params", r"(?:number of|total) parameters" + COUNT),
     ("params", r"num_parameters\s*\|\s*" + COUNT),
-    ("lm_head", r"^lm_head\s*:" + COUNT),
-    ("transformer_matrices", r"^transformer_matrices\s*:" + COUNT))]
+    *((name, rf"^{name}\s*:" + COUNT) for name in PARTS))]
 KINDS = ((r"^s:\d", "llm.c log"), (r"step:\d+/\d", "modded-nanogpt log"),
          (r"Step \d+ \| Validation|step \d+/\d+ \(", "nanochat log"),
          (r"(?i)iter \d+: loss|step \d+: train loss", "nanoGPT console log"))
 
 
-def fact_of(text: str) -> dict:
-    """What a line says of the model or of the steps that follow."""
+def fact_of(text: str, parts: dict) -> dict:
+    """What a line says of the model or the steps that follow; the two `parts` of nanochat's models add up."""
     for name, pattern in FACTS:
         if match := pattern.search(text):
+            value = number(match[1].replace(",", "")) * UNITS[match[2].upper()]
+            if name in PARTS:
+                parts[name] = value
+                if len(parts) < len(PARTS):
+                    return {}
+                name, value = "params", sum(parts.values())
             counted = "rounded, all but the position embeddings" if match[2] else "as the log counts them"
-            return {name: number(match[1].replace(",", "")) * UNITS[match[2].upper()], "counted": counted}
+            return {name: value, "counted": "transformer matrices and head" if parts else counted}
     return {}
 
 
@@ -147,11 +155,15 @@ def losses_of(text: str) -> dict:
     return found
 
 
-def is_torn(text: str, match: re.Match, decimals: int) -> bool:
-    """Whether a line ends inside its number, which was written with more `decimals` before."""
-    whole, _, fraction = match[3].partition(".")
-    ends = match.end() == len(text.rstrip())
-    return ends and len(fraction) < decimals and not (fraction and text.endswith("\n"))
+def is_torn(text: str, losses: dict, decimals: dict) -> bool:
+    """Whether a line ends inside a number: with fewer `decimals` than that loss had; these are updated."""
+    torn = False
+    for name, match in losses.items():
+        fraction = match[3].partition(".")[2]
+        cut = len(fraction) < decimals.get(name, 0) and match.end() == len(text.rstrip())
+        torn |= cut and match[3][-1] not in "nNfF" and not (fraction and text.endswith("\n"))
+        decimals[name] = max(decimals.get(name, 0), len(fraction))
+    return torn
 
 
 def read_console(path: Path, report: Callable) -> Iterator:
@@ -159,31 +171,20 @@ def read_console(path: Path, report: Callable) -> Iterator:
 
     A line 'val loss 3.1' without a step is of the steps that were done before it.
     """
-    parts = {}
-    decimals = {}                                      # the most that each loss was written with
+    parts, decimals = {}, {}
     kind = first = None
     done = 0
     for line, text in enumerate(text_lines(path, "replace"), 1):
-        text = re.sub(r"\x1b\[[\d;]*m", "", text)      # colours
-        text = BARE.sub(r"step \1: \2 loss \3", text)
+        text = BARE.sub(r"step \1: \2 loss \3", COLOUR.sub("", text))
         at = STEP.search(text)
         losses = losses_of(text)
-        if not at and (fact := fact_of(text)):
-            parts |= fact
-            if {"lm_head", "transformer_matrices"} <= set(parts):
-                fact = {"params": parts.pop("lm_head") + parts.pop("transformer_matrices"),
-                        "counted": "transformer matrices and head"}
+        if not at and (fact := fact_of(text, parts)):
             yield None, fact
+        if not (at or ALONE.fullmatch(text)) or not (losses or OF_LOSS.search(text)):
             continue
-        if not at and not ALONE.fullmatch(text):
-            continue
-        if not losses and not re.search(r"\b(?:loss|bpb|tel|trl)\b", text, re.IGNORECASE):
-            continue
-        if not losses or any(is_torn(text, m, decimals.get(name, 0)) for name, m in losses.items()):
+        if not losses or is_torn(text, losses, decimals):
             report(f"{path}:{line}: malformed: {text.strip()!r:.60}; skipped")
             continue
-        for name, match in losses.items():
-            decimals[name] = max(decimals.get(name, 0), len(match[3].partition(".")[2]))
         if not kind:
             kind = next((name for pattern, name in KINDS if re.search(pattern, text)), "console log")
             yield None, {"kind": kind}
