@@ -206,6 +206,7 @@ SAMPLES = {
     "nanogpt.log.gz": (gzip.compress(NANOGPT.encode(), mtime=0), [], ONE),
     "resumed.txt": (RESUMED, [], [("", 1e5, 1e5, 2.25), ("", 1e5, 2e5, 2.01), ("", 1e5, 3e5, 1.91)]),
     "second.out": (SECOND, [], [*ONE, (":2", 3e5, 2e5, 1.95)]),
+    "powershell.log": (NANOGPT.replace("\n", "\r\n").encode("utf-16"), [], ONE),
     "config.log": ('{\n "step": 3\n}\n' + NANOGPT, [], ONE),
     "fork.log": (FORK, LOW, [("", 1e6, 1e5, 2.6), ("", 1e6, 2e5, 2.45)]),
     "main.log": (LLMC, LOW, [("", 1e6, 5e4, 6.5), ("", 1e6, 1e5, 5.5)]),

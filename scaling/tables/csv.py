@@ -16,6 +16,7 @@ import numpy as np
 from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
+UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -41,7 +42,7 @@ def cause(e: Exception) -> str:
     """Why a file could not be read, in words."""
     if isinstance(e, FileNotFoundError):
         return "no such file"
-    if isinstance(e, UnicodeDecodeError) and e.object[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if isinstance(e, UnicodeDecodeError) and e.object[:2] in UTF16:
         return "it is in UTF-16; save it in UTF-8"
     if isinstance(e, UnicodeDecodeError):
         return f"byte 0x{e.object[e.start]:x} is not UTF-8 (Latin-1, perhaps); save it in UTF-8"
@@ -58,9 +59,14 @@ def unreadable(path: str | Path):
 
 
 def text_lines(path: str | Path, errors: str = "strict") -> Iterator[str]:
-    """The lines of a file in UTF-8, with their ends, unpacked where it is a .gz. Raises UserError."""
-    with unreadable(path), opened(path) as f, io.TextIOWrapper(f, "utf-8-sig", errors, newline="") as lines:
-        yield from lines
+    """The lines of a file in UTF-8, with their ends, unpacked where it is a .gz. Raises UserError.
+
+    With errors="replace" a file may also be in UTF-16, as PowerShell writes what a program prints.
+    """
+    with unreadable(path), opened(path) as f:
+        wide = errors == "replace" and f.peek(2)[:2] in UTF16
+        with io.TextIOWrapper(f, "utf-16" if wide else "utf-8-sig", errors, newline="") as lines:
+            yield from lines
 
 
 def delimiter_of(header: str) -> str:

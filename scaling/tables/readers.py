@@ -161,7 +161,7 @@ def is_torn(text: str, losses: dict, decimals: dict) -> bool:
     for name, match in losses.items():
         fraction = match[3].partition(".")[2]
         cut = len(fraction) < decimals.get(name, 0) and match.end() == len(text.rstrip())
-        torn |= cut and match[3][-1] not in "nNfF" and not (fraction and text.endswith("\n"))
+        torn |= cut and match[3][-1] not in "nNfF" and not (fraction and text.endswith(("\n", "\r")))
         decimals[name] = max(decimals.get(name, 0), len(fraction))
     return torn
 
