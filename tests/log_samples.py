@@ -181,8 +181,9 @@ RUNS_TABLE = """"Name","State","Created","Runtime","lr","n_params","tokens","tra
 "b","crashed","2025-01-02T03:05:05.000Z","200","0.002","2000000","40000000","3.2","3.3"
 """
 SEEDS = RUNS_TABLE.replace('"tokens"', '"iter"').replace('"b"', '"a"').replace("40000000", "20000000")
-HISTORY = [{"_step": 0, "train/loss": 5.0, "val/loss": 5.1, "tokens": 0}, {"_step": 50, "train/loss": 4.5},
-           {"_step": 100, "train/loss": 4.0, "val/loss": 4.1, "tokens": 100_000, "pad": "x" * 40_000}]
+HISTORY = [{"_step": 0, "system": 1}, {"_step": 1, "iter": 0, "train/loss": 5.0, "val/loss": 5.1},
+           {"_step": 2, "iter": 50, "train/loss": 4.5}, {"_step": 3, "system": 1},
+           {"_step": 4, "iter": 100, "train/loss": 4.0, "val/loss": 4.1, "pad": "x" * 40_000}]
 RUN_LIST = [{"name": "a", "config": {"params": 1e6}, "summary": {"tokens": 2e7, "loss": 3.5}},
             {"name": "b", "config": {"params": 2e6}, "summary": {"tokens": 4e7, "loss": 3.25}}]
 CURVE_LIST = {"runs": [
@@ -220,7 +221,8 @@ SAMPLES = {
     "chart.csv": (CHART, LOW, [("small", 1e6, 1e5, 3.5), ("small", 1e6, 2e5, 3.25), ("big", 1e6, 2e5, 3.0)]),
     "runs_table.csv": (RUNS_TABLE, [], [("a", 1e6, 2e7, 3.6), ("b", 2e6, 4e7, 3.3)]),
     "seeds.csv": (SEEDS, [BATCH], [("a", 1e6, 2e10, 3.6), ("a:2", 2e6, 2e10, 3.3)]),
-    "run.wandb": (wandb_file("big", {"n_params": 5e6, "lr": 1e-3}, HISTORY), [], [("big", 5e6, 1e5, 4.1)]),
+    "run.wandb": (wandb_file("big", {"n_params": 5e6, "lr": 1e-3}, HISTORY), [BATCH],
+                  [("big", 5e6, 1e5, 4.1)]),
     "events.out.tfevents.1.host": (event_file(
         (0, "loss/train", 5), (0, "loss/val/t", 5.25), (100, "loss/train", 4), (100, "loss/val/t", 4.25),
         (100, "lr", 1e-3)), LOW, [("", 1e6, 1e5, 4.25)]),

@@ -614,6 +614,7 @@ def test_logs_of_each_kind(tmp_path, name):
     assert list(table["run"]) == [base + run if run[:1] in ("", ":") else run for run, *_ in expected]
     for i, column in enumerate(("params", "tokens", "loss"), 1):
         np.testing.assert_allclose(table[column], [point[i] for point in expected], rtol=1e-9)
+    assert ("malformed" in done.stderr) == (name == "fork.log")
     assert ("loss_unit" in table) == ("bits per byte" in done.stdout) == (name == "nanochat.log")
 
 

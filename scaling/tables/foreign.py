@@ -81,6 +81,7 @@ class Gathered:
         self.kind = ""
         self.runs = []
         self.columns = {}
+        self.counter = None                            # the column of steps; "" where there is none
         self.latest = {}                               # the run that goes on, by name
         self.told = {}                                 # of the runs that follow
         self.used = False
@@ -95,27 +96,33 @@ class Gathered:
         """Put a record where it belongs. Raises one of MALFORMED."""
         self.columns |= dict.fromkeys(record)
         cells = filled(record, self.names)
-        columns = tuple(record)
-        name = str(cells.get(self.names.get("run") or named(columns, "run"), ""))
-        counter = self.names.get("step") or named(columns, "step")
-        step = place
-        if counter not in record:
-            name = ""                                  # each row is a run, or a point of one
-        elif cells:
-            step = int(number(cells.pop(counter, math.nan)))
-        if not cells:
-            return                                     # a line of commas
-        if isinstance(step, int) and not 0 <= step < 10**15:
+        loss = any(is_loss(name) or name == self.names.get("loss") for name in record)
+        if self.counter is None and loss:              # what the first loss is counted by counts for all
+            self.counter = self.names.get("step") or named(tuple(record), "step") or ""
+        if not cells or self.counter is None or self.counter not in record and not loss:
+            return                                     # a line of commas, or a record of other things
+        if self.counter:
+            self.add_step(int(number(record[self.counter])), cells)
+        else:                                          # each row is a run, or a point of one
+            self.add_row("", place, cells, False)
+
+    def add_step(self, step: int, cells: dict) -> None:
+        """Put the cells of a step into the run that goes on, or into one that begins."""
+        if not 0 <= step < 10**15:
             raise ValueError(f"step {step}")
-        if self.runs and isinstance(step, int) != has_steps(self.runs[0]):
-            raise ValueError("some rows have a step, some do not")
+        name = str(cells.get(self.names.get("run") or named(tuple(cells), "run"), ""))
         run = self.latest.get(name)
-        if run is None or isinstance(step, int) and begins(run, step, cells, {} if self.used else self.told):
-            run = self.latest[name] = Run(name, bool(name), self.told)
-            self.runs.append(run)
+        cells.pop(self.counter, None)
+        self.add_row(name, step, cells, run and begins(run, step, cells, {} if self.used else self.told))
+
+    def add_row(self, name: str, key: int | str, cells: dict, new: bool) -> None:
+        """Put cells into the run of a name, at a step or a place."""
+        if new or name not in self.latest:
+            self.latest[name] = Run(name, bool(name), self.told)
+            self.runs.append(self.latest[name])
         self.used = True
-        run.rows.setdefault(step, {}).update(cells)
-        run.last |= {column: step for column in cells if is_loss(column)}
+        self.latest[name].rows.setdefault(key, {}).update(cells)
+        self.latest[name].last |= {column: key for column in cells if is_loss(column)}
 
 
 def gather(path: Path, records: Iterable, names: dict, report: Callable) -> Gathered:

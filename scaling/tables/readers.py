@@ -27,7 +27,7 @@ NAMES = {                                              # of several that a table
     "params": "params n_params num_params n_parameters num_parameters parameters N",
     "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
               "n_tokens num_tokens tokens D",
-    "step": "step _step global_step iteration iter",
+    "step": "step global_step iteration iter _step",   # W&B's _step counts what it was told, so it comes last
     "flops": "flops total_flops total_training_flops C",
     "budget": "budget",
     "unique_tokens": "unique_tokens",
@@ -203,6 +203,9 @@ def read_table(path: Path, report: Callable) -> Iterator:
     header = next(rows)[1]
     theirs = [name for name in header if f"{name}__MIN" in header]
     yield None, {"kind": "chart of Weights & Biases" if theirs else "table"}
+    if theirs and header[0] == "Step":
+        report(f"{path}: Step counts what W&B was told; where that is not each step of the optimizer, export "
+               "the chart over one that does")
     for line, cells in rows:
         row = dict(zip(header, cells))
         if not theirs:
