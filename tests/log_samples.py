@@ -182,7 +182,7 @@ RUNS_TABLE = """"Name","State","Created","Runtime","lr","n_params","tokens","tra
 """
 SEEDS = RUNS_TABLE.replace('"tokens"', '"iter"').replace('"b"', '"a"').replace("40000000", "20000000")
 HISTORY = [{"_step": 0, "system": 1}, {"_step": 1, "iter": 0, "train/loss": 5.0, "val/loss": 5.1},
-           {"_step": 2, "iter": 50, "train/loss": 4.5}, {"_step": 3, "system": 1},
+           {"_step": 2, "iter": 1, "train/loss": 4.9}, {"_step": 3, "iter": 1, "train/loss": 4.8},
            {"_step": 4, "iter": 100, "train/loss": 4.0, "val/loss": 4.1, "pad": "x" * 40_000}]
 RUN_LIST = [{"name": "a", "config": {"params": 1e6}, "summary": {"tokens": 2e7, "loss": 3.5}},
             {"name": "b", "config": {"params": 2e6}, "summary": {"tokens": 4e7, "loss": 3.25}}]

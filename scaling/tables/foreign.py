@@ -60,7 +60,7 @@ def filled(record: dict, names: dict) -> dict:
     return cells
 
 
-def begins(run: Run, step: int, cells: dict, told: dict) -> bool:
+def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
     """Whether a record is of a run that begins: the model is another one, or the counter starts over.
 
     One that resumes goes back, but not to the start, and says the same of its model. In a table of runs,
@@ -68,9 +68,11 @@ def begins(run: Run, step: int, cells: dict, told: dict) -> bool:
     """
     if any(told[key] != run.facts.get(key) for key in ("params", "batch_tokens") if key in told):
         return True
-    starts = step <= 1 or step == next(iter(run.rows))
-    alone = run.named and len(run.rows) == 1
-    return starts and any(step < run.last[name] or alone for name in cells if name in run.last)
+    first = next(iter(run.rows))
+    again = [name for name in cells if name in run.last]
+    if table and run.named and step == first and len(run.rows) == 1:
+        return bool(again)
+    return (step <= 1 or step == first) and any(step < run.last[name] for name in again)
 
 
 class Gathered:
@@ -113,7 +115,8 @@ class Gathered:
         name = str(cells.get(self.names.get("run") or named(tuple(cells), "run"), ""))
         run = self.latest.get(name)
         cells.pop(self.counter, None)
-        self.add_row(name, step, cells, run and begins(run, step, cells, {} if self.used else self.told))
+        told = {} if self.used else self.told
+        self.add_row(name, step, cells, run and begins(run, step, cells, told, self.kind == "table"))
 
     def add_row(self, name: str, key: int | str, cells: dict, new: bool) -> None:
         """Put cells into the run of a name, at a step or a place."""
