@@ -13,6 +13,7 @@ import glob
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from config.settings import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
 from runtime.basics import UserError, exit_cleanly, load_json
 from scaling.tables.csv import MALFORMED, csv_rows, number, write_table
-from scaling.tables.foreign import POINT_COLUMNS, Asked, counted, read_points
+from scaling.tables.foreign import POINT_COLUMNS, Asked, counted, number_or_nan, read_points
 from scaling.tables.readers import FORMATS, skipping
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
@@ -221,13 +222,12 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
     asked = Asked(args.params, args.batch_tokens, args.map)
     name, sign, sizes = text.rpartition("=")
     if sign and not os.path.exists(text):
-        try:
-            given = [float(size) for size in sizes.split(",")]
-        except ValueError:
-            raise UserError(f"{text}: PATH=N takes a number of parameters, not {sizes!r}") from None
-        asked = replace(asked, **dict(zip(("params", "batch_tokens"), given)))
+        if not re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)?", sizes):
+            raise UserError(f"{text}: PATH=N or PATH=N,T takes plain numbers, not {sizes!r}")
+        given = [number_or_nan(size) for size in sizes.split(",")]
         for size in given:
             positive(text, size)
+        asked = replace(asked, **dict(zip(("params", "batch_tokens"), given)))
         text = name
     found = sorted(glob.glob(text)) if "*" in text and not os.path.exists(text) else [text]
     for path in found:
@@ -279,8 +279,10 @@ def parse_paths(args: argparse.Namespace, remarks: list[str]) -> tuple[dict[Path
             found, what[path] = parse_path(path, asked, said.append)
             if found:
                 rows[path] = found
-        except (UserError, OSError) as e:
+        except UserError as e:
             said.append(f"{e}; skipped")
+        except OSError as e:
+            said.append(f"{path}: {e.strerror}; skipped")
         remarks += collapsed(said)
     return rows, what
 
