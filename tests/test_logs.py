@@ -716,7 +716,7 @@ def test_command_refuses(tmp_path):
                        ([log, "--params=-1"], "above 0"), ([log, "--params=nan"], "above 0"),
                        ([log, "--batch_tokens=0"], "above 0"), ([log, "--map", "x", "y"], "--map takes"),
                        ([tmp_path / "empty"], "no runs in it"), ([tmp_path / "typo"], "typo: no such file"),
-                       ([f"{log}=-1"], "above 0"), ([f"{log}=many"], "PATH=N or PATH=N,T takes plain numbers"),
+                       ([f"{log}=-1"], "above 0"), ([f"{log}=many"], "PATH=N,T takes plain numbers, not"),
                        ([f"{log}=124,000,000"], "plain numbers"), ([f"{log}=1e"], "above 0, not nan"),
                        ([log, "--parms=3"], "--parms"), ([log, f"--out={log}"], "overwrite an input")):
         done = command(f"--out={out}", *args)
