@@ -1,9 +1,11 @@
 """What every part of the lab uses: errors of one line, whole files, signals. The standard library only."""
+import argparse
 import contextlib
 import difflib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,12 +38,29 @@ def exit_cleanly(main) -> None:
         sys.exit(141)                                 # as if SIGPIPE had come
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UserErrors, and whose --help begins with the whole docstring `doc`."""
+
+    def __init__(self, prog: str, doc: str):
+        super().__init__(prog, description=doc, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the options")
+
+
 # ---- names ----
 
 
 def plain_name(name) -> bool:
     """Whether `name` is a str that names something inside a directory, on any system, and is not hidden."""
     return isinstance(name, str) and bool(re.fullmatch(r"(?!\.)[^\x00-\x1f\x7f/\\:]{1,200}", name))
+
+
+def from_here(path: Path) -> str:
+    """`path`, an absolute one, as a command that is typed in the current directory should name it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def nearest(word: str, known) -> str:
