@@ -128,6 +128,11 @@ val loss 6.500000
 step  100/100 | loss 5.600000 (+0.10z)| norm 1.0 (+0.20z)| lr 6e-04 | 500 ms | 40.1% bf16 MFU | 99 tok/s
 val loss 5.500000
 """
+MEGATRON = """ iteration       50/     100 | consumed samples: 800 | lm loss: 5.100000E+00 | loss scale: 1.0 |
+ validation loss at iteration 50 | lm loss value: 5.000000E+00 | lm loss PPL: 1.484132E+02 |
+ samples/sec: 9.1 | iteration      100/     100 | lm_loss: 4.100000E+00 | loss scale: 1.0 |
+ validation results at iteration 100 | lm_loss value: 4.000000E+00 | lm_loss_ppl value: 5.459E+01 |
+"""
 BUILD_NANOGPT = "0 val 10.9000\n0 hella 0.2500\n0 train 10.950000\n250 val 5.9000\n250 train 5.950000\n"
 MODDED = """import torch
         val_loss = 0.0
@@ -212,6 +217,7 @@ SAMPLES = {
     "fork.log": (FORK, LOW, [("", 1e6, 1e5, 2.6), ("", 1e6, 2e5, 2.45)]),
     "main.log": (LLMC, LOW, [("", 1e6, 5e4, 6.5), ("", 1e6, 1e5, 5.5)]),
     "llmc_console.log": (LLMC_CONSOLE, [BATCH], [("", 2e6, 5e4, 6.5), ("", 2e6, 1e5, 5.5)]),
+    "megatron.log": (MEGATRON, LOW, [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]),
     "log.txt": (BUILD_NANOGPT, LOW, [("", 1e6, 2.5e5, 5.9)]),
     "modded.txt": (MODDED, LOW, [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]),
     "nanochat.log": (NANOCHAT, [], [("", 3.5e6, 409_600, 1.51), ("", 3.5e6, 819_200, 1.31)]),

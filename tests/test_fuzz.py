@@ -374,6 +374,16 @@ def test_damaged_logs_of_other_projects(tmp_path, name):
             assert not any("\n" in line for line in logs.collapsed(said))
 
 
+@pytest.mark.parametrize("text", [
+    "iteration" + " " * 10 ** 6, "step " * 10 ** 5, "[{" * 10 ** 5, '{"a":' * 10 ** 5,
+    "total parameters" + "," * 10 ** 6, ",".join(map(str, range(10 ** 5))) + ",loss"], ids=lambda t: t[:9])
+def test_long_lines_are_read_in_time(tmp_path, text):
+    path = tmp_path / "a.log"
+    path.write_text(text)
+    with pytest.raises(UserError, match="no loss recognised"):
+        read_points(path, Asked(1e6, 1000.0), lambda text: None)
+
+
 @fuzz(100)
 @given(mutated(dict(seed=1, tokens=640, val_loss=3.0, wall_s=1.0, dataset="tiny", params_total=100))
        | st.dictionaries(words, scalars, max_size=3).map({"tokens": 640, "val_loss": 3.0}.__or__) | values)

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -88,9 +89,9 @@ def checked_header(path: str | Path, cells: list[str]) -> list[str]:
     for i, name in enumerate(header):
         if not name:
             header[i] = "index" if i == 0 else f"column_{i + 1}"
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(f"{path}: column {name!r} appears twice; rename one")
+    name, times = Counter(header).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path}: column {name!r} appears twice; rename one")
     return header
 
 

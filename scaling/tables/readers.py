@@ -109,13 +109,15 @@ def names_columns(text: str) -> bool:
 # ---- Console logs. ----
 
 NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.])"
-STEP = re.compile(r"(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*[:=#]?\s*"
-                  r"(\d{1,15})(?:/(\d{1,15}))?(?!\d)", re.IGNORECASE)
-LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.])?(loss|bpb|tel|trl)"
+STEP = re.compile(r"(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=#]\s*)?"
+                  r"(\d{1,15})(?:/ *(\d{1,15}))?(?!\d)", re.IGNORECASE)
+LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?(loss|bpb|tel|trl)"
                   r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
 SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
-BARE = re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$")  # as build-nanogpt writes its log.txt
-COLOUR = re.compile(r"\x1b\[[\d;]*m")
+REWRITTEN = (
+    (re.compile(r"\x1b\[[\d;]*m"), ""),                # colours; the log.txt of build-nanogpt; Megatron-LM
+    (re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$"), r"step \1: \2 loss \3"),
+    (re.compile(r"validation \w+ at iteration (\d{1,15}) \| lm[ _]loss value: "), r"step \1: val loss "))
 OF_LOSS = re.compile(r"\b(?:loss|bpb|tel|trl)\b", re.IGNORECASE)
 ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
 COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]?)(?!\w|\.\d)"
@@ -175,7 +177,8 @@ def read_console(path: Path, report: Callable) -> Iterator:
     kind = first = None
     done = 0
     for line, text in enumerate(text_lines(path, "replace"), 1):
-        text = BARE.sub(r"step \1: \2 loss \3", COLOUR.sub("", text))
+        for pattern, plain_text in REWRITTEN:
+            text = pattern.sub(plain_text, text)
         at = STEP.search(text)
         losses = losses_of(text)
         if not at and (fact := fact_of(text, parts)):
@@ -201,7 +204,8 @@ def read_table(path: Path, report: Callable) -> Iterator:
     """A CSV file: of runs, of points, or of steps; or the export of a chart of Weights & Biases."""
     rows = csv_rows(path, report)
     header = next(rows)[1]
-    theirs = [name for name in header if f"{name}__MIN" in header]
+    known = set(header)
+    theirs = [name for name in header if f"{name}__MIN" in known]
     yield None, {"kind": "chart of Weights & Biases" if theirs else "table"}
     if theirs and header[0] == "Step":
         report(f"{path}: Step counts what W&B was told; where that is not each step of the optimizer, export "
