@@ -555,6 +555,17 @@ def test_a_csv_with_steps_is_a_run_until_they_start_over(tmp_path):
     assert list(table["loss"]) == [3, 2.7, 2.6, 2.9, 2.4] and "table, 2 runs" in done.stdout
 
 
+def test_any_column_can_be_the_loss(tmp_path):
+    path = write(tmp_path / "a.csv", "step,score,time\n10,3,1\n20,2.5,2\n30,nan,3\n")
+    done = command(path, f"--out={tmp_path / 'o.csv'}", "--map", "loss=score", *LOW)
+    assert done.returncode == 2 and "a diverged at step 30" in done.stderr
+    write(path, "step,score,time\n10,3,1\n20,2.5,2\n")
+    assert list(points(path, tmp_path / "o.csv", "--map", "loss=score", "--params=1e6",
+                       "--batch_tokens=10")[0]["loss"]) == [3, 2.5]
+    write(path, "params,tokens,score\n10,3,1\n20,2.5,2\n")
+    assert list(points(path, tmp_path / "o.csv", "--loss=score")[0]["loss"]) == [1, 2]
+
+
 @pytest.mark.parametrize("args, says", [
     ([], "it does not say how many parameters the model has; give --params=N or FILE=N, or --map "
          "params=COLUMN with one of Loss, Seen"),

@@ -50,7 +50,7 @@ def filled(record: dict, names: dict) -> dict:
 
     Beside a loss that is finite a nan is an empty cell: so a table has it whose rows log one loss each.
     """
-    numbers = {theirs for ours, theirs in names.items() if ours in NAMES and ours != "run"}
+    numbers = {theirs for ours, theirs in names.items() if ours in ("loss", *NAMES) and ours != "run"}
     cells = {name: value for name, value in record.items()
              if value is not None and (not isinstance(value, str) or value.strip())}
     cells = {name: number(value) if name in numbers or is_loss(name) else value
