@@ -30,6 +30,7 @@ from config.settings import Config, learning_rate, load_meta, resolve
 from runtime import rundir
 from runtime.basics import UserError, plain_name
 from scaling import fit, forecast, logs, plan, sweep
+from scaling.launch.study import make_plan
 from scaling.tables.csv import read_table
 from scaling.tables.foreign import Asked, read_points
 from scaling.tables.runs import select
@@ -180,7 +181,7 @@ def test_sweep_files(place, tmp_path_factory, found, mended):
     with one_line():
         study = sweep.read_sweep(str(path))
         sweep.missing_data(study)
-        for p in sweep.make_plan(study, study.runs + study.held_out):
+        for p in make_plan(study, study.runs + study.held_out):
             assert p.out.resolve().parent == study.folder.resolve()
             assert p.resolved.C > 0 and p.resolved.D > 0
 
