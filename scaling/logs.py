@@ -2,14 +2,18 @@
 
     python -m scaling.logs out/STUDY --out=out/STUDY/runs.csv
     python -m scaling.logs train.log --params=124e6 --batch_tokens=491520 --out=points.csv
+    python -m scaling.logs small.log=5e7 "large_*.csv=1e8,491520" --out=points.csv
     python -m scaling.logs wandb.csv --map tokens=Tokens loss=val/loss params=N --out=points.csv
 
-A number that is missing stays missing. Whatever is skipped is reported, with its line and the reason.
+PATH=N says that its models have N parameters, PATH=N,T that a step takes T tokens too. What a file is, its
+content tells. A number that is missing stays missing. Whatever is skipped is reported, with the reason.
 """
 import argparse
+import glob
 import json
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +26,8 @@ from tqdm import tqdm
 from config.settings import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
 from runtime.basics import UserError, exit_cleanly, load_json
 from scaling.tables.csv import MALFORMED, csv_rows, number, write_table
-from scaling.tables.foreign import FORMATS, POINT_COLUMNS, csv_points, curve_points, skipping, usable
+from scaling.tables.foreign import POINT_COLUMNS, Asked, counted, number_or_nan, read_points
+from scaling.tables.readers import FORMATS, skipping
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
 CURVE_COLUMNS = ["run", *LOG_COLUMNS[:6]]
@@ -182,56 +187,125 @@ def curves_of(study_dir: str | Path, report: Callable) -> Iterator[dict]:
 # ---- Command line. ----
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; `map` becomes {ours: theirs}, `paths` Paths, each once. Raises UserError."""
+    """The command line; `map` becomes {ours: theirs}, `paths` {Path: Asked}. Raises UserError."""
     parser = argparse.ArgumentParser("python -m scaling.logs", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="PATH", help=FORMATS)
     parser.add_argument("--out", required=True, help="the CSV file to write")
-    parser.add_argument("--map", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of a CSV")
+    parser.add_argument("--map", nargs="+", default=[], metavar="OURS=THEIRS", help="columns of a log")
+    parser.add_argument("--loss", help="the column of the loss, where a log has several")
     parser.add_argument("--params", type=float, help="parameters of the model; wins over the log")
     parser.add_argument("--batch_tokens", type=float, help="tokens per step; wins over the log")
     args = parser.parse_args(argv)
     for name in ("params", "batch_tokens"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"--{name} must be above 0, not {value}")
+        positive(f"--{name}", getattr(args, name))
     for pair in args.map:
         if "=" not in pair:
             raise UserError(f"--map takes OURS=THEIRS, not {pair!r}; name the PATHs before it")
+    args.map = dict(pair.split("=", 1) for pair in args.map)
+    if args.loss:
+        args.map["loss"] = args.loss
+    args.paths = {path: asked for text in args.paths for path, asked in asked_of(text, args)}
     if os.path.abspath(args.out) in map(os.path.abspath, args.paths):
         raise UserError(f"--out={args.out} would overwrite an input; name another file")
-    args.map = dict(pair.split("=", 1) for pair in args.map)
-    args.paths = [Path(path) for path in dict.fromkeys(map(os.path.normpath, args.paths))]
     return args
 
 
-def parse_path(path: Path, args: argparse.Namespace, report: Callable) -> list[dict]:
-    """The rows of a study directory, a run directory or a foreign log. Raises UserError."""
+def positive(name: str, value: float | None) -> None:
+    """Raise UserError for a number that is not above 0."""
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{name} must be above 0, not {value}")
+
+
+def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]]:
+    """The paths that PATH, PATH=N or PATH=N,T stands for, with what is asked of each. Raises UserError."""
+    asked = Asked(args.params, args.batch_tokens, args.map)
+    name, sign, sizes = text.rpartition("=")
+    if sign and not os.path.exists(text):
+        if not re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)?", sizes):
+            raise UserError(f"{text}: PATH=N or PATH=N,T takes plain numbers, not {sizes!r}")
+        given = [number_or_nan(size) for size in sizes.split(",")]
+        for size in given:
+            positive(text, size)
+        asked = replace(asked, **dict(zip(("params", "batch_tokens"), given)))
+        text = name
+    found = sorted(glob.glob(text)) if "*" in text and not os.path.exists(text) else [text]
+    for path in found:
+        yield Path(os.path.normpath(path)), asked
+
+
+def parse_path(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], str]:
+    """(the rows of a study or run directory or a foreign log, what it is). Raises UserError."""
     if is_run(path):
-        return [parse_run(path)]
-    if path.is_dir():
-        rows, problems = parse_study(path)
-        if not rows and (path / "runs.csv").exists():  # a study whose run directories are elsewhere
-            return rows_of(path / "runs.csv")
-        if not rows and not problems:
-            problems = [f"{path}: no runs in it"]
-        sealed = {seal.stem for seal in (path / "forecasts").glob("*.json")}
-        for row in rows:                               # a fit that sees what it forecast proves nothing
-            if row["run"] in sealed:
-                problems.append(f"{path / row['run']}: it was held out to be forecast; skipped")
-        for problem in problems:
-            report(problem)
-        return [row for row in rows if row["run"] not in sealed]
-    if path.suffix.lower() == ".csv":
-        points = csv_points(path, args.map, args.params, args.batch_tokens, report)
-    else:
-        points = curve_points(path, args.params, args.batch_tokens, report)
-    return usable(path, points, report)
+        return [parse_run(path)], "run directory"
+    if not path.is_dir():
+        return read_points(path, asked, report)
+    rows, problems = parse_study(path)
+    if not rows and (path / "runs.csv").exists():      # a study whose run directories are elsewhere
+        return rows_of(path / "runs.csv"), "runs.csv of a study"
+    if not rows and not problems:
+        problems = [f"{path}: no runs in it"]
+    sealed = {seal.stem for seal in (path / "forecasts").glob("*.json")}
+    for row in rows:                                   # a fit that sees what it forecast proves nothing
+        if row["run"] in sealed:
+            problems.append(f"{path / row['run']}: it was held out to be forecast; skipped")
+    for problem in problems:
+        report(problem)
+    return [row for row in rows if row["run"] not in sealed], "study"
 
 
-def counted(number: int, word: str) -> str:
-    """'1 row', '2 rows'."""
-    return f"1 {word}" if number == 1 else f"{number} {word}s"
+ALIKE = ("malformed", "cells where", "diverged", "before its horizon")
+
+
+def collapsed(remarks: list[str]) -> list[str]:
+    """The remarks on one log; of several of one kind the first, and how many more."""
+    kinds = {}
+    for remark in remarks:
+        kinds.setdefault(next((word for word in ALIKE if word in remark), remark), []).append(remark)
+    told = []
+    for first, *more in kinds.values():
+        end = "; skipped" if first.endswith("; skipped") else ""
+        told.append(f"{first.removesuffix(end)} ({len(more)} more like it){end}" if more else first)
+    return told
+
+
+def parse_paths(args: argparse.Namespace, remarks: list[str]) -> tuple[dict[Path, list], dict[Path, str]]:
+    """(the rows of each PATH that has some, what each PATH is); what was skipped goes to `remarks`."""
+    rows = {}
+    what = {}
+    for path, asked in args.paths.items():
+        said = []
+        try:
+            found, what[path] = parse_path(path, asked, said.append)
+            if found:
+                rows[path] = found
+        except UserError as e:
+            said.append(f"{e}; skipped")
+        except OSError as e:
+            said.append(f"{path}: {e.strerror}; skipped")
+        remarks += collapsed(said)
+    return rows, what
+
+
+def recognised(what: dict[Path, str]) -> str:
+    """What each log is; of more than ten, how many are what."""
+    if len(what) <= 10:
+        return "\n".join(f"{path}: {text}" for path, text in what.items())
+    return "\n".join(f"{counted(n, 'log')}: {text}" for text, n in Counter(what.values()).most_common(10))
+
+
+def points_table(tables: dict[Path, list]) -> list[dict]:
+    """The points of all logs, with runs of one name in two logs kept apart. Raises UserError."""
+    units = {row.get("loss_unit", "nats"): path for path, rows in tables.items() for row in rows}
+    if len(units) > 1:
+        found = ", ".join(f"{path} has {unit}" for unit, path in units.items())
+        raise UserError(f"losses do not compare: {found}; choose with --loss=, or write them to two files")
+    times = Counter(name for rows in tables.values() for name in {row["run"] for row in rows})
+    for path, rows in tables.items():
+        for row in rows:
+            if times[row["run"]] > 1:
+                row["run"] = f"{path}:{row['run']}"
+    return [row for rows in tables.values() for row in rows]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -240,33 +314,29 @@ def main(argv: list[str] | None = None) -> None:
     folders = [path for path in args.paths if path.is_dir()]
     if folders and len(folders) < len(args.paths):
         raise UserError("run directories and foreign logs differ in their columns; write them to two files")
-    rows = []
     remarks = []
-    used = 0
-    for path in args.paths:
-        try:
-            found = parse_path(path, args, remarks.append)
-            rows += found
-            used += bool(found)
-        except (UserError, OSError) as e:
-            remarks.append(f"{e}; skipped")
+    tables, what = parse_paths(args, remarks)
     for remark in remarks:
         warn(remark)
-    if not rows:
-        raise UserError(f"nothing usable in {' '.join(map(str, args.paths))}; accepted: {FORMATS}")
+    if not tables:
+        raise UserError(f"nothing usable in {' '.join(map(str, args.paths))}: see above")
     if folders:
+        rows = [row for rows in tables.values() for row in rows]
         (run, times), = Counter(f"{row['study']}/{row['run']}" for row in rows).most_common(1)
         if times > 1:
             raise UserError(f"{run} comes from two of the PATHs; name it once")
         write_runs(args.out, rows)
     else:
-        columns = dict.fromkeys([*POINT_COLUMNS, *args.map])
+        rows = points_table(tables)
+        columns = dict.fromkeys([*POINT_COLUMNS, *(name for row in rows for name in row)])
         write_table(args.out, rows, [name for name in columns if any(name in row for row in rows)])
+        print(recognised(what))
     skipped = sum(remark.endswith("skipped") for remark in remarks)
-    text = f"{args.out}: {counted(len(rows), 'row')} from {counted(used, 'folder' if folders else 'log')}"
+    source = counted(len(tables), "folder" if folders else "log")
+    text = f"{args.out}: {counted(len(rows), 'row')} from {source}"
     if skipped:
         text += f"; {counted(skipped, 'remark')} on what was skipped (see above)"
-    print(text)
+    print(f"{text}\nnext: python -m scaling.fit {args.out}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pickle
+import random
 import string
 import sys
 import zipfile
@@ -20,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from log_samples import SAMPLES, wandb_file
 
 import sample
 import train
@@ -28,7 +30,9 @@ from config.settings import Config, learning_rate, load_meta, resolve
 from runtime import rundir
 from runtime.basics import UserError, plain_name
 from scaling import fit, forecast, logs, plan, sweep
+from scaling.launch.study import make_plan
 from scaling.tables.csv import read_table
+from scaling.tables.foreign import Asked, read_points
 from scaling.tables.runs import select
 
 TOTAL = []
@@ -177,7 +181,7 @@ def test_sweep_files(place, tmp_path_factory, found, mended):
     with one_line():
         study = sweep.read_sweep(str(path))
         sweep.missing_data(study)
-        for p in sweep.make_plan(study, study.runs + study.held_out):
+        for p in make_plan(study, study.runs + study.held_out):
             assert p.out.resolve().parent == study.folder.resolve()
             assert p.resolved.C > 0 and p.resolved.D > 0
 
@@ -336,6 +340,51 @@ def test_foreign_logs(tmp_path_factory, text, suffix, flags):
     assert path.read_bytes() == before
 
 
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """`data` with up to three parts changed, cut out, doubled or cut off, or with its lines shuffled."""
+    for _ in range(chance.randint(1, 3)):
+        i = chance.randrange(len(data) + 1)
+        j = i + chance.randint(1, 40)
+        lines = data.split(b"\n")
+        chance.shuffle(lines)
+        data = chance.choice([data[:i] + chance.randbytes(1) + data[i + 1:], data[:i] + data[j:],
+                              data[:j] + data[i:], data[:i], b"\n".join(lines)])
+    return data
+
+
+# A large file would take its time 2,000 times over.
+SMALL = {name: data for name, (data, _, _) in SAMPLES.items()} | {
+    "run.wandb": wandb_file("big", {"n_params": 5e6}, [{"_step": s, "val/loss": 5.0 - s} for s in (0, 1, 2)])}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_damaged_logs_of_other_projects(tmp_path, name):
+    """2,000 times: points that a fit can use, or one line."""
+    chance = random.Random(name)
+    path = tmp_path / name
+    with open(path, "wb", buffering=0) as f:
+        for i in range(2000):
+            f.seek(0)
+            f.write(damaged(SMALL[name], chance))
+            f.truncate()                               # to 0 first would take milliseconds
+            said = []
+            with one_line():
+                rows, _ = read_points(path, [Asked(), Asked(1e6, 1000.0)][i % 2], said.append)
+                assert all(0 < row[key] < math.inf for row in rows for key in ("params", "tokens"))
+                assert all(math.isfinite(row["loss"]) and row["run"] for row in rows)
+            assert not any("\n" in line for line in logs.collapsed(said))
+
+
+@pytest.mark.parametrize("text", [
+    "iteration" + " " * 10 ** 6, "step " * 10 ** 5, "[{" * 10 ** 5, '{"a":' * 10 ** 5,
+    "total parameters" + "," * 10 ** 6, ",".join(map(str, range(10 ** 5))) + ",loss"], ids=lambda t: t[:9])
+def test_long_lines_are_read_in_time(tmp_path, text):
+    path = tmp_path / "a.log"
+    path.write_text(text)
+    with pytest.raises(UserError, match="no loss recognised"):
+        read_points(path, Asked(1e6, 1000.0), lambda text: None)
+
+
 @fuzz(100)
 @given(mutated(dict(seed=1, tokens=640, val_loss=3.0, wall_s=1.0, dataset="tiny", params_total=100))
        | st.dictionaries(words, scalars, max_size=3).map({"tokens": 640, "val_loss": 3.0}.__or__) | values)
@@ -419,7 +468,7 @@ def test_a_checkpoint_cannot_run_code(resumed, tmp_path, kind):
         path.write_bytes(pickle.dumps(Evil()))
     else:
         torch.save(good | {"record": Evil()}, path)
-    with pytest.raises(rundir.Corrupt):
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
         rundir.resume(run)
     with pytest.raises(UserError):
         sample.load_run(path.parent)
@@ -523,5 +572,5 @@ def test_a_zip_bomb_is_no_checkpoint(resumed):
     run, _, _, path = resumed
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("archive/data.pkl", bytes(10 ** 6))
-    with pytest.raises(rundir.Corrupt):
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
         rundir.resume(run)

@@ -24,6 +24,7 @@ from data import common
 from runtime import basics
 from runtime.basics import exit_cleanly
 from scaling import sweep
+from scaling.launch import study
 
 PROSE = [f"Paragraph {i}. " + " ".join(f"word{(i * k) % 97}" for k in range(1, 60)) for i in range(60)]
 PREPARE = r"(python .*prepare\.py.*)$"
@@ -317,7 +318,7 @@ def test_a_sweep_prepares_the_dataset_that_it_names(online, dataset, monkeypatch
 
     def here(command):
         return SimpleNamespace(returncode=run(shlex.join(["python", *map(str, command[1:])]))[0])
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(study, "subprocess", SimpleNamespace(run=here))
     sweep.prepare_data(sweep.missing_data(sweep.read_sweep("study.py")))
     assert sweep.missing_data(sweep.read_sweep("study.py")) == {}
 

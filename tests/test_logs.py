@@ -1,5 +1,6 @@
 """scaling/logs.py: tables, our own run directories, the logs of other projects, and the command line."""
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_samples import LOW, SAMPLES
 
 from config.settings import RECIPE
 from runtime.basics import UserError, exit_cleanly
@@ -108,14 +110,37 @@ def test_header_alone_is_an_empty_table(tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
-    (b"a,b\n1,\xff\n", "UTF-8"), (b"\xff\xfea\x00", "UTF-8"), ('a,b\n1,"2\n', ":2: unexpected end"),
+    ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
+    (b"a,b\n1,\xe9\n", "byte 0xe9 is not UTF-8 (Latin-1, perhaps); save it in UTF-8"),
+    ("a,b\n1,2\n".encode("utf-16"), "it is in UTF-16; save it in UTF-8"),
+    ('a,b\n1,"2\n', ":2: unexpected end"),
     ("a\n" + "x" * 200_000 + "\n", "field limit")])
 def test_bad_tables_name_the_cause(tmp_path, text, says):
     assert says in read_error(write(tmp_path / "bad.csv", text))
 
 
+@pytest.mark.parametrize("text", [
+    "name;loss\na;3,5\nb;1e1\n", "sep=;\nname; loss ;;\na;+3,5;;\nb;1e1;;\n",
+    "name\tloss\t\na\t3.5\nb\t10\t\n", "\ufeffname,loss\r\na,3.5,\r\n\r\nb, 10 \r\n",
+    "# two runs, by hand\nname,loss,,\na,3.5,,\n# half a line\nb,10\n"])
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    table = read_table(write(tmp_path / "a.csv", text))
+    assert list(table) == ["name", "loss"]
+    assert list(table["name"]) == ["a", "b"] and list(table["loss"]) == [3.5, 10]
+    packed = read_table(write(tmp_path / "a.csv.gz", gzip.compress(text.encode())))
+    assert list(packed["loss"]) == [3.5, 10]
+
+
+def test_columns_without_a_name(tmp_path):
+    table = read_table(write(tmp_path / "a.csv", ",loss,,x\n0,3.5,,1\n1,3.4,,2\n"))    # pandas' index
+    assert list(table) == ["index", "loss", "column_3", "x"] and list(table["index"]) == [0, 1]
+    for text, cells in (("a,b\n#1,2\n#2,3\n", ["#1", "#2"]),      # names, not comments
+                        ('a,b\n"1,5",2\n', ["1,5"])):          # where commas part the cells it is no 1.5
+        assert list(read_table(write(tmp_path / "b.csv", text))["a"]) == cells
+
+
 def test_missing_files_and_directories(tmp_path):
-    assert "No such file" in read_error(tmp_path / "none.csv")
+    assert read_error(tmp_path / "none.csv").endswith("none.csv: no such file")
     assert "directory" in read_error(tmp_path)
 
 
@@ -413,8 +438,9 @@ def test_nanogpt_console_log(tmp_path):
     assert list(table) == ["run", "params", "tokens", "loss", "step"]
     assert list(table["loss"]) == [2.3, 2.2] and list(table["tokens"]) == [500 * 491520, 1000 * 491520]
     assert set(table["params"]) == {123.59e6} and "all but the position embeddings" in done.stderr
-    assert f"{path}:7: malformed" in done.stderr and f"{path}:11: malformed" in done.stderr
-    assert "1 points without tokens, the first at step 0" in done.stderr and "2 rows" in done.stdout
+    assert f"{path}:7: malformed: 'iter 200: loss 2' (1 more like it); skipped" in done.stderr
+    assert "step 0" not in done.stderr and "2 rows" in done.stdout         # an untrained model is no point
+    assert done.stdout.startswith(f"{path}: nanoGPT console log, 1 run; loss is val_loss\n")
     table, done = points(path, tmp_path / "o.csv", "--params=100", "--batch_tokens=10")
     assert set(table["params"]) == {100} and list(table["tokens"]) == [5000, 10000]
     assert "position" not in done.stderr
@@ -426,7 +452,7 @@ def test_nanogpt_log_without_evaluations_uses_the_train_loss_and_says_so(tmp_pat
     path = write(tmp_path / "train.log", "".join(lines))
     table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=1000")
     assert list(table["tokens"]) == [1e5, 3e5] and list(table["loss"]) == [3.1, 2.8]
-    assert "loss is the train loss" in done.stderr and "1 points without loss" in done.stderr
+    assert "loss is the train loss" in done.stderr and "1 point without loss" in done.stderr
 
 
 def test_what_a_log_does_not_tell_must_be_given(tmp_path):
@@ -444,16 +470,19 @@ def test_hugging_face_trainer_state(tmp_path):
     path = write(tmp_path / "trainer_state.json", json.dumps({"log_history": history, "global_step": 20}))
     table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=1000")
     assert list(table["tokens"]) == [10_000, 20_000] and list(table["loss"]) == [3.9, 3.4]
-    assert all(f"log_history[{i}]: malformed" in done.stderr for i in (4, 5, 6))
-    assert done.stderr.count("malformed") == 3
-    assert "1 points without loss, the first at step 30" in done.stderr
+    assert "log_history[4]: malformed (TypeError: 'int' object is not subscriptable) (2 more" in done.stderr
+    assert len(done.stderr.splitlines()) == 1          # null is no loss, and nothing is wrong with that
 
 
 def test_hugging_face_tokens_seen(tmp_path):
     history = [{"loss": 4.0, "step": 10, "num_input_tokens_seen": 777}, {"loss": 3.0, "step": 20}]
     path = write(tmp_path / "trainer_state.json", json.dumps({"log_history": history}))
     table, done = points(path, tmp_path / "o.csv", "--params=1e6")
-    assert list(table["tokens"]) == [777] and "1 points without tokens, the first at step 20" in done.stderr
+    assert list(table["tokens"]) == [777] and "1 point without tokens, the first at step 20" in done.stderr
+    history = [{"loss": 4.0, "step": 10, "num_input_tokens_seen": 0}]       # it was not counted
+    write(path, json.dumps({"log_history": history, "num_input_tokens_seen": 0}))
+    table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=100")
+    assert list(table["tokens"]) == [1000]
 
 
 def test_json_curves(tmp_path):
@@ -464,11 +493,12 @@ def test_json_curves(tmp_path):
     table, done = points(path, tmp_path / "o.csv", "--batch_tokens=32768")
     assert set(table["params"]) == {152512}           # as in the published width sweep
     assert list(table["tokens"]) == [3276800, 6553600] and list(table["loss"]) == [7.8, 7.4]
-    assert "eval_loss[2]: malformed" in done.stderr and "eval_loss[3]: malformed" in done.stderr
+    assert "eval_loss[2]: malformed" in done.stderr and "(1 more like it); skipped" in done.stderr
     assert "non-embedding" in done.stderr
     for odd in ({"d_model": 10**400}, {"d_model": -1}, {"d_model": "x"}, {"d_model": None}):
         write(path, json.dumps(data | {"config": config | odd}))
-        assert "give --params=" in command(path, "--batch_tokens=1", f"--out={tmp_path / 'o.csv'}").stderr
+        done = command(path, "--batch_tokens=1", f"--out={tmp_path / 'o.csv'}")
+        assert "how many parameters the model has; give --params=N or FILE=N" in done.stderr
     write(path, json.dumps(data | {"config": config | {"n_positions": 1024}, "eval_loss": 3.0}))
     table, done = points(path, tmp_path / "o.csv", "--params=5")
     assert set(table["params"]) == {5} and list(table["tokens"]) == [3276800, 6553600]
@@ -486,7 +516,7 @@ def test_the_published_width_sweep_counts_as_we_count(tmp_path):
         shape = {"n_layers": 12, "d_model": width, "batch_size": 32, "n_positions": 1024}
         pairs = [[int(s), loss] for s, loss in zip(table["step"][of_run], table["loss"][of_run])]
         path = write(tmp_path / f"{run}.json", json.dumps({"config": shape, "eval_loss": pairs}))
-        rows = foreign.usable(path, foreign.curve_points(path, None, None, lambda text: None), print)
+        rows, _ = foreign.read_points(path, foreign.Asked(), lambda text: None)
         assert [r["tokens"] for r in rows] == list(table["tokens"][of_run])
         assert {r["params"] for r in rows} == set(table["params_non_embedding"][of_run])
 
@@ -511,22 +541,40 @@ def test_csv_with_other_names(tmp_path):
     assert list(table["tokens"]) == [100, 400] and list(table["note"]) == ["x", "x"]
     assert f"{path}:4: malformed" in done.stderr
     assert f"{path}:5: 3 cells where the header has 5" in done.stderr
-    assert "1 points without loss, the first at line 3" in done.stderr
+    assert "1 point without loss, the first at line 3" in done.stderr
 
 
-def test_csv_with_steps_and_no_params(tmp_path):
+def test_a_csv_with_steps_is_a_run_until_they_start_over(tmp_path):
     path = write(tmp_path / "a.csv", "step,loss\n0,9\n10,3\n20,2.5\n")
     table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=100")
     assert list(table["tokens"]) == [1000, 2000] and set(table["params"]) == {1e6}
-    assert list(table["run"]) == [f"{tmp_path}/a:3", f"{tmp_path}/a:4"]        # clusters of one
+    assert list(table["run"]) == [f"{tmp_path}/a"] * 2 and list(table["step"]) == [10, 20]
+    write(path, "step,loss\n10,3\n20,2.5\n15,2.7\n20,2.6\n10,2.9\n20,2.4\n")    # resumed, then over again
+    table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=100")
+    assert list(table["run"]) == [f"{tmp_path}/a"] * 3 + [f"{tmp_path}/a:2"] * 2
+    assert list(table["loss"]) == [3, 2.7, 2.6, 2.9, 2.4] and "table, 2 runs" in done.stdout
+
+
+def test_any_column_can_be_the_loss(tmp_path):
+    path = write(tmp_path / "a.csv", "step,score,time\n10,3,1\n20,2.5,2\n30,nan,3\n")
+    done = command(path, f"--out={tmp_path / 'o.csv'}", "--map", "loss=score", *LOW)
+    assert done.returncode == 2 and "a diverged at step 30" in done.stderr
+    write(path, "step,score,time\n10,3,1\n20,2.5,2\n")
+    assert list(points(path, tmp_path / "o.csv", "--map", "loss=score", "--params=1e6",
+                       "--batch_tokens=10")[0]["loss"]) == [3, 2.5]
+    write(path, "params,tokens,score\n10,3,1\n20,2.5,2\n")
+    assert list(points(path, tmp_path / "o.csv", "--loss=score")[0]["loss"]) == [1, 2]
 
 
 @pytest.mark.parametrize("args, says", [
-    ([], "no column 'params'; give --params=N or --map params=COLUMN with one of Loss, Tokens"),
-    (["--params=1", "--map", "loss=Los", "tokens=Tokens"], "no column 'Los' (did you mean 'Loss'?)"),
-    (["--params=1", "--map", "loss=Loss"], "--batch_tokens=N or --map tokens=COLUMN")])
+    ([], "it does not say how many parameters the model has; give --params=N or FILE=N, or --map "
+         "params=COLUMN with one of Loss, Seen"),
+    (["--params=1", "--map", "loss=Los", "tokens=Seen"], "no loss 'Los' (did you mean 'Loss'?)"),
+    (["--params=1", "--map", "tokens=seen"], "no column 'seen' (did you mean 'Seen'?) for tokens"),
+    (["--params=1", "--map", "loss=Loss"], "give --batch_tokens=N, or --map tokens=COLUMN"),
+    (["--params=1", "--batch_tokens=2"], "at which step a row stands; leave --batch_tokens out, or --map s")])
 def test_csv_without_the_columns(tmp_path, args, says):
-    done = command(write(tmp_path / "a.csv", "Loss,Tokens\n1,2\n"), f"--out={tmp_path / 'o.csv'}", *args)
+    done = command(write(tmp_path / "a.csv", "Loss,Seen\n1,2\n"), f"--out={tmp_path / 'o.csv'}", *args)
     assert done.returncode == 2 and says in done.stderr
 
 
@@ -537,10 +585,17 @@ def test_csv_without_the_columns(tmp_path, args, says):
     ("a.csv", "params,tokens,loss\n0,0,x\n")])
 def test_unrecognised_input_names_the_accepted_formats(tmp_path, name, text):
     done = command(write(tmp_path / name, text), f"--out={tmp_path / 'o.csv'}")
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and last.startswith("error: nothing usable")
-    assert "nanoGPT" in last and "--map" in last
+    *said, last = done.stderr.splitlines()
+    assert done.returncode == 2 and last == f"error: nothing usable in {tmp_path / name}: see above"
+    assert 1 <= len(said) <= 2 and ("accepted: " not in done.stderr or "nanoGPT" in done.stderr)
     assert not (tmp_path / "o.csv").exists() and done.stdout == ""
+
+
+def test_a_log_that_is_not_understood_costs_three_lines(tmp_path):
+    path = write(tmp_path / "a.log", "".join(f"step {i} of the loss\n" for i in range(1500)))
+    said = command(path, f"--out={tmp_path / 'o.csv'}").stderr.splitlines()
+    assert len(said) == 3 and "a.log:1: malformed" in said[0] and "(1499 more like it)" in said[0]
+    assert "no loss recognised in it; accepted: a study or run directory; console logs of nanoGPT" in said[1]
 
 
 @settings(max_examples=200, deadline=None)
@@ -553,13 +608,102 @@ def test_no_foreign_log_is_a_traceback(tmp_path_factory, suffix, data):
     path, said = tmp_path_factory.getbasetemp() / f"fuzz{suffix}", []
     write(path, data)
     try:
-        found = (foreign.csv_points(path, {}, 1e6, None, said.append) if suffix == ".csv" else
-                 foreign.curve_points(path, 1e6, 100, said.append))
-        rows = foreign.usable(path, found, said.append)
+        asked = foreign.Asked(1e6, None if suffix == ".csv" else 100)
+        rows, _ = foreign.read_points(path, asked, said.append)
     except UserError as e:
         rows = said.append(str(e)) or []
     assert all(row["tokens"] > 0 and math.isfinite(row["loss"]) for row in rows)
     assert rows or said                               # never silent
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_logs_of_each_kind(tmp_path, name):
+    data, flags, expected = SAMPLES[name]
+    path = write(tmp_path / name, data)
+    table, done = points(path, tmp_path / "o.csv", *flags)
+    base = path.with_suffix("").as_posix()
+    assert list(table["run"]) == [base + run if run[:1] in ("", ":") else run for run, *_ in expected]
+    for i, column in enumerate(("params", "tokens", "loss"), 1):
+        np.testing.assert_allclose(table[column], [point[i] for point in expected], rtol=1e-9)
+    assert ("malformed" in done.stderr) == (name == "fork.log")
+    assert ("loss_unit" in table) == ("bits per byte" in done.stdout) == (name == "nanochat.log")
+
+
+def test_a_run_table_keeps_its_settings_and_names_the_runs_that_crashed(tmp_path):
+    table, done = points(write(tmp_path / "runs.csv", SAMPLES["runs_table.csv"][0]), tmp_path / "o.csv")
+    assert list(table) == ["run", "params", "tokens", "loss", "lr"] and list(table["lr"]) == [1e-3, 2e-3]
+    assert "1 row of runs that did not finish (crashed)" in done.stderr
+    table, _ = points(write(tmp_path / "p.db", SAMPLES["project.db"][0]), tmp_path / "o.csv", *LOW)
+    assert list(table["lr"]) == [0.1, 0.1]             # of the config; what varies along a run is left out
+
+
+def test_what_says_which_loss_and_what_its_unit_is(tmp_path):
+    path = write(tmp_path / "a.csv", "params,tokens,loss,val_loss,val_bpb,z_loss\n1,2,3.5,3.25,1.5,9\n")
+    table, done = points(path, tmp_path / "o.csv")
+    assert list(table["loss"]) == [3.25] and f"{path}: table, 1 row; loss is val_loss\n" in done.stdout
+    table, done = points(path, tmp_path / "o.csv", "--loss=val_bpb")
+    assert list(table["loss"]) == [1.5] and list(table["loss_unit"]) == ["bits per byte"]
+    assert "loss is val_bpb, in bits per byte, not nats\n" in done.stdout
+    assert list(points(path, tmp_path / "o.csv", "--loss=loss")[0]["loss"]) == [3.5]
+    other = write(tmp_path / "b.csv", "params,tokens,val_bpb\n1,2,1.5\n")
+    done = command(path, other, f"--out={tmp_path / 'p.csv'}")
+    assert done.returncode == 2 and "losses do not compare: " in done.stderr
+    assert "it has no" not in command(path, other, "--loss=val_bpb", f"--out={tmp_path / 'p.csv'}").stderr
+    write(path, "params,tokens,eval_a_loss,eval/b_loss\n1,2,3.5,3.25\n")
+    done = command(path, f"--out={tmp_path / 'p.csv'}")
+    assert "2 validation losses; choose with --loss= one of eval/b_loss, eval_a_loss" in done.stderr
+
+
+def test_a_run_that_diverged_is_no_result_and_one_that_ended_early_says_so(tmp_path):
+    rows = ["step 0: train loss 4.1000, val loss 4.2000", "step 100: train loss 2.1000, val loss 2.2000"]
+    good = "".join(f"step:{s}/1000 val_loss:{4 - s / 1000:.4f}\n" for s in (0, 500, 900))
+    rows += ["iter 130: loss nan, time 9ms", "iter 160: loss inf, time 9ms\n"]
+    log = write(tmp_path / "a.log", "\n".join(rows))
+    done = command(f"{log}=1e6,10", f"--out={tmp_path / 'o.csv'}")
+    assert done.returncode == 2 and "a diverged at step 130: what came before is no result" in done.stderr
+    write(log, "\n".join([*rows[:2], "step 200: train loss nan, val loss nan\n"]))
+    assert "a diverged at step 200" in command(f"{log}=1e6,10", f"--out={tmp_path / 'o.csv'}").stderr
+    table, done = points(write(tmp_path / "b.log", good), tmp_path / "o.csv", *LOW)
+    assert list(table["loss"]) == [3.5, 3.1]
+    assert "b ended at step 900 of 1000, before its horizon" in done.stderr
+    sparse = write(tmp_path / "c.csv", "step,loss,val_loss\n10,3,nan\n20,nan,2.5\n30,2.4,nan\n30,nan,2.3\n")
+    table, done = points(sparse, tmp_path / "o.csv", *LOW)
+    assert list(table["loss"]) == [2.5, 2.3] and done.stderr == ""         # nan for a cell that is missing
+    recovered = "".join(f"iter {s}: loss {loss}, t\n" for s, loss in ((10, 3.5), (20, "nan"), (30, 3.25)))
+    table, done = points(write(tmp_path / "d.log", recovered), tmp_path / "o.csv", *LOW)
+    assert list(table["loss"]) == [3.5, 3.25] and "diverged at" not in done.stderr
+
+
+def test_each_file_has_its_own_size(tmp_path):
+    for size in "sm":
+        for horizon in (20, 60):
+            text = f"_step,seen/total_tokens,eval/loss\n{horizon},100,3.5\n"
+            write(tmp_path / f"{size}_{horizon}.csv", text)
+    args = [f"{tmp_path}/s_*.csv=5e7", f"{tmp_path}/m_*.csv=1e8,7", f"--out={tmp_path / 'o.csv'}"]
+    done = command(*args)
+    table = read_table(tmp_path / "o.csv")
+    assert list(table["params"]) == [5e7, 5e7, 1e8, 1e8] and list(table["tokens"]) == [100, 100, 140, 420]
+    assert [Path(run).name for run in table["run"]] == ["s_20", "s_60", "m_20", "m_60"]
+    assert done.stdout.count("table, 1 run; loss is eval/loss") == 4
+    for i in range(9):
+        write(tmp_path / f"s_{i}.csv", "step,tokens,loss\n1,100,3.5\n")
+    done = command(*args)
+    assert done.stdout.startswith("9 logs: table, 1 run; loss is loss\n"
+                                  "4 logs: table, 1 run; loss is eval/loss\n")
+
+
+def test_runs_of_one_name_in_two_logs_are_two(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.csv", "run,params,tokens,loss\nx,1,2,3\n" + f"{name},1,3,2\n")
+    assert command(tmp_path / "a.csv", tmp_path / "b.csv", f"--out={tmp_path / 'o.csv'}").returncode == 0
+    runs = list(read_table(tmp_path / "o.csv")["run"])
+    assert runs == [f"{tmp_path}/a.csv:x", "a", f"{tmp_path}/b.csv:x", "b"]
+
+
+def test_tokens_between_two_steps_that_tell_them(tmp_path):
+    path = write(tmp_path / "a.csv", "step,tokens,val_loss\n10,1000,\n15,,3.5\n20,2000,\n25,,3.25\n")
+    table, done = points(path, tmp_path / "o.csv", "--params=1")
+    assert list(table["tokens"]) == [1500] and "1 point without tokens, the first at step 25" in done.stderr
 
 
 # -------------------------------------------------------------------------------- command line
@@ -582,7 +726,9 @@ def test_command_refuses(tmp_path):
     for args, says in (([study, log], "two files"), ([study, study / "a"], "s/a comes from two"),
                        ([log, "--params=-1"], "above 0"), ([log, "--params=nan"], "above 0"),
                        ([log, "--batch_tokens=0"], "above 0"), ([log, "--map", "x", "y"], "--map takes"),
-                       ([tmp_path / "empty"], "no runs in it"), ([tmp_path / "typo"], "No such file"),
+                       ([tmp_path / "empty"], "no runs in it"), ([tmp_path / "typo"], "typo: no such file"),
+                       ([f"{log}=-1"], "above 0"), ([f"{log}=many"], "PATH=N,T takes plain numbers, not"),
+                       ([f"{log}=124,000,000"], "plain numbers"), ([f"{log}=1e"], "above 0, not nan"),
                        ([log, "--parms=3"], "--parms"), ([log, f"--out={log}"], "overwrite an input")):
         done = command(f"--out={out}", *args)
         assert done.returncode == 2 and says in done.stderr, (args, done.stderr)
@@ -621,21 +767,23 @@ def test_command_goes_on_after_a_bad_path(tmp_path):
     out = tmp_path / "o.csv"
     done = command(tmp_path / "none.csv", good, bad, f"--out={out}")
     assert done.returncode == 0
-    assert done.stdout == f"{out}: 1 row from 1 log; 2 remarks on what was skipped (see above)\n"
-    assert "none.csv: No such file" in done.stderr and "'x' appears twice" in done.stderr
+    assert f"{out}: 1 row from 1 log; 2 remarks on what was skipped (see above)\n" in done.stdout
+    assert "none.csv: no such file; skipped" in done.stderr and "'x' appears twice" in done.stderr
 
 
 def test_the_last_line_is_a_sentence(tmp_path):
     study, out = tmp_path / "s", tmp_path / "runs.csv"
     make_run(study, "a"), make_run(study, "b")
-    assert command(study, f"--out={out}").stdout == f"{out}: 2 rows from 1 folder\n"
+    following = f"\nnext: python -m scaling.fit {out}\n"
+    assert command(study, f"--out={out}").stdout == f"{out}: 2 rows from 1 folder{following}"
     (make_run(study, "c") / "result.json").unlink()
     done = command(study, f"--out={out}")
-    assert done.stdout == f"{out}: 2 rows from 1 folder; 1 remark on what was skipped (see above)\n"
+    assert done.stdout == f"{out}: 2 rows from 1 folder; 1 remark on what was skipped (see above){following}"
     csv = write(tmp_path / "a.csv", "params,tokens,loss\n1,2,3\n1,4,2\n")
     log = write(tmp_path / "b.log", "step 10: train loss 3.1, val loss 3.2\n")
-    done = command(csv, log, "--params=10", "--batch_tokens=5", f"--out={out}", "--map", "step=tokens")
-    assert done.stdout == f"{out}: 3 rows from 2 logs\n" and done.stderr == ""
+    done = command(csv, f"{log}=10,5", f"--out={out}")
+    assert done.stdout == (f"{csv}: table, 2 rows; loss is loss\n{log}: nanoGPT console log, 1 run; loss is "
+                           f"val_loss\n{out}: 3 rows from 2 logs{following}") and done.stderr == ""
 
 
 def test_it_runs_as_a_module(tmp_path):
@@ -643,6 +791,9 @@ def test_it_runs_as_a_module(tmp_path):
     done = subprocess.run([sys.executable, "-m", "scaling.logs", str(log), f"--out={tmp_path / 'o.csv'}"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 2
+    done = subprocess.run([sys.executable, "-m", "scaling.logs", "--help"], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in ("nanoGPT", ".wandb", "TensorBoard"))
 
 
 def test_what_train_writes_is_what_this_reads(lab, tmp_path):

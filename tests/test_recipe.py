@@ -187,7 +187,7 @@ def test_a_batch_study_without_curves_leaves_no_points(lab):
 
 def test_what_is_to_be_corrected_is_read_first(tmp_path):
     write_table(tmp_path / "points.csv", made_points(), batch.COLUMNS)
-    with pytest.raises(UserError, match="nothing/runs.csv: No such file"):
+    with pytest.raises(UserError, match="nothing/runs.csv: no such file"):
         batch.main([str(tmp_path), f"--correct={tmp_path / 'nothing'}"])
     assert not (tmp_path / "batch.json").exists()
 

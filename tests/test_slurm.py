@@ -21,6 +21,7 @@ from runtime.basics import UserError
 from scaling import fit, plots, sweep
 from scaling.launch import local, slurm
 from scaling.launch.planned import Planned
+from scaling.launch.study import make_plan
 
 BASE = ("base = dict(dataset='tiny', n_layer=1, n_head=1, n_embd=8, block_size=32, batch_size=4, "
         "device='cpu', learning_rate=5e-3, eval_interval=0, log_interval=10)\n")
@@ -46,7 +47,7 @@ def study(lab, monkeypatch):
 
 def plan(path: str) -> list[Planned]:
     study = sweep.read_sweep(path)
-    return sweep.make_plan(study, study.runs)
+    return make_plan(study, study.runs)
 
 
 def options(path: str) -> dict:

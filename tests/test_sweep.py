@@ -29,6 +29,7 @@ from runtime.devices import on_machine
 from scaling import fit, forecast, logs, plots, sweep
 from scaling.launch import local
 from scaling.launch.planned import advance, progress_bar
+from scaling.launch.study import dataset_of, make_plan
 from scaling.tables.csv import read_table
 
 CODE = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def study(lab, monkeypatch):
 
 def plan(path):
     study = sweep.read_sweep(path)
-    return sweep.make_plan(study, study.runs + study.held_out)
+    return make_plan(study, study.runs + study.held_out)
 
 
 @pytest.fixture
@@ -660,10 +661,10 @@ def test_every_study_finds_its_own_runs_done(path, lab, monkeypatch):
     """The committed sweep files, against directories as train.py leaves them, with text of the right size."""
     monkeypatch.setattr(basics, "ROOT", lab.root)
     study = sweep.read_sweep(str(path))
-    for dataset in {sweep.dataset_of(run) for run in study.runs + study.held_out}:
+    for dataset in {dataset_of(run) for run in study.runs + study.held_out}:
         write_sizes(lab.data / dataset)
     for _ in range(2):
-        runs = sweep.make_plan(study, study.runs + study.held_out)
+        runs = make_plan(study, study.runs + study.held_out)
         if not study.folder.exists():
             for p in runs:
                 finish(p)

@@ -9,6 +9,7 @@ from config.configurator import configure
 from config.settings import Config
 from runtime.basics import UserError, exit_cleanly
 from scaling import sweep
+from scaling.launch.study import make_plan
 from scaling.recipe import tune
 from scaling.tables.csv import write_table
 
@@ -194,7 +195,7 @@ def test_the_sweep_is_a_grid_at_equal_tokens_per_parameter(lab):
     path = lab.root / "tune.py"
     path.write_text(text.replace("shakespeare", "tiny"), encoding="utf-8")
     study = sweep.read_sweep(str(path))
-    plan = sweep.make_plan(study, study.runs)
+    plan = make_plan(study, study.runs)
     assert study.name == "tune" and not study.held_out and len({p.config.n_embd for p in plan}) == 2
     for p in plan:
         assert p.resolved.D / p.resolved.N == pytest.approx(plan[0].resolved.D / plan[0].resolved.N, rel=0.01)

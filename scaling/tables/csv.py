@@ -1,8 +1,15 @@
 """CSV files as columns of numbers: a number that is missing stays missing."""
 import csv
+import gzip
+import io
 import math
+import re
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +17,7 @@ import numpy as np
 from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
+UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -24,39 +32,110 @@ def number(value) -> float:
     raise ValueError(f"{value!r:.40} is not a number")
 
 
+def opened(path: str | Path) -> io.BufferedIOBase:
+    """The bytes of a file, unpacked where it is a .gz. Raises OSError."""
+    f = open(path, "rb")
+    packed = f.peek(2)[:2] == b"\x1f\x8b"
+    return gzip.GzipFile(fileobj=f) if packed else f
+
+
+def cause(e: Exception) -> str:
+    """Why a file could not be read, in words."""
+    if isinstance(e, FileNotFoundError):
+        return "no such file"
+    if isinstance(e, UnicodeDecodeError) and e.object[:2] in UTF16:
+        return "it is in UTF-16; save it in UTF-8"
+    if isinstance(e, UnicodeDecodeError):
+        return f"byte 0x{e.object[e.start]:x} is not UTF-8 (Latin-1, perhaps); save it in UTF-8"
+    return getattr(e, "strerror", None) or str(e) or type(e).__name__
+
+
+@contextmanager
+def unreadable(path: str | Path):
+    """Turn what can go wrong with the bytes of a file into a UserError."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as e:
+        raise UserError(f"{path}: {cause(e)}") from None
+
+
+def text_lines(path: str | Path, errors: str = "strict") -> Iterator[str]:
+    """The lines of a file in UTF-8, with their ends, unpacked where it is a .gz. Raises UserError.
+
+    With errors="replace" a file may also be in UTF-16, as PowerShell writes what a program prints.
+    """
+    with unreadable(path), opened(path) as f:
+        wide = errors == "replace" and f.peek(2)[:2] in UTF16
+        with io.TextIOWrapper(f, "utf-16" if wide else "utf-8-sig", errors, newline="") as lines:
+            yield from lines
+
+
+def delimiter_of(header: str) -> str:
+    """What parts the cells: of comma, semicolon and tab the one that the header has most of."""
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    return max(",;\t", key=unquoted.count)
+
+
 def checked_header(path: str | Path, cells: list[str]) -> list[str]:
-    """The names of the columns. Raises UserError when there are none, or two are equal."""
+    """The names of the columns, without empty ones at the end. Raises UserError if two are equal, or none is.
+
+    A column without a name is "index" where it stands first, as pandas leaves its index, else "column_3".
+    """
     header = [name.strip() for name in cells]
+    while header and not header[-1]:
+        header.pop()
     if not header:
         raise UserError(f"{path}: line 1 is empty; it must name the columns")
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(f"{path}: column {name!r} appears twice; rename one")
+    for i, name in enumerate(header):
+        if not name:
+            header[i] = "index" if i == 0 else f"column_{i + 1}"
+    name, times = Counter(header).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path}: column {name!r} appears twice; rename one")
     return header
+
+
+def with_point(cell: str) -> str:
+    """'3,74' as '3.74'; any other text as it stands."""
+    if re.fullmatch(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*", cell):
+        return cell.replace(",", ".")
+    return cell
 
 
 def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each line that is not blank, the header first.
 
-    A ragged row is an error, or is skipped and reported where `report` is given. Raises UserError.
+    Cells are parted by comma, semicolon or tab; with the latter two, numbers may have a decimal comma. Lines
+    before the header that begin with # or sep= are comments, and so is a ragged line that begins with #.
+    Empty cells at the end of a line do not count. Any other ragged row is an error, or is skipped and
+    reported where `report` is given. Raises UserError.
     """
+    lines = text_lines(path)
+    above = 0
+    for first in lines:
+        if not first.startswith(("#", "sep=", '"sep=')):
+            break
+        above += 1
+    else:
+        first = ""
+    delimiter = delimiter_of(first)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            reader = csv.reader(f, strict=True)
-            header = checked_header(path, next(reader, []))
-            yield 1, header
-            for cells in reader:
-                if len(cells) == len(header):
-                    yield reader.line_num, cells
-                elif cells:
-                    wrong = f"{path}:{reader.line_num}: {len(cells)} cells where the header has {len(header)}"
-                    if report is None:
-                        raise UserError(wrong)
-                    report(f"{wrong}; skipped")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', e)}; a CSV file in UTF-8 is needed") from None
+        header = checked_header(path, next(reader, []))
+        yield above + 1, header
+        for cells in reader:
+            if len(cells) > len(header) and not "".join(cells[len(header):]).strip():
+                cells = cells[:len(header)]
+            line = above + reader.line_num
+            if len(cells) == len(header):
+                yield line, cells if delimiter == "," else [with_point(cell) for cell in cells]
+            elif "".join(cells).strip() and not cells[0].startswith("#"):
+                wrong = f"{path}:{line}: {len(cells)} cells where the header has {len(header)}"
+                if report is None:
+                    raise UserError(wrong)
+                report(f"{wrong}; skipped")
     except csv.Error as e:
-        raise UserError(f"{path}:{reader.line_num}: {e}") from None
+        raise UserError(f"{path}:{above + reader.line_num}: {e}") from None
 
 
 def to_column(cells: list[str], text: bool) -> np.ndarray:

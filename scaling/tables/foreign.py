@@ -1,163 +1,355 @@
 """Logs of other projects as points (run, params, tokens, loss) that a fit can use."""
 import math
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from runtime.basics import UserError, load_json, nearest
-from scaling.tables.csv import MALFORMED, csv_rows, number
+import numpy as np
+
+from runtime.basics import UserError, nearest
+from scaling.tables.csv import MALFORMED, number
+from scaling.tables.readers import FORMATS, NAMES, held_out, is_loss, named, plain, reader_of, skipping
 
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
-FORMATS = ("a study or run directory, nanoGPT's console log, Hugging Face's trainer_state.json, "
-           '.json with "train_loss": [[step, loss], ...], or .csv with --map')
+BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
+        "bits_per_char": "bits per character", "bits_per": "bits"}
+BOOKKEEPING = set("index id name run_name created runtime state user notes tags sweep hostname".split())
 
 
 @dataclass
-class Curve:
-    """What a log says of one run, by step; a step that was logged twice counts as it was logged last."""
-    train: dict = field(default_factory=dict)          # losses, in nats per token
-    val: dict = field(default_factory=dict)
-    tokens: dict = field(default_factory=dict)         # seen so far
-    params: float | None = None                        # of the model
-    counted: str = ""                                  # which of its parameters
-    batch_tokens: float | None = None                  # a step
+class Asked:
+    """What the command line says of a log; it wins over the log."""
+    params: float | None = None
+    batch_tokens: float | None = None                  # tokens of a step
+    names: dict = field(default_factory=dict)          # {our column: theirs}
 
 
-@contextmanager
-def skipping(where: str, report: Callable):
-    """Report what is malformed in the block, at `where`, and go on."""
+@dataclass
+class Run:
+    """A run of a log by step, or by place where there are no steps; what was logged last of a step counts."""
+    name: str
+    named: bool                                        # by the log, not after the file
+    facts: dict                                        # what the log told before it
+    rows: dict = field(default_factory=dict)           # {step: {column: value as it stands}}
+    last: dict = field(default_factory=dict)           # {loss: the last step that had it}
+
+
+# ---- Records become runs. ----
+
+def number_or_nan(value) -> float:
+    """As `number`, but nan for what is no number."""
     try:
-        yield
-    except MALFORMED as e:
-        report(f"{where}: malformed ({type(e).__name__}: {e}); skipped")
+        return number(value)
+    except MALFORMED:
+        return math.nan
 
 
-# ---- Readers of curves. ----
+def filled(record: dict, names: dict) -> dict:
+    """The cells of a record that are not empty; losses and those in `names` are floats. Raises ValueError.
 
-def read_console(path: Path, report: Callable) -> Curve:
-    """nanoGPT's standard output: 'iter 9: loss 3.1, time ...' and 'step 9: train loss 2.1, val loss 2.3'."""
-    loss = r"(nan|inf|\d+\.?\d*)"
-    point = re.compile(rf"(?:iter|step) (\d{{1,15}}): (?:train )?loss {loss}, (?:time .*|val loss {loss})\s*")
-    fact = re.compile(r"(?:tokens per iteration will be|number of parameters): ([\d,]+(?:\.\d+)?)(M?)\s*")
-    curve = Curve()
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for line, text in enumerate(f, 1):
-            if match := fact.fullmatch(text):
-                value = number(match[1].replace(",", ""))
-                if match[2]:
-                    curve.params = value * 1e6
-                    curve.counted = "rounded, all but the position embeddings"
-                else:
-                    curve.batch_tokens = value
-            elif text.startswith(("iter ", "step ")):
-                match = point.fullmatch(text)
-                # A last line may end inside a number; whole, both losses have as many decimals.
-                torn = match and match[3] and not text.endswith("\n") and len(match[3]) < len(match[2])
-                if torn or not match:
-                    report(f"{path}:{line}: malformed: {text.strip()!r:.60}; skipped")
-                    continue
-                curve.train[int(match[1])] = number(match[2])
-                if match[3]:
-                    curve.val[int(match[1])] = number(match[3])
-    return curve
-
-
-def read_trainer_state(path: Path, history: list, report: Callable) -> Curve:
-    """The log_history of Hugging Face's trainer_state.json."""
-    curve = Curve()
-    ours = {"loss": curve.train, "eval_loss": curve.val, "num_input_tokens_seen": curve.tokens}
-    for i, entry in enumerate(history):
-        with skipping(f"{path}: log_history[{i}]", report):
-            for key in ours.keys() & entry.keys():
-                ours[key][int(number(entry["step"]))] = number(entry[key])
-    return curve
-
-
-def read_json(path: Path, report: Callable) -> Curve:
-    """trainer_state.json, or {"config": {...}, "train_loss": [[step, loss], ...], "eval_loss": [...]}."""
-    data = load_json(path)
-
-    def part(name, kind):
-        return data[name] if isinstance(data.get(name), kind) else kind()
-    curve = read_trainer_state(path, part("log_history", list), report)
-    for name, losses in (("train_loss", curve.train), ("eval_loss", curve.val)):
-        for i, pair in enumerate(part(name, list)):
-            with skipping(f"{path}: {name}[{i}]", report):
-                step, loss = pair
-                losses[int(number(step))] = number(loss)
-    shape = {key: value for key, value in part("config", dict).items()
-             if type(value) is int and 0 < value < 10**9}
-    if "n_layers" in shape and "d_model" in shape:
-        width = shape["d_model"]                       # blocks and last norm, with biases
-        curve.params = shape["n_layers"] * (12 * width**2 + 13 * width) + 2 * width
-        curve.counted = "of a GPT-2 of its config, non-embedding"
-    if "batch_size" in shape and "n_positions" in shape:
-        curve.batch_tokens = shape["batch_size"] * shape["n_positions"]
-    return curve
-
-
-# ---- Points: (where it stands, {run, params, tokens, loss, ...}). ----
-
-def curve_points(path: Path, params: float | None, batch_tokens: float | None, report: Callable) -> Iterator:
-    """Yield (where, point) along the curve in a log: validation loss or, where there is none, train loss.
-
-    `params` and `batch_tokens`, where given, win over the log. Raises UserError for what neither tells.
+    Beside a loss that is finite a nan is an empty cell: so a table has it whose rows log one loss each.
     """
-    read = read_json if path.suffix.lower() == ".json" else read_console
-    curve = read(path, report)
-    losses = curve.val or curve.train
-    if not losses:
+    numbers = {theirs for ours, theirs in names.items() if ours in ("loss", *NAMES) and ours != "run"}
+    cells = {name: value for name, value in record.items()
+             if value is not None and (not isinstance(value, str) or value.strip())}
+    cells = {name: number(value) if name in numbers or is_loss(name) else value
+             for name, value in cells.items()}
+    if any(is_loss(name) and math.isfinite(value) for name, value in cells.items()):
+        return {name: value for name, value in cells.items() if value == value}
+    return cells
+
+
+def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
+    """Whether a record is of a run that begins: the model is another one, or the counter starts over.
+
+    One that resumes goes back, but not to the start, and says the same of its model. In a table of runs,
+    those of one name have a row each, at the same step.
+    """
+    if any(told[key] != run.facts.get(key) for key in ("params", "batch_tokens") if key in told):
+        return True
+    first = next(iter(run.rows))
+    again = [name for name in cells if name in run.last]
+    if table and run.named and step == first and len(run.rows) == 1:
+        return bool(again)
+    return (step <= 1 or step == first) and any(step < run.last[name] for name in again)
+
+
+class Gathered:
+    """The runs of a log, its columns and what it is, from its records one by one."""
+
+    def __init__(self, names: dict):
+        self.names = names
+        self.kind = ""
+        self.runs = []
+        self.columns = {}
+        self.counter = None                            # the column of steps; "" where there is none
+        self.latest = {}                               # the run that goes on, by name
+        self.told = {}                                 # of the runs that follow
+        self.used = False
+
+    def tell(self, facts: dict) -> None:
+        """Keep what is true of the runs that follow: all that is told before the next row."""
+        self.kind = facts.get("kind", self.kind)
+        self.told = facts if self.used else self.told | facts
+        self.used = False
+
+    def add(self, place: str, record: dict) -> None:
+        """Put a record where it belongs. Raises one of MALFORMED."""
+        self.columns |= dict.fromkeys(record)
+        cells = filled(record, self.names)
+        loss = any(is_loss(name) or name == self.names.get("loss") for name in record)
+        if self.counter is None and loss:              # what the first loss is counted by counts for all
+            self.counter = self.names.get("step") or named(tuple(record), "step") or ""
+        if not cells or self.counter is None or self.counter not in record and not loss:
+            return                                     # a line of commas, or a record of other things
+        if self.counter:
+            self.add_step(int(number(record[self.counter])), cells)
+        else:                                          # each row is a run, or a point of one
+            self.add_row("", place, cells, False)
+
+    def add_step(self, step: int, cells: dict) -> None:
+        """Put the cells of a step into the run that goes on, or into one that begins."""
+        if not 0 <= step < 10**15:
+            raise ValueError(f"step {step}")
+        name = str(cells.get(self.names.get("run") or named(tuple(cells), "run"), ""))
+        run = self.latest.get(name)
+        cells.pop(self.counter, None)
+        told = {} if self.used else self.told
+        self.add_row(name, step, cells, run and begins(run, step, cells, told, self.kind == "table"))
+
+    def add_row(self, name: str, key: int | str, cells: dict, new: bool) -> None:
+        """Put cells into the run of a name, at a step or a place."""
+        if new or name not in self.latest:
+            self.latest[name] = Run(name, bool(name), self.told)
+            self.runs.append(self.latest[name])
+        self.used = True
+        self.latest[name].rows.setdefault(key, {}).update(cells)
+        self.latest[name].last |= {column: key for column in cells if is_loss(column)}
+
+
+def gather(path: Path, records: Iterable, names: dict, report: Callable) -> Gathered:
+    """What a reader yields, put together; what is malformed is reported."""
+    found = Gathered(names)
+    for place, record in records:
+        if place is None:
+            found.tell(record)
+        else:
+            with skipping(f"{path}:{place}", report):
+                found.add(place, record)
+    return found
+
+
+# ---- Which loss. ----
+
+def choose_loss(path: Path, runs: list[Run], asked: str | None) -> str:
+    """The column of the loss: what was asked for, else the only one on held-out text, else of the training.
+
+    Of the same text in nats and in bits, that in nats. Raises UserError where there is none, or a choice.
+    """
+    count = Counter(name for run in runs for row in run.rows.values() for name in row)
+    losses = {name: n for name, n in count.items() if is_loss(name)}
+    if asked and asked not in count:
+        raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
+    if not asked and not losses:
         raise UserError(f"{path}: no loss recognised in it; accepted: {FORMATS}")
-    if not params and not curve.params:
-        raise UserError(f"{path}: it does not say how many parameters the model has; give --params=")
-    step_tokens = batch_tokens or curve.batch_tokens
-    if not step_tokens and not curve.tokens:
-        raise UserError(f"{path}: it does not say how many tokens a step takes; give --batch_tokens=")
-    if params in (None, curve.params):
-        params = curve.params
-        report(f"{path}: params is {params:.6g} ({curve.counted}); --params= overrides it")
-    if not curve.val:
+    held = [name for name in losses if held_out(name)]
+    held = [name for name in held if not unit(name)] or held
+    if not asked and len(held) > 1:
+        raise UserError(f"{path}: it has {len(held)} validation losses; choose with --loss= one of "
+                        f"{', '.join(sorted(held))}")
+    return asked or (held[0] if held else max(losses, key=losses.get))
+
+
+def unit(loss: str) -> str:
+    """'bits per byte', or nothing of a loss in nats per token."""
+    return next((text for word, text in BITS.items() if word in plain(loss)), "")
+
+
+# ---- Runs become points. ----
+
+def has_steps(run: Run) -> bool:
+    return isinstance(next(iter(run.rows)), int)
+
+
+def diverged_at(run: Run, loss: str) -> int | None:
+    """The step from which on no loss of a run is finite, or None."""
+    bad = None
+    for step in sorted(run.rows):
+        losses = [value for name, value in run.rows[step].items() if is_loss(name) or name == loss]
+        if any(map(math.isfinite, losses)):
+            bad = None
+        elif losses and bad is None:
+            bad = step
+    return bad
+
+
+def name_runs(path: Path, runs: list[Run]) -> None:
+    """Give each run a name of its own: the log's, or the file's; the second of a name gets ':2'."""
+    seen = Counter()
+    for run in runs:
+        name = run.name or path.with_suffix("").as_posix()
+        seen[name] += 1
+        run.name = name if seen[name] == 1 else f"{name}:{seen[name]}"
+
+
+def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Callable) -> bool:
+    """Whether a run has the loss and did not diverge. If not, or if it ended early, that is reported."""
+    if not has_steps(run):
+        return True
+    who = f"{path}: run {run.name}"
+    bad = diverged_at(run, loss)
+    end = max(run.rows)
+    wanted = max(number_or_nan(row.get(horizon)) for row in run.rows.values())
+    if bad is not None:
+        report(f"{who} diverged at step {bad}: what came before is no result; skipped")
+    elif not any(loss in row for row in run.rows.values()):
+        report(f"{who} has no {loss}; skipped")
+        return False
+    elif end < wanted - 1:                             # some logs count the last step, some do not
+        report(f"{who} ended at step {end} of {wanted:.0f}, before its horizon")
+    return bad is None
+
+
+def tokens_of(run: Run, column: str | None, asked: Asked) -> dict:
+    """{step: tokens seen}: by the batch, as logged, or in line between two logged steps; else nan."""
+    known = {step: number_or_nan(row[column]) for step, row in run.rows.items() if column in row}
+    if not has_steps(run):
+        return known
+    batch = asked.batch_tokens or run.facts.get("batch_tokens", math.nan)
+    found = {step: step * batch for step in run.rows}
+    known = {step: tokens for step, tokens in sorted(known.items()) if tokens > 0 or step == 0}
+    if known and not asked.batch_tokens:
+        steps = np.array(list(run.rows), float)
+        between = np.interp(steps, list(known), list(known.values()), math.nan, math.nan)
+        found |= {step: t for step, t in zip(run.rows, between.tolist()) if not math.isnan(t)}
+    return found
+
+
+def params_of(run: Run, asked: Asked, tokens: dict) -> float:
+    """The size of a run's model, from the command line or as the log told it; nan where it did not."""
+    if asked.params:
+        return asked.params
+    if "total_flos" in run.facts:
+        return number_or_nan(run.facts["total_flos"]) / (6 * tokens.get(max(tokens), math.nan))
+    return run.facts.get("params", math.nan)
+
+
+def settings(runs: list[Run], columns: list[str], used: Iterable[str]) -> list[str]:
+    """The other columns that hold one value in each run: by them a fit tells what is no seed."""
+    rest = [name for name in columns if name not in {*used, *POINT_COLUMNS} and not is_loss(name)
+            and not name.startswith("_") and plain(name) not in BOOKKEEPING]
+    if not has_steps(runs[0]):
+        return rest
+    if not runs[0].named:
+        return []                                      # what a log says at each step is no setting
+    held = [{name: {str(row.get(name)) for row in run.rows.values()} for name in rest} for run in runs]
+    return [name for name in rest if all(len(one[name]) == 1 and "None" not in one[name] for one in held)]
+
+
+LACKS = {"params": ("how many parameters the model has", "give --params=N or FILE=N"),
+         "step": ("at which step a row stands", "leave --batch_tokens out"),
+         "tokens": ("how many tokens a step takes", "give --batch_tokens=N")}
+
+
+def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) -> dict:
+    """{our column: theirs}. Raises UserError for one that is not there, and for what nothing tells."""
+    found = {ours: named(tuple(columns), ours) for ours in NAMES if ours not in ("run", "step", "horizon")}
+    found = {ours: theirs for ours, theirs in found.items() if theirs} | asked.names
+    for ours, theirs in asked.names.items():
+        if theirs not in columns:
+            raise UserError(f"{path}: no column {theirs!r}{nearest(theirs, columns)} for {ours}; its columns "
+                            f"are {', '.join(columns)}")
+    told = {key for run in runs for key in run.facts}
+    known = {"params": asked.params or told & {"params", "total_flos"},
+             "step": has_steps(runs[0]) or not asked.batch_tokens or "tokens" in found,
+             "tokens": has_steps(runs[0]) and (asked.batch_tokens or "batch_tokens" in told)}
+    for ours, (what, fix) in LACKS.items():
+        if not known[ours] and ours not in found:
+            raise UserError(f"{path}: it does not say {what}; {fix}, or --map {ours}=COLUMN with one of "
+                            f"{', '.join(columns)}")
+    return found
+
+
+def names_of(run: Run, columns: list[str], asked: Asked) -> dict:
+    """{step: the name of its run}; without steps each row has the name that it gives, or its place."""
+    column = asked.names.get("run") or named(tuple(columns), "run")
+    if has_steps(run):
+        return dict.fromkeys(run.rows, run.name)
+    given = {place: str(row[column]) for place, row in run.rows.items() if column in row}
+    if plain(column or "") == "name" and len(set(given.values())) < len(given):
+        given = {}                                     # of a model, since runs share it
+    return {place: given.get(place, f"{run.name}:{place}") for place in run.rows}
+
+
+def points_of(run: Run, source: dict, extra: list[str], columns: list[str], asked: Asked) -> Iterator:
+    """Yield (where, point) of each loss of a run, by step; without steps, of each row."""
+    tokens = tokens_of(run, source.get("tokens"), asked)
+    params = params_of(run, asked, tokens)
+    names = names_of(run, columns, asked)
+    bits = {"loss_unit": unit(source["loss"])} if unit(source["loss"]) else {}
+    steps = run.rows
+    if has_steps(run):                                 # step 0 is no training
+        steps = sorted(step for step, row in run.rows.items() if step and source["loss"] in row)
+    for step in steps:
+        row = run.rows[step]
+        point = {name: row.get(name) for name in extra}
+        for ours, theirs in source.items():
+            point[ours] = number_or_nan(row.get(theirs)) if ours in POINT_COLUMNS else row.get(theirs)
+        point |= {"run": names[step], "tokens": tokens.get(step, math.nan), **bits}
+        if asked.params or "params" not in source:
+            point["params"] = params
+        if has_steps(run):
+            point["step"] = step
+        yield f"{'step' if has_steps(run) else 'line'} {step}", point
+
+
+def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], str]:
+    """(the points of a log that a fit can use, what the log is). Raises UserError with the cause."""
+    found = gather(path, reader_of(path)(path, report), asked.names, report)
+    runs, columns = found.runs, list(found.columns)
+    loss = choose_loss(path, runs, asked.names.get("loss"))
+    asked = replace(asked, names=asked.names | {"loss": loss})
+    source = columns_of(path, runs, columns, asked)
+    extra = settings(runs, columns, {*source.values(), named(tuple(columns), "run")})
+    name_runs(path, runs)
+    horizon = named(tuple(columns), "horizon")
+    kept = [run for run in runs if is_result(path, run, loss, horizon, report)]
+    tell_params(path, kept, source, asked, report)
+    tell_states(path, runs, columns, report)
+    if has_steps(runs[0]) and not held_out(loss):
         report(f"{path}: no validation loss in it, so loss is the train loss")
-    for step, loss in sorted(losses.items()):
-        tokens = step * (step_tokens or math.nan)
-        if not batch_tokens:
-            tokens = curve.tokens.get(step, tokens)
-        yield f"step {step}", {"run": path.with_suffix("").as_posix(), "params": params, "step": step,
-                               "tokens": tokens, "loss": loss}
+    points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
+    size = counted(len(runs), "run") if has_steps(runs[0]) else counted(len(points), "row")
+    what = f"{found.kind}, {size}; loss is {loss}"
+    if unit(loss):
+        what += f", in {unit(loss)}, not nats"
+    return usable(path, points, report), what
 
 
-def csv_points(path: Path, names: dict, params: float | None, batch_tokens: float | None,
-               report: Callable) -> Iterator:
-    """Yield (where, point) of each row of a CSV file; `names` {ours: theirs} says which column is which.
+def tell_params(path: Path, runs: list[Run], source: dict, asked: Asked, report: Callable) -> None:
+    """Report the sizes that the log told, and how it counts."""
+    found = {params_of(run, asked, tokens_of(run, source.get("tokens"), asked)): run for run in runs
+             if not asked.params}
+    sizes = [f"{size:.6g}" for size in found if not math.isnan(size)]
+    if sizes:
+        how = next(iter(found.values())).facts.get("counted")
+        report(f"{path}: params is {' and '.join(sizes)} ({how}); --params= or FILE=N overrides it")
 
-    `params` and `batch_tokens`, where given, win over the file. Raises UserError for a column that it lacks.
-    """
-    rows = csv_rows(path, report)
-    header = next(rows)[1]
-    needed = {"loss", "step" if batch_tokens else "tokens"}
-    if not params:
-        needed.add("params")
-    source = {name: name for name in POINT_COLUMNS if name in needed or name in header} | names
-    for name, column in source.items():
-        if column not in header:
-            flag = {"params": "--params=N or ", "tokens": "--batch_tokens=N or "}.get(name, "")
-            raise UserError(f"{path}: no column {column!r}{nearest(column, header)}; give {flag}--map "
-                            f"{name}=COLUMN with one of {', '.join(header)}")
-    for line, cells in rows:
-        with skipping(f"{path}:{line}", report):
-            theirs = dict(zip(header, cells))
-            point = {"run": f"{path.with_suffix('').as_posix()}:{line}"}
-            for name, column in source.items():
-                point[name] = theirs[column]
-                if name in POINT_COLUMNS[1:]:
-                    point[name] = number(theirs[column])
-            if params:
-                point["params"] = params
-            if batch_tokens:
-                point["tokens"] = point["step"] * batch_tokens
-            yield f"line {line}", point
+
+def tell_states(path: Path, runs: list[Run], columns: list[str], report: Callable) -> None:
+    """Report the runs that crashed, where a table has a column `state`, as Weights & Biases writes it."""
+    column = next((name for name in columns if plain(name) == "state"), None)
+    states = [str(row.get(column)).lower() for run in runs for row in run.rows.values()]
+    odd = [state for state in states if state in ("crashed", "failed", "killed", "preempted", "running")]
+    if odd:
+        found = ", ".join(sorted(set(odd)))
+        report(f"{path}: {counted(len(odd), 'row')} of runs that did not finish ({found})")
+
+
+def counted(number_: int, word: str) -> str:
+    """'1 row', '2 rows'."""
+    return f"1 {word}" if number_ == 1 else f"{number_} {word}s"
 
 
 def usable(path: Path, points: Iterable[tuple[str, dict]], report: Callable) -> list[dict]:
@@ -172,5 +364,5 @@ def usable(path: Path, points: Iterable[tuple[str, dict]], report: Callable) -> 
         else:
             kept.append(point)
     for key, places in lacking.items():
-        report(f"{path}: {len(places)} points without {key}, the first at {places[0]}; skipped")
+        report(f"{path}: {counted(len(places), 'point')} without {key}, the first at {places[0]}; skipped")
     return kept

@@ -1,0 +1,450 @@
+"""The formats of logs: each reader yields (place, {column: value}), in the order of the file.
+
+What has no place is true of the runs that follow: `params`, `counted` (which of them), `batch_tokens` (of a
+step), `total_flos` (of a run), `kind` (what the file is). What is malformed is reported, and left out.
+"""
+import json
+import re
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from runtime.basics import UserError
+from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
+
+FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
+           "main.log; Hugging Face's trainer_state.json; Lightning's and LitGPT's metrics.csv; W&B's .wandb, "
+           "its charts and runs as .csv; TensorBoard's event files; trackio's .db; .csv, .json and .jsonl "
+           "with a loss; but for the .db, each of them as .gz")
+
+# ---- What columns are called. ----
+
+NAMES = {                                              # of several that a table has, the first is used
+    "run": "run run_name run_id name",
+    "params": "params n_params num_params n_parameters num_parameters parameters N",
+    "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
+              "n_tokens num_tokens tokens D",
+    "step": "step global_step iteration iter _step",   # W&B's _step counts what it was told, so it comes last
+    "flops": "flops total_flops total_training_flops C",
+    "budget": "budget",
+    "unique_tokens": "unique_tokens",
+    "horizon": "horizon max_steps num_iterations max_iters"}
+LOSSES = {"loss", "bpb", "bpc", "nll"}
+OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
+HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
+
+
+@lru_cache(maxsize=10_000)
+def plain(column: str) -> str:
+    """The last part of a column's name, as NAMES has it: 'total_tokens' of 'throughput/Total tokens'."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", column.rpartition("/")[2].strip())
+    return name if len(name) == 1 else name.lower()
+
+
+def words_of(column: str) -> set[str]:
+    """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
+
+
+@lru_cache(maxsize=10_000)
+def is_loss(column: str) -> bool:
+    """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
+    words = words_of(column)
+    known = words & LOSSES or {"bits", "per"} <= words or column == "L"
+    return bool(known) and not words & OTHER_LOSSES
+
+
+@lru_cache(maxsize=10_000)
+def held_out(column: str) -> bool:
+    """Whether a loss was measured on other text than that trained on."""
+    return bool(words_of(column) & HELD_OUT)
+
+
+@lru_cache(maxsize=10_000)
+def named(columns: tuple[str, ...], ours: str) -> str | None:
+    """The column that holds what we call `ours`, by its name, or None."""
+    theirs = {plain(column): column for column in reversed(columns)}
+    return next((theirs[name] for name in NAMES[ours].split() if name in theirs), None)
+
+
+@contextmanager
+def skipping(where: str, report: Callable):
+    """Report what is malformed in the block, at `where`, and go on."""
+    try:
+        yield
+    except (*MALFORMED, struct.error) as e:
+        report(f"{where}: malformed ({type(e).__name__}: {e}); skipped")
+
+
+# ---- Which format it is. ----
+
+def reader_of(path: Path) -> Callable:
+    """The reader of a file, by what the file begins with. Raises UserError."""
+    with unreadable(path), opened(path) as f:
+        head = f.read(65536)
+    for magic, reader in ((b":W&B", read_wandb), (b"SQLite format 3\0", read_trackio)):
+        if head.startswith(magic):
+            return reader
+    if b"brain.Event:" in head[:64]:
+        return read_tensorboard
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    if re.match(r"\{\s*[\"}]|\[\s*[{\]]", text) or ".json" in path.suffixes:
+        return read_json
+    if ".csv" in path.suffixes or ".tsv" in path.suffixes or names_columns(text):
+        return read_table
+    return read_console
+
+
+def names_columns(text: str) -> bool:
+    """Whether the first line of a text that is no comment names columns, a loss among them."""
+    lines = (line for line in text.splitlines() if not line.startswith(("#", "sep=", '"sep=')))
+    header = next(lines, "")
+    cells = header.split(delimiter_of(header))
+    return len(cells) > 1 and not STEP.search(header) and any(is_loss(cell.strip(' "')) for cell in cells)
+
+
+# ---- Console logs. ----
+
+NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.])"
+STEP = re.compile(r"(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=#]\s*)?"
+                  r"(\d{1,15})(?:/ *(\d{1,15}))?(?!\d)", re.IGNORECASE)
+LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?(loss|bpb|tel|trl)"
+                  r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
+SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
+REWRITTEN = (
+    (re.compile(r"\x1b\[[\d;]*m"), ""),                # colours; the log.txt of build-nanogpt; Megatron-LM
+    (re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$"), r"step \1: \2 loss \3"),
+    (re.compile(r"validation \w+ at iteration (\d{1,15}) \| lm[ _]loss value: "), r"step \1: val loss "))
+OF_LOSS = re.compile(r"\b(?:loss|bpb|tel|trl)\b", re.IGNORECASE)
+ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
+COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]?)(?!\w|\.\d)"
+PARTS = ("lm_head", "transformer_matrices")            # what nanochat counts as its parameters
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
+FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
+    ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
+    ("params", r"(?:number of|total) parameters" + COUNT),
+    ("params", r"num_parameters\s*\|\s*" + COUNT),
+    *((name, rf"^{name}\s*:" + COUNT) for name in PARTS))]
+KINDS = ((r"^s:\d", "llm.c log"), (r"step:\d+/\d", "modded-nanogpt log"),
+         (r"Step \d+ \| Validation|step \d+/\d+ \(", "nanochat log"),
+         (r"(?i)iter \d+: loss|step \d+: train loss", "nanoGPT console log"))
+
+
+def fact_of(text: str, parts: dict) -> dict:
+    """What a line says of the model or the steps that follow; the two `parts` of nanochat's models add up."""
+    for name, pattern in FACTS:
+        if match := pattern.search(text):
+            value = number(match[1].replace(",", "")) * UNITS[match[2].upper()]
+            if name in PARTS:
+                parts[name] = value
+                if len(parts) < len(PARTS):
+                    return {}
+                name, value = "params", sum(parts.values())
+            counted = "rounded, all but the position embeddings" if match[2] else "as the log counts them"
+            return {name: value, "counted": "transformer matrices and head" if parts else counted}
+    return {}
+
+
+def losses_of(text: str) -> dict:
+    """{'val_loss': match} of the losses that a line holds; its group 3 is the number."""
+    found = {}
+    for match in LOSS.finditer(text):
+        name = f"{match[1] or ''}_{match[2]}".strip("_").lower()
+        found.setdefault(SHORT.get(name, name), match)
+    return found
+
+
+def is_torn(text: str, losses: dict, decimals: dict) -> bool:
+    """Whether a line ends inside a number: with fewer `decimals` than that loss had; these are updated."""
+    torn = False
+    for name, match in losses.items():
+        fraction = match[3].partition(".")[2]
+        cut = len(fraction) < decimals.get(name, 0) and match.end() == len(text.rstrip())
+        torn |= cut and match[3][-1] not in "nNfF" and not (fraction and text.endswith(("\n", "\r")))
+        decimals[name] = max(decimals.get(name, 0), len(fraction))
+    return torn
+
+
+def read_console(path: Path, report: Callable) -> Iterator:
+    """What a program prints: a step and its losses on a line, with anything else around them.
+
+    A line 'val loss 3.1' without a step is of the steps that were done before it.
+    """
+    parts, decimals = {}, {}
+    kind = first = None
+    done = 0
+    for line, text in enumerate(text_lines(path, "replace"), 1):
+        for pattern, plain_text in REWRITTEN:
+            text = pattern.sub(plain_text, text)
+        at = STEP.search(text)
+        losses = losses_of(text)
+        if not at and (fact := fact_of(text, parts)):
+            yield None, fact
+        if not (at or ALONE.fullmatch(text)) or not (losses or OF_LOSS.search(text)):
+            continue
+        if not losses or is_torn(text, losses, decimals):
+            report(f"{path}:{line}: malformed: {text.strip()!r:.60}; skipped")
+            continue
+        if not kind:
+            kind = next((name for pattern, name in KINDS if re.search(pattern, text)), "console log")
+            yield None, {"kind": kind}
+        step = int(at[1]) if at else done
+        if at:
+            first = step if first is None else first
+            done = step + (first == 0)                 # the steps of a log that begins with 0 count from 0
+        yield str(line), {"step": step, "horizon": at and at[2]} | {name: m[3] for name, m in losses.items()}
+
+
+# ---- Tables. ----
+
+def read_table(path: Path, report: Callable) -> Iterator:
+    """A CSV file: of runs, of points, or of steps; or the export of a chart of Weights & Biases."""
+    rows = csv_rows(path, report)
+    header = next(rows)[1]
+    known = set(header)
+    theirs = [name for name in header if f"{name}__MIN" in known]
+    yield None, {"kind": "chart of Weights & Biases" if theirs else "table"}
+    if theirs and header[0] == "Step":
+        report(f"{path}: Step counts what W&B was told; where that is not each step of the optimizer, export "
+               "the chart over one that does")
+    for line, cells in rows:
+        row = dict(zip(header, cells))
+        if not theirs:
+            yield str(line), row
+        of_run = {}
+        for name in theirs:                            # a column is named 'RUN - KEY'
+            run, _, key = name.rpartition(" - ")
+            if row[name].strip():
+                of_run.setdefault(run, {header[0]: cells[0], "run": run})[key] = row[name]
+        for record in of_run.values():
+            yield str(line), record
+
+
+# ---- JSON. ----
+
+def read_json(path: Path, report: Callable) -> Iterator:
+    """A run with its curves, trainer_state.json, a list of runs or of steps, or one object on each line."""
+    text = "".join(text_lines(path, "replace"))
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        if '\n{"' not in text and ".json" in path.suffixes:
+            raise UserError(f"{path}: not JSON: {e}") from None
+        if '\n{"' not in text:                         # a config, printed before the log
+            yield from read_console(path, report)
+            return
+        data = list(json_lines(path, text, report))
+    yield None, {"kind": "JSON"}
+    yield from json_records(path, data, report)
+
+
+def json_lines(path: Path, text: str, report: Callable) -> Iterator[dict]:
+    """The objects of a file with one on each line."""
+    for line, part in enumerate(text.splitlines(), 1):
+        with skipping(f"{path}:{line}", report):
+            if part.strip():
+                yield json.loads(part)
+
+
+def json_records(path: Path, data, report: Callable) -> Iterator:
+    """The records in what a JSON file holds."""
+    if isinstance(data, dict) and isinstance(data.get("log_history"), list):
+        yield None, {"kind": "Hugging Face's trainer_state.json"}
+        yield from trainer_records(path, data, report)
+    elif isinstance(data, dict) and curves_in(data):
+        yield from curve_records(path, data, report)
+    elif isinstance(data, dict):
+        for part in data.values():
+            if isinstance(part, list) and any(isinstance(item, dict) for item in part):
+                yield from json_records(path, part, report)
+    elif isinstance(data, list):
+        for i, item in enumerate(data):
+            with skipping(f"{path}:[{i}]", report):
+                if not isinstance(item, dict):
+                    raise ValueError(f"{item!r:.40} is no object")
+                if curves_in(item):
+                    yield from curve_records(path, {"run": f"[{i}]"} | item, report)
+                else:
+                    yield f"[{i}]", flat(item)
+
+
+def flat(item: dict) -> dict:
+    """{'config/lr': ...} of {'config': {'lr': ...}}."""
+    found = {}
+    for name, value in item.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{key}": part for key, part in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def trainer_records(path: Path, state: dict, report: Callable) -> Iterator:
+    """log_history; the size of the model follows from total_flos = 6 x parameters x tokens."""
+    yield None, {"total_flos": state.get("total_flos"), "counted": "total_flos / (6 tokens): no embeddings"}
+    for i, entry in enumerate(state["log_history"]):
+        with skipping(f"{path}:log_history[{i}]", report):
+            record = {"horizon": state.get("max_steps"), "step": int(number(entry["step"]))} | entry
+            if "train_runtime" in entry:               # the summary: its train_loss is a mean over the run
+                record.pop("train_loss", None)
+            yield f"log_history[{i}]", record
+
+
+def curves_in(data: dict) -> list[str]:
+    """The names of the losses that stand in an object as lists of [step, loss]."""
+    return [name for name, part in data.items() if isinstance(part, list) and is_loss(name)]
+
+
+def curve_records(path: Path, data: dict, report: Callable) -> Iterator:
+    """The curves of one run, with its size where its config tells."""
+    config = data["config"] if isinstance(data.get("config"), dict) else {}
+    shape = {key: value for key, value in config.items() if type(value) is int and 0 < value < 10**9}
+    if "n_layers" in shape and "d_model" in shape:
+        width = shape["d_model"]                       # blocks and last norm, with biases
+        yield None, {"params": shape["n_layers"] * (12 * width**2 + 13 * width) + 2 * width,
+                     "counted": "of a GPT-2 of its config, non-embedding"}
+    if "batch_size" in shape and "n_positions" in shape:
+        yield None, {"batch_tokens": shape["batch_size"] * shape["n_positions"]}
+    run = {name: value for name, value in data.items()
+           if isinstance(value, (str, int, float)) and not is_loss(name)}
+    for name in curves_in(data):
+        for i, pair in enumerate(data[name]):
+            with skipping(f"{path}:{name}[{i}]", report):
+                step, loss = pair
+                yield f"{name}[{i}]", run | {"step": int(number(step)), name: number(loss)}
+
+
+# ---- Binary files. ----
+
+def varint(data: bytes, i: int) -> tuple[int, int]:
+    """(the protobuf integer at `i`, where it ends). Raises ValueError."""
+    value = shift = 0
+    while i < len(data) and shift < 70:
+        value |= (data[i] & 127) << shift
+        if data[i] < 128:
+            return value, i + 1
+        shift += 7
+        i += 1
+    raise ValueError("damaged")
+
+
+def fields(data: bytes) -> Iterator[tuple[int, object]]:
+    """(number, value) of the fields of a protobuf message: an int or bytes. Raises ValueError."""
+    i = 0
+    while i < len(data):
+        key, i = varint(data, i)
+        if key & 7 == 0:
+            value, i = varint(data, i)
+        else:
+            size = {1: 8, 5: 4}.get(key & 7)
+            if size is None:
+                if key & 7 != 2:
+                    raise ValueError("damaged")
+                size, i = varint(data, i)
+            value = data[i:i + size]
+            i += size
+            if len(value) < size:
+                raise ValueError("cut short")
+        yield key >> 3, value
+
+
+def parts_of(data: bytes, *numbers: int) -> Iterator:
+    """The values of the fields `numbers[0]`, of the fields `numbers[1]` in these, and so on."""
+    for number_, value in fields(data):
+        if number_ == numbers[0]:
+            if len(numbers) == 1:
+                yield value
+            elif isinstance(value, bytes):
+                yield from parts_of(value, *numbers[1:])
+
+
+def wandb_messages(data: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: a LevelDB log, whose blocks of 32 KiB hold records or parts of them."""
+    i = 7                                              # after ':W&B' and the version
+    whole = b""
+    while i + 7 <= len(data):
+        left = -i % 32768 or 32768
+        _, size, kind = struct.unpack_from("<IHB", data, i)
+        if left < 7 or kind == 0:                      # the rest of a block is empty
+            i += left
+            continue
+        whole = data[i + 7:i + 7 + size] if kind in (1, 2) else whole + data[i + 7:i + 7 + size]
+        if kind in (1, 4):                             # the whole of a record, or its last part
+            yield whole
+        i += 7 + size
+
+
+def wandb_items(message: bytes, *numbers: int) -> dict:
+    """{key: value} of the items in these fields; nested keys are joined by a slash."""
+    found = {}
+    for item in parts_of(message, *numbers):
+        keys = [part for n in (1, 2) for part in parts_of(item, n)]
+        text = b"".join(parts_of(item, 16))
+        found["/".join(key.decode() for key in keys)] = json.loads(text or b"null")
+    return found
+
+
+def read_wandb(path: Path, report: Callable) -> Iterator:
+    """A run of Weights & Biases as it lies on disk: its history, with its config beside each step."""
+    yield None, {"kind": "Weights & Biases run"}
+    with unreadable(path), opened(path) as f:
+        data = f.read()
+    config = {}
+    for i, message in enumerate(wandb_messages(data)):
+        with skipping(f"{path}:record {i}", report):
+            config |= settings_of(wandb_items(message, 17, 4, 1) | wandb_items(message, 5, 1))
+            for name in parts_of(message, 17, 8):
+                config["run"] = name.decode()
+            if history := wandb_items(message, 2, 1):
+                yield f"record {i}", config | history
+
+
+def settings_of(config: dict) -> dict:
+    """What a logger was told of a run, without what is its own, a step or a loss."""
+    return {name: value for name, value in config.items() if isinstance(value, (str, int, float))
+            and not name.startswith("_") and not is_loss(name) and named((name,), "step") is None}
+
+
+def scalar_of(value: bytes) -> float:
+    """The number in a TensorBoard summary value: simple_value, or a tensor of one float."""
+    for simple in parts_of(value, 2):
+        return struct.unpack("<f", simple)[0]
+    for n in (5, 4):                                   # float_val, tensor_content
+        for content in parts_of(value, 8, n):
+            return struct.unpack("<f", content)[0]
+    raise ValueError("no scalar")
+
+
+def read_tensorboard(path: Path, report: Callable) -> Iterator:
+    """The scalars of a TensorBoard event file."""
+    yield None, {"kind": "TensorBoard event file"}
+    with unreadable(path), opened(path) as f:
+        data = f.read()
+    i = 0
+    while i + 12 <= len(data):
+        size, = struct.unpack_from("<Q", data, i)
+        event = data[i + 12:i + 12 + size]
+        with skipping(f"{path}:byte {i}", report):
+            step = next(parts_of(event, 2), 0)
+            for value in parts_of(event, 5, 1):
+                tag = b"".join(parts_of(value, 1)).decode()
+                if is_loss(tag) or named((tag,), "tokens"):
+                    yield f"byte {i}", {"step": step, tag: scalar_of(value)}
+        i += size + 16
+
+
+def read_trackio(path: Path, report: Callable) -> Iterator:
+    """The runs of trackio's SQLite file, with the config of each beside its steps."""
+    yield None, {"kind": "trackio project"}
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            config = dict(db.execute("SELECT run_name, config FROM configs"))
+            for name, step, metrics in db.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id"):
+                with skipping(f"{path}:{name} {step}", report):
+                    told = settings_of(json.loads(config.get(name) or "{}"))
+                    yield f"{name} {step}", told | json.loads(metrics) | {"run": str(name), "step": step}
+    except (sqlite3.Error, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: no project of trackio: {e}") from None
