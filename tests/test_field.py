@@ -87,7 +87,7 @@ def test_tables_as_programs_write_them(name):
     assert len(table["loss"]) == (40 if name == "dup_index.csv" else 20)
 
 
-# ---------------------------------------------------------------- laws: tokens are data; what runs cannot tell
+# ---------------------------------------------------------------- laws: own tokens; what runs cannot tell
 
 @pytest.mark.parametrize("counted, a, b", [("total", 0.453, 0.485), ("matmul", 0.541, 0.490),
                                            ("transformer", 0.634, 0.478)])
