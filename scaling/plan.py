@@ -675,7 +675,7 @@ def answer(name: str, o: Options) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    given, names = read_args(sys.argv[1:] if args is None else args)
+    given, names = read_args(sys.argv[1:] if args is None else args, Options)
     if {"help", "h"} & set(given) or not (given or names):
         print(__doc__ + help_text(Options))
         return

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.basics import UserError
+from scaling.tables.columns import HYPER
 from scaling.tables.csv import read_table
 from scaling.tables.runs import MAX_ROWS, SETTINGS, Kept, along, final_runs, groups, select
 
@@ -72,13 +73,20 @@ def test_repeated_seeds_need_equal_settings():
     assert select(three_seeds(**RECIPE))["seed_df"] == 2
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, "data_pct", "context", "epochs"])
 def test_a_setting_that_somebody_chose_separates(name):
-    data = select(three_seeds(**RECIPE | {name: [1, 1, 2]}))
-    assert data["seed_df"] == 1 and len(set(data["setting"])) == 2 and data["notes"] == []
+    """Known or not; where it is one that is tuned at each size, the best counts."""
+    data = select(three_seeds(**RECIPE | {name: [100, 100, 200]}))
+    assert data["separate"] == [name] and data["seed_df"] == 1
+    if HYPER.fullmatch(name):
+        assert data["rows"].tolist() == [0, 1]
+        assert data["notes"] == [f"dropped 1 of 3 rows: another choice of {name} was better at the same "
+                                 "size and tokens (row 3)"]
+    else:
+        assert len(set(data["setting"])) == 2 and data["notes"] == []
 
 
-@pytest.mark.parametrize("name", ["max_iters", "target_tokens", "target_flops", "tokens_per_param", "epochs",
+@pytest.mark.parametrize("name", ["max_iters", "target_tokens", "target_flops", "tokens_per_param",
                                   "eval_iters", "eval_interval", "log_interval", "wall_s"])
 def test_how_a_horizon_was_said_and_what_was_logged_does_not(name):
     assert select(three_seeds(**RECIPE | {name: [-1, -1, 2]}))["seed_df"] == 2
@@ -118,16 +126,17 @@ def test_a_row_that_stands_twice_makes_no_curve_of_its_run():
 
 def test_curves_have_no_best_rate():
     table = table_of(run=["a", "a", "b"], params=1e6, tokens=[1e7, 1e8, 1e8], loss=[4.0, 3.0, 3.1],
-                     learning_rate=[1e-3, 1e-3, 2e-3])
+                     learning_rate=[1e-3, 1e-3, 2e-3], schedule="constant")
     assert len(select(table)["L"]) == 3 and select(table)["last"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_committed_studies_keep_their_rows_with_a_recipe_beside_them(path):
     """The recipe of one study is the same in all of its rows, but for what follows from the horizon."""
-    table = {name: values for name, values in read_table(path).items() if name not in RECIPE}
+    table = {name: values for name, values in read_table(path).items()
+             if name not in RECIPE or name == "vocab_size"}
     steps = table["tokens"] / table["batch_tokens"]
-    recipe = {name: np.array([value] * len(steps)) for name, value in RECIPE.items()}
+    recipe = {name: np.array([value] * len(steps)) for name, value in RECIPE.items() if name not in table}
     recipe |= {"max_iters": steps, "lr_decay_iters": steps, "warmup_iters": np.round(0.02 * steps),
                "eval_interval": steps // 10, "target_flops": table["flops_6nd"]}
     plain, full = select(table), select(table | recipe)
