@@ -292,8 +292,8 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
         data["along"] = along(data, table.get("schedule"), curves)
     result = fit_each(data, bootstrap)
     result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
-    shown = ("loss_column", "params", "flops", "notes", "curve_notes", "warnings", "separate", "seed_noise",
-             "seed_df")
+    shown = ("loss_column", "unit", "params", "flops", "notes", "curve_notes", "warnings", "separate",
+             "seed_noise", "seed_df")
     result["data"] = {k: data[k] for k in shown}
     result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
                        "lengths": len(np.unique(data["D"][data["last"]]))}

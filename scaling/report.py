@@ -267,7 +267,7 @@ def card(data: dict, result: dict, bootstrap: int) -> dict:
     fits = {name: fit_entry(fit) for name, fit in laws.items()}
     return {"hypothesis": {"equations": {name: fit["equation"] for name, fit in laws.items()},
                            "variables": f"N: {data['params']}; D: tokens; C: {data['flops']}; "
-                                        f"L: {data['loss_column']}, nats per token"},
+                                        f"L: {data['loss_column']}, {data['unit']}"},
             "training": training,
             "data": {"rows_read": data["rows_read"], "rows_used": len(data["L"]),
                      "filters": data["notes"] or "none",

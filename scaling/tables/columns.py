@@ -15,14 +15,14 @@ Array = np.ndarray
 
 # Other people's names of our columns, as `plain` has them; the first that a table has is taken.
 ALIASES = {
-    "params": "n n_params num_params nparams parameters n_parameters num_parameters model_size model_params",
-    "tokens": "d n_tokens num_tokens ntokens train_tokens training_tokens tokens_trained tokens_seen",
-    "flops": "c training_flops training_flop train_flops total_flops",
+    "params": "N n n_params num_params nparams parameters n_parameters num_parameters model_size",
+    "tokens": "D d n_tokens num_tokens ntokens train_tokens training_tokens tokens_trained tokens_seen",
+    "flops": "C training_flops training_flop train_flops total_flops",
     "run": "run_name run_id",
     "step": "steps iter iteration global_step",
     "schedule": "lr_schedule lr_scheduler lr_scheduler_type scheduler",
 }
-LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss l "
+LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
 BITS = re.compile(r".*(bpb|bpc|bits_per).*|(\w+_)?bits")
 PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
@@ -58,8 +58,9 @@ PARTS = {1: "", 1 / 3: "the forward pass alone, 2 N D", 2 / 3: "the backward pas
 
 
 def plain(name: str) -> str:
-    """A column's name in small letters, with _ for all that is no letter or digit."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    """A column's name in small letters, unless it is one, with _ for all that is no letter or digit."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+    return name if len(name) == 1 else name.lower()
 
 
 # ---- Which column is which. ----
@@ -85,13 +86,15 @@ def missing(name: str, near: str, table: dict) -> UserError:
                      "--map params=COLUMN tokens=COLUMN loss=COLUMN")
 
 
-def choose_loss(table: dict, asked: str | None) -> tuple[str, list[str]]:
-    """(the column of losses, notes on the choice and the unit): `asked`, or a validation loss before others.
+def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
+    """(the column of losses, its unit, notes): the one `asked` for, or a validation loss before others.
 
     Raises UserError where there is none, and for perplexities.
     """
     found = [name for known in LOSSES for name in table if plain(name) == known]
-    others = [name for name in table if "loss" in plain(name) or PERPLEXITY.fullmatch(plain(name))]
+    others = [name for name in table if "loss" in plain(name)]
+    if not (found or others):
+        found = [name for name in table if PERPLEXITY.fullmatch(plain(name))]
     if not (asked or found) and others:
         raise UserError(f"no column 'loss' or 'val_loss'{nearest('loss', table)}; pass --loss=COLUMN, one of "
                         f"{', '.join(others)}")
@@ -104,9 +107,14 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, list[str]]:
     notes = []
     if not asked and len(found) > 1 and not BITS.fullmatch(plain(found[1])):
         notes.append(f"loss is the column {name!r}; --loss={found[1]} takes the other")
+    unit = "nats per token"
     if BITS.fullmatch(plain(name)):
-        notes.append(f"{name} is in bits: so are E, A and B, and losses at a budget")
-    return name, notes
+        unit = "bits"
+    if "loss_unit" in table:                           # as scaling.logs writes it
+        unit = next((word for word in table["loss_unit"] if word == word and word), unit)
+    if unit != "nats per token":
+        notes.append(f"{name} is in {unit}: so are the floor of a law and losses at a budget")
+    return name, unit, notes
 
 
 def only(table: dict, where: list[str]) -> Array:
@@ -161,6 +169,23 @@ def is_name(name: str, values: Array) -> bool:
     return n > 2 and np.array_equal(values - values[0], np.arange(n))
 
 
+def mixed(table: dict, N: Array, D: Array, own: tuple[str, ...]) -> list[str]:
+    """The columns of words, but for our `own`, that neither name the runs nor follow from their N and D."""
+    sizes = [np.round(np.log(v), 2) for v in (N, D, D / N, N * D)]
+    found = []
+    for name, values in table.items():
+        word = plain(name)
+        if name in own or not is_text(values) or is_name(name, values):
+            continue
+        if SEED.fullmatch(word) or RESULT.fullmatch(word):
+            continue
+        code = np.unique(values.astype(str), return_inverse=True)[1]
+        changes = [np.count_nonzero(np.diff(code[np.lexsort((code, v))])) for v in sizes]
+        if min(changes) > code.max():                  # small, medium, large would change twice along N
+            found.append(name)
+    return found
+
+
 # ---- Units. ----
 
 def check_counts(name: str, counts: Array, others: Array) -> None:
@@ -173,7 +198,7 @@ def check_counts(name: str, counts: Array, others: Array) -> None:
     if counts.min() >= FEWEST and counts.max() >= 3000 and ratio < (1e7 if name == "params" else 1e3):
         return
     raise UserError(f"{name} is {counts.min():.6g} to {counts.max():.6g}: no study has so few; if these are "
-                    "thousands, millions or billions write them out, as 124e6")
+                    "thousands, millions, billions or logarithms write them out, as 124e6")
 
 
 def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
@@ -181,8 +206,8 @@ def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
     """(a mask (n,) of the rows that diverged, warnings), by what a guess costs: ln of the `vocabulary`.
 
     `vocabulary` is nan where it is not known, `rows` are the numbers of the rows. A row that is worse than a
-    guess has diverged where others did well with no more parameters and tokens. Raises UserError where too
-    many are not of that kind: these are no nats.
+    guess has diverged where others did well with no more parameters and tokens, or far better with about as
+    much compute. Raises UserError where too many are not of that kind: these are no nats.
     """
     most = LN_VOCABULARY
     if vocabulary > 1:
@@ -190,7 +215,9 @@ def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
     bad = most < L
     lost = bad.copy()
     for i in np.flatnonzero(bad):
-        lost[i] = ((N <= N[i]) & (D <= D[i]) & ~bad).any()
+        no_more = (N <= N[i]) & (D <= D[i])
+        far_better = (N * D < 4 * N[i] * D[i]) & (1.5 * L < L[i])
+        lost[i] = ((no_more | far_better) & ~bad).any()
     odd = bad & ~lost
     text = f"{name} is {L.min():.4g} to {L.max():.4g}, and a guess among all tokens costs {most:.3g} nats"
     if odd.sum() >= len(L) / 3:
@@ -208,8 +235,8 @@ def cause(factor: float) -> str:
     return ""
 
 
-def check_flops(C: Array, N: Array, D: Array) -> list[str]:
-    """Notes on how given FLOPs compare with 6 N D. Raises UserError where they are no training FLOPs.
+def check_flops(C: Array, N: Array, D: Array) -> tuple[list[str], list[str]]:
+    """(notes, warnings) on how given FLOPs compare with 6 N D. Raises UserError for no training FLOPs.
 
     That they are more or less than 6 N D by a factor that changes with N has good reasons: the head,
     attention, embeddings that N counts. One that is the same for all sizes is another unit.
@@ -222,14 +249,18 @@ def check_flops(C: Array, N: Array, D: Array) -> list[str]:
     ratio = C / (6 * N * D)
     low, high = ratio.min(), ratio.max()
     if low > 0.97 and high < 1.03:
-        return []
+        return [], []
     if wide and high / low < 1.04:
         middle = float(np.median(ratio))
-        raise UserError(f"flops are {middle:.3g} times 6 N D in every row{cause(middle)}: they count "
-                        f"something else{fix}")
+        raise UserError(f"flops are {middle:.3g} times 6 N D in every row{cause(middle)}: they, or params, "
+                        f"count something else{fix}")
     once = ratio * D
     if wide and np.ptp(np.log(D)) > math.log(2) and once.max() / once.min() < 1.5:
         raise UserError(f"flops are those of one token, {6 * np.median(once):.3g} N{fix}")
     if low < 0.01 or high > 100:
         raise UserError(f"flops are {low:.3g} to {high:.3g} times 6 N D: they are no training FLOPs{fix}")
-    return [f"flops are {low:.3g} to {high:.3g} times 6 N D"]
+    text = f"flops are {low:.3g} to {high:.3g} times 6 N D"
+    # Embeddings that N counts weigh less in large models, the head and attention too.
+    if wide and ratio[N.argmax()] < min(0.9, ratio[N.argmin()]):
+        return [], [f"{text}, and least for the largest: is the backward pass in them?{fix}"]
+    return [text], []

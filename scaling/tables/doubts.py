@@ -1,7 +1,7 @@
 """What to doubt in rows that a fit can use: untuned or diverged sizes, rates at an edge, unfinished runs."""
 import numpy as np
 
-from scaling.tables.columns import RATE, is_text, plain, rows_text
+from scaling.tables.columns import RATE, is_text, plain, rows_text, some
 
 Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
@@ -69,6 +69,21 @@ def edges(table: dict, experiment: Array, best: Array, tuned: list[str], rows: A
         if last.any():
             out.append(f"the best {name} is the lowest or highest tried in {rows_text(rows[last])}: a wider "
                        "grid may find a better one")
+    return out
+
+
+def unlike(table: dict, apart: list[str], words: list[str]) -> list[str]:
+    """Which columns may part the rows into several laws: `apart` those of size and tokens, `words` all."""
+    out = []
+    for name in apart:
+        fix = f"a law through all is none of theirs; --where={name}={table[name].max():g} keeps one"
+        if len(set(table[name])) == len(table[name]):
+            fix = "if that is a result and no setting, take the column out"
+        values = some(table[name])
+        out.append(f"rows of the same size and tokens differ in {name!r}, which holds {values}: {fix}")
+    for name in words:
+        out.append(f"{name!r} holds {some(table[name])} among these runs: if their losses make no one law, "
+                   f"keep one with --where={name}={table[name][0]}")
     return out
 
 

@@ -8,18 +8,7 @@ from runtime.basics import UserError, nearest
 from scaling.laws import counts
 from scaling.laws.solver import clusters, seed_noise
 from scaling.tables import columns, doubts
-from scaling.tables.columns import (
-    ENDING,
-    HYPER,
-    KINDS,
-    RESULT,
-    SEED,
-    is_name,
-    is_text,
-    plain,
-    rows_text,
-    some,
-)
+from scaling.tables.columns import HYPER, SEED, is_name, is_text, plain, rows_text, some
 
 # Rows of one N and D are one setting, and differ in the seed alone, where they are equal in every column but
 # those that name a run or tell what came of it (scaling/tables/columns.py). Of our own columns these make
@@ -86,7 +75,7 @@ def separate(table: dict, group: Array, used: Iterable[str]) -> list[str]:
     for name, values in table.items():
         word = plain(name)
         known = name in SETTINGS or HYPER.fullmatch(word)
-        free = SEED.fullmatch(word) or RESULT.fullmatch(word) or is_name(name, values)
+        free = SEED.fullmatch(word) or columns.RESULT.fullmatch(word) or is_name(name, values)
         if name in used or free and not known:
             continue
         if groups([group, values]).max() > group.max():
@@ -155,7 +144,7 @@ def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
     schedule = table.get("schedule", np.full(len(D), "", object)).astype(str)
     if set(schedule[rows]) <= {"", "nan"} and ends.max() < ends.min() * (1 + SAME_TOKENS):
         return
-    steady = np.array([bool(ENDING.search(word)) for word in schedule])
+    steady = np.array([bool(columns.ENDING.search(word)) for word in schedule])
     kept.drop(halfway & ~steady, "halfway along a run is no finished run, unless its schedule is constant or "
               "WSD, as a column 'schedule' would say; the last row of each run is used")
 
@@ -190,7 +179,7 @@ def choose_flops(table: dict, N: Array, D: Array, convention: str | None, params
 def check_one(table: dict) -> None:
     """Raise UserError when the table mixes data sets, tokenizers, configurations, optimizers or families."""
     for name, values in table.items():
-        kind = plain(name) in KINDS and is_text(values) and "arm" not in table
+        kind = plain(name) in columns.KINDS and is_text(values) and "arm" not in table
         if (kind or name in ONE_OF) and len(set(map(str, values))) > 1:
             raise UserError(f"column {name!r} holds {some(values)}: their losses do not compare; keep one, "
                             f"with --where={name}={values[0]}")
@@ -218,8 +207,9 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     these. `warnings` doubt what is left. Negative numbers, wrong units and mixed data sets raise UserError.
     `add_runs` names the other keys.
     """
+    given = table
     table, notes = columns.renamed(table)
-    name, more = columns.choose_loss(table, loss)
+    name, unit, more = columns.choose_loss(table, loss)
     L = counts.column(table, name, "the fit")
     if "tokens" not in table:
         raise columns.missing("'tokens'", "tokens", table)
@@ -231,7 +221,7 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     kept = Kept(len(L))
     kept.notes = notes + more
     if where:
-        kept.drop(~columns.only(table, where), f"--where={' --where='.join(where)} keeps the others")
+        kept.drop(~columns.only(given | table, where), f"--where={' --where='.join(where)} keeps the others")
     check_one({key: v[kept.mask] for key, v in table.items()})
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
         if (v[kept.mask] < 0).any():
@@ -248,8 +238,8 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     kept.keep(first, "the same row stands earlier in the table")
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
-    data = {"loss_column": name, "params": params, "flops": flops, "rows_read": len(L), "notes": kept.notes,
-            "curve_notes": [], "warnings": [], "along": {}}
+    data = {"loss_column": name, "unit": unit, "params": params, "flops": flops, "rows_read": len(L),
+            "notes": kept.notes, "curve_notes": [], "warnings": [], "along": {}}
     check_units(kept, data, table, N, D, C, L)
     drop_halfway(kept, table, run, D)
     setting = settle(kept, data, table, run, N, D, L, tuned)
@@ -278,7 +268,9 @@ def check_units(kept: Kept, data: dict, table: dict, N: Array, D: Array, C: Arra
     worse[rows] = lost
     kept.drop(worse, f"{name} is worse than a guess (diverged)")
     if data["flops"] == AS_GIVEN:
-        kept.notes += columns.check_flops(C, N, D)
+        notes, warnings = columns.check_flops(C, N, D)
+        kept.notes += notes
+        data["warnings"] += warnings
 
 
 def settle(kept: Kept, data: dict, table: dict, run: Array | None, N: Array, D: Array, L: Array,
@@ -316,11 +308,9 @@ def settle(kept: Kept, data: dict, table: dict, run: Array | None, N: Array, D: 
         what = f"choice of {' and '.join(best)}"
     kept.keep(rows[good], f"another {what} was better at the same size and tokens")
     data["warnings"] += doubts.edges(part, experiment, good, best, rows)
-    mixed = [name for name in others if name not in SETTINGS]
-    for name in mixed:
-        data["warnings"].append(f"rows of the same size and tokens differ in {name!r}, which holds "
-                                f"{some(part[name])}: a law through all is none of theirs; --where={name}="
-                                f"{part[name].max():g} keeps one")
+    unknown = [name for name in others if name not in SETTINGS]
+    words = columns.mixed(part, N[rows], D[rows], (*SETTINGS, *MIXED, *others))
+    data["warnings"] += doubts.unlike(part, unknown, words)
     return setting
 
 
