@@ -121,11 +121,12 @@ def only(table: dict, where: list[str]) -> Array:
     """A mask (n,) of the rows that meet every COLUMN=VALUE of `where`. Raises UserError if none does."""
     mask = np.ones(len(next(iter(table.values()))), bool)
     for pair in where:
-        name, _, value = pair.partition("=")
-        if name not in table:
-            raise UserError(f"--where={pair}: no column {name!r}{nearest(name, table)}; give COLUMN=VALUE")
+        name, sign, value = pair.partition("=")
+        if name not in table or not sign:
+            raise UserError(f"--where={pair}: COLUMN=VALUE is needed, with a COLUMN of the table"
+                            f"{nearest(name, table)}")
         equal = table[name] == value
-        if not is_text(table[name]) and is_number(value):
+        if not is_text(table[name]) and value and is_number(value):
             equal = table[name] == float(value)
         if not np.any(equal):
             raise UserError(f"--where={pair}: no row has that; {name} holds {some(table[name])}")

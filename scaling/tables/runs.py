@@ -156,8 +156,12 @@ def choose_params(table: dict, convention: str | None) -> tuple[Array, str]:
     if convention in (None, AS_GIVEN):
         if "params" in table:
             return counts.column(table, "params", "the fit"), AS_GIVEN
-        if not any(name.startswith("params_") for name in table):
+        others = [name for name in table if name.startswith("params_")]
+        if not others:
             raise columns.missing("'params'", "params", table)
+        if "params_non_embedding" not in table:
+            raise UserError(f"which parameters are N? There are {', '.join(others)}: pass --params=total, or "
+                            "call one of them params")
         if "params_head" not in table and "params_non_embedding" in table:
             raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                             "counted; pass --params=non_embedding to leave the head out")
