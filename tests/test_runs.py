@@ -301,7 +301,8 @@ def test_any_other_number_makes_a_setting_and_says_how_to_keep_one():
     data = select(seeds(quality=np.repeat([10.0, 80], 20)))
     assert data["seed_df"] == 0 and data["separate"] == ["quality"] and len(data["L"]) == 40
     assert data["warnings"] == ["rows of the same size and tokens differ in 'quality', which holds 2 values "
-                                "(10, 80): a law through all is none of theirs; --where=quality=80 keeps one"]
+                                "(10, 80): a law through all is none of theirs; --where=quality=80 keeps "
+                                "one, --best_of=quality the best"]
     data = select(seeds(quality=np.repeat([10.0, 80], 20)), where=["quality=80"])
     assert data["rows"].tolist() == list(range(20, 40)) and data["warnings"] == []
     assert data["notes"] == ["dropped 20 of 40 rows: --where=quality=80 keeps the others (rows 1, 2, 3, 4, 5 "
@@ -390,6 +391,15 @@ def test_only_the_last_row_of_a_run_whose_rate_falls_is_one(columns, last, named
     assert any("halfway along a run is no finished run" in note for note in data["notes"]) == last
 
 
+def test_curves_of_one_horizon_are_used_where_no_schedule_is_told_and_doubted():
+    table = {name: values[np.arange(60) % 20 < 10] for name, values in curves().items()}
+    table["tokens"] = table["tokens"] / table["params"] * 1e7
+    data = select(table)
+    assert len(data["L"]) == 30 and data["curves"] and "as if the rate never fell" in data["warnings"][0]
+    assert select(table | {"schedule": words("constant", 30)})["warnings"] == []
+    assert len(select(table | {"schedule": words("cosine", 30)})["L"]) == 3
+
+
 def test_finished_runs_that_tell_their_steps_are_no_curves():
     t = isoflop()
     assert len(select(t | {"step": np.round(t["tokens"] / 1e5)})["L"]) == 20
@@ -420,6 +430,8 @@ def test_a_best_rate_at_the_edge_of_its_grid_is_doubted():
 
 @pytest.mark.parametrize("columns, text", [
     ({"step": [10, 10, 7], "max_iters": 10}, "step is less than max_iters in row 3: they ended early"),
+    ({"step": 1000, "batch_tokens": 1000}, "tokens are 100 to 100 times step x batch_tokens: one of these "
+                                           "counts something else"),
     ({"target_tokens": [1e8, 3e8, 3e8]}, "tokens is less than target_tokens in rows 2, 3: they ended early"),
     ({"State": ["finished", "crashed", "finished"]}, "state is crashed in row 2"),
     ({"train_loss": [3.0, np.nan, 3.1]}, "train_loss is no number in row 2: did these diverge?")])

@@ -37,8 +37,9 @@ RESULT = re.compile(
     r"|.*(loss|ppl|perplexity|bpb|bpc|bits_per|accuracy|time|date|wall|elapsed|hours|minutes|seconds|duration"
     r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file).*"
     r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
-    r"|comments?|tags?)|(lr_decay|max|total|num)_(iters|steps|tokens)")
-RATE = re.compile(r"(\w+_)?(lr|learning_rate)|lr_(max|peak|base|scale|mult\w*)")
+    r"|comments?|tags?|version|created|at)|project|entity|sweep|branch|cluster"
+    r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
+RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)|lr_(max|peak|base|scale|mult\w*)")
 HYPER = re.compile(       # what is tuned at each size: the best of it counts
     "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|batch|batch_size|batch_tokens|wd|weight_decay|"
     r"betas?_?[12]?|momentum|clip|clip_norm|dropout|eps|epsilon|init_std|init_scale)"

@@ -5,15 +5,15 @@ from scaling.tables.columns import RATE, is_text, plain, rows_text, some
 
 Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
-HORIZON = {"step": "max_iters max_steps total_steps num_steps train_steps total_iters", "tokens":
-           "target_tokens max_tokens total_tokens token_budget"}
+HORIZON = {"step": "max_iters max_steps total_steps num_steps train_steps num_iterations horizon",
+           "tokens": "target_tokens max_tokens total_tokens token_budget"}
 
 
 def doubts(data: dict) -> list[str]:
     """A sentence, naming the rows, for each thing to doubt in the last rows of `select`'s runs."""
     last = {name: values[data["last"]] for name, values in data["table"].items()}
     return [*worse(data, "N", "D", "larger models"), *worse(data, "D", "N", "longer runs"),
-            *unfinished(last, data["rows"][data["last"]]), *unlogged(data)]
+            *unfinished(last, data["rows"][data["last"]]), *unlogged(data), *unlike_steps(last), *halfway(data)]
 
 
 def named(data: dict, last: Array) -> str:
@@ -76,7 +76,8 @@ def unlike(table: dict, apart: list[str], words: list[str]) -> list[str]:
     """Which columns may part the rows into several laws: `apart` those of size and tokens, `words` all."""
     out = []
     for name in apart:
-        fix = f"a law through all is none of theirs; --where={name}={table[name].max():g} keeps one"
+        fix = (f"a law through all is none of theirs; --where={name}={table[name].max():g} keeps one, "
+               f"--best_of={name} the best")
         if len(set(table[name])) == len(table[name]):
             fix = "if that is a result and no setting, take the column out"
         values = some(table[name])
@@ -113,4 +114,25 @@ def unlogged(data: dict) -> list[str]:
             bad = ~np.isfinite(values[data["last"]])
             if bad.any() and not bad.all():
                 return [f"{name} is no number in {named(data, bad)}: did these diverge?"]
+    return []
+
+
+def unlike_steps(table: dict) -> list[str]:
+    """Where the tokens are not what the steps and the batch make of them."""
+    parts = [table[name] for name in ("step", "batch_tokens") if name in table and not is_text(table[name])]
+    if len(parts) < 2:
+        return []
+    made = parts[0] * parts[1]
+    ratio = table["tokens"][made > 0] / made[made > 0]
+    if len(ratio) == 0 or (0.9 < ratio.min() and ratio.max() < 1.1):
+        return []
+    return [f"tokens are {ratio.min():.3g} to {ratio.max():.3g} times step x batch_tokens: one of these counts "
+            "something else"]
+
+
+def halfway(data: dict) -> list[str]:
+    """Whether rows along runs are used though no schedule is told."""
+    if data["curves"] and "schedule" not in data["table"]:
+        return ["rows along the runs are used as if the rate never fell, which no column 'schedule' says: of "
+                "cosine or linear runs keep the last rows"]
     return []
