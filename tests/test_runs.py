@@ -405,6 +405,9 @@ def test_finished_runs_that_tell_their_steps_are_no_curves():
     assert len(select(t | {"step": np.round(t["tokens"] / 1e5)})["L"]) == 20
     data = select(seeds(run=np.repeat([1.0, 2.0], 20)))                # a run of many sizes counts seeds
     assert data["seed_df"] == 20 and data["run"] is None
+    sizes = np.array([f"{n:.3g}" for n in tiled(2)["params"]], object)
+    data = select(seeds(run=sizes, seed=np.repeat([1.0, 2.0], 20)))    # and here they name the models
+    assert data["seed_df"] == 20 and data["run"] is None
 
 
 # ---- What to doubt. ----

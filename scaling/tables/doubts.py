@@ -6,14 +6,15 @@ from scaling.tables.columns import RATE, is_text, plain, rows_text, some
 Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
 HORIZON = {"step": "max_iters max_steps total_steps num_steps train_steps num_iterations horizon",
-           "tokens": "target_tokens max_tokens total_tokens token_budget"}
+           "tokens": "target_tokens max_tokens token_budget"}
 
 
 def doubts(data: dict) -> list[str]:
     """A sentence, naming the rows, for each thing to doubt in the last rows of `select`'s runs."""
     last = {name: values[data["last"]] for name, values in data["table"].items()}
     return [*worse(data, "N", "D", "larger models"), *worse(data, "D", "N", "longer runs"),
-            *unfinished(last, data["rows"][data["last"]]), *unlogged(data), *unlike_steps(last), *halfway(data)]
+            *unfinished(last, data["rows"][data["last"]]), *unlogged(data), *unlike_steps(last),
+            *halfway(data)]
 
 
 def named(data: dict, last: Array) -> str:
@@ -119,10 +120,10 @@ def unlogged(data: dict) -> list[str]:
 
 def unlike_steps(table: dict) -> list[str]:
     """Where the tokens are not what the steps and the batch make of them."""
-    parts = [table[name] for name in ("step", "batch_tokens") if name in table and not is_text(table[name])]
-    if len(parts) < 2:
+    steps, batch = (table.get(name) for name in ("step", "batch_tokens"))
+    if steps is None or batch is None or is_text(steps) or is_text(batch):
         return []
-    made = parts[0] * parts[1]
+    made = steps * batch
     ratio = table["tokens"][made > 0] / made[made > 0]
     if len(ratio) == 0 or (0.9 < ratio.min() and ratio.max() < 1.1):
         return []

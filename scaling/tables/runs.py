@@ -105,10 +105,10 @@ def run_names(table: dict, N: Array) -> Array | None:
     """
     if "run" in table:
         names = table["run"].astype(str).astype(object)
-        pairs = groups([names, N])
-        if pairs.max() == groups([names]).max():
+        seeds = [values for key, values in table.items() if SEED.fullmatch(plain(key))]
+        if groups([names, N, *seeds]).max() == groups([names]).max():
             return names
-        return None                                    # a run of several sizes: the column counts seeds
+        return None                                    # a run of several sizes or seeds is the name of others
     if "step" not in table or is_text(table["step"]):
         return None
     gain = np.diff(table["step"])
@@ -228,18 +228,9 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
         kept.drop(~columns.only(given | table, where), f"--where={' --where='.join(where)} keeps the others")
     check_one({key: v[kept.mask] for key, v in table.items()})
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
-        if (v[kept.mask] < 0).any():
-            negative = np.flatnonzero(kept.mask & (v < 0))
-            raise UserError(f"{label} is negative in {rows_text(negative)}; mend or remove it")
-        kept.drop(np.isnan(v), f"{label} is missing")
-        kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
-        kept.drop(v == 0, f"{label} is zero")
-        kept.drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
+        drop_unusable(kept, label, v)
     run = run_names(table, N)
-    curves = run is not None and len(set(run)) < len(run)
-    told = [v for key, v in table.items() if key == "run" and curves or not is_name(key, v)]
-    first = np.unique(groups(told), return_index=True)[1]
-    kept.keep(first, "the same row stands earlier in the table")
+    drop_repeated(kept, table, curves=run is not None and len(set(run)) < len(run))
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
     data = {"loss_column": name, "unit": unit, "params": params, "flops": flops, "rows_read": len(L),
@@ -255,6 +246,25 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     add_runs(data)
     data["warnings"] += doubts.doubts(data)
     return data
+
+
+def drop_unusable(kept: Kept, label: str, v: Array) -> None:
+    """Drop the rows whose `v` (n,) is no number that a law can have. Raises UserError for a negative one."""
+    negative = np.flatnonzero(kept.mask & (v < 0))
+    if len(negative):
+        raise UserError(f"{label} is negative in {rows_text(negative)}; mend or remove it")
+    kept.drop(np.isnan(v), f"{label} is missing")
+    kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
+    kept.drop(v == 0, f"{label} is zero")
+    kept.drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
+
+
+def drop_repeated(kept: Kept, table: dict, curves: bool) -> None:
+    """Drop the rows that equal an earlier one in all but their names; of `curves` runs are no mere names."""
+    rows = np.flatnonzero(kept.mask)
+    told = [v[rows] for key, v in table.items() if key == "run" and curves or not is_name(key, v)]
+    first = np.unique(groups(told), return_index=True)[1]
+    kept.keep(rows[first], "the same row stands earlier in the table")
 
 
 def check_units(kept: Kept, data: dict, table: dict, N: Array, D: Array, C: Array, L: Array) -> None:
