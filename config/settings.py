@@ -5,6 +5,7 @@ Whatever plans, trains, forecasts or compares runs takes these facts from here, 
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,6 +100,7 @@ MAY_BE = (
     ("resume", *one_of("auto", "never")),
     ("parametrization", *one_of("gpt2", "mup")),
     ("dtype", *one_of("auto", "float32", "bfloat16", "float16")),
+    ("forecast", "empty, or the sha256 of a seal", lambda x: re.fullmatch("([0-9a-f]{64})?", x)),
 )
 
 

@@ -12,12 +12,14 @@ Hoffmann's surface alone held it in 46 %, the one below in 94 % (the 50 % interv
 error fell from 2.6 to 1.2 %. Which form fits better inside the data does not tell which to believe (Akaike
 weights: 57 %). How well each predicted the study's largest budget from the smaller ones does, a little, and
 sets the weights. That rule was chosen on those runs; on others, the points of Hoffmann et al.'s figure 4 (30
-draws of 24, to 3 to 10 times their compute), 97 % and 60 % lay inside.
+draws of 24, to 3 to 10 times their compute), 97 % and 60 % lay inside. A law that its own fit calls
+undetermined forecasts nothing, unless `seal` is told --anyway.
 """
 import dataclasses
 import hashlib
 import json
 import math
+import shlex
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,13 +28,14 @@ import numpy as np
 from scipy.stats import binomtest
 
 from config import settings
-from runtime.basics import UserError, exit_cleanly, git_commit, load_json, write_json
+from runtime.basics import UserError, exit_cleanly, git_commit, load_json, nearest, write_json
 from scaling.laws import counts, forms, frontiers
 from scaling.tables.csv import MALFORMED, read_table, write_table
 from scaling.tables.runs import final_runs
 
 COLUMNS = ("study run params tokens flops predicted lo95 hi95 sealed_at sha256 "
            "measured error inside").split()
+COMMANDS = ("seal", "score", "board", "rollout")
 Z50 = 0.6745                               # normal quantiles of the 50 and 95 % intervals
 Z95 = 1.96
 DRAWS = 200                                # bootstrap resamples of each of the many fits that are made here
@@ -155,9 +158,6 @@ def predict(table: dict, fit: dict, N: float, D: float) -> dict:
     Returns the prediction with its intervals and `sd` (of log-loss), what each of the `forms` says and weighs
     and `why`, the rollout, and the factors `beyond` the fitted range in N, D and C (1 inside it).
     """
-    if "surface" not in fit:
-        raise UserError(f"the fit has no surface ({fit.get('skipped', {}).get('surface', 'not fitted')}): "
-                        "nothing to forecast from")
     convention = fit["data"]["params"]
     runs = final_runs(table, convention)
     rows = rollout(table, convention)
@@ -179,6 +179,30 @@ def predict(table: dict, fit: dict, N: float, D: float) -> dict:
         "rollout": rows}
 
 
+# ---- Is the law one to go by? ----
+
+def load_fit(path: Path) -> dict:
+    """What a fit.json holds. Raises UserError, where there is none with the command that makes it."""
+    if not path.exists():
+        runs = path.with_name("runs.csv")
+        command = f"fit {runs} --json={path}" if runs.exists() else "sweep scaling/sweeps/STUDY.py"
+        raise UserError(f"there is no {path} yet; run: python -m scaling.{command}")
+    return load_json(path)
+
+
+def left_open(law: dict) -> str:
+    """What the runs leave undetermined of a law, by its own health; nothing of a published or an old one."""
+    return "; ".join(law.get("health", {}).get("undetermined", []))
+
+
+def refusal(fit: dict, anyway: bool = False) -> str:
+    """Why nothing is forecast by what fit.json holds, or ''; `anyway`: by an undetermined law, too."""
+    if "surface" not in fit:
+        return f"there is no law of N and D ({fit.get('skipped', {}).get('surface', 'it was not fitted')})"
+    found = left_open(fit["surface"])
+    return f"{found}; --anyway seals it all the same" if found and not anyway else ""
+
+
 # ---- Seal. ----
 
 def digest(obj: dict) -> str:
@@ -193,6 +217,10 @@ def read_seal(path: Path) -> dict:
         raise UserError(f"{path} does not match its own sha256: it was changed after it was sealed; "
                         "restore the original")
     return sealed
+
+
+def seal_path(folder: Path, run: str) -> Path:
+    return folder / "forecasts" / f"{run}.json"
 
 
 def require_same_target(sealed: dict, target: dict, path: Path) -> None:
@@ -225,14 +253,19 @@ def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
                         f"{counts.DEFAULT_PARAMS}; fit again with --params={counts.DEFAULT_PARAMS}")
 
 
-def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved) -> dict:
+def table_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "runs.csv").read_bytes()).hexdigest()
+
+
+def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved, anyway: bool = False) -> dict:
     """Write the forecast of `run`, which will train `resolved`, to folder/forecasts/RUN.json; return it.
 
     `folder` is out/STUDY with its runs.csv, `fit` what fit.json holds. A valid seal of the same target is
-    kept. Raises UserError when the target has changed or the run has begun.
+    kept. Raises UserError when the target has changed, the run has begun, or there is no law to go by:
+    see `refusal`.
     """
     folder = Path(folder)
-    path = folder / "forecasts" / f"{run}.json"
+    path = seal_path(folder, run)
     bearing = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
     target = dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=bearing)
     target |= settings.texts(resolved.meta)
@@ -240,16 +273,19 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved) -> dict
         sealed = read_seal(path)
         require_same_target(sealed, target, path)
         return sealed
+    if why := refusal(fit, anyway):
+        raise UserError(f"no forecast of {run}: {why}")
     table = read_table(folder / "runs.csv")
     require_unseen(folder, table, fit, run)
     content = {
         "study": folder.resolve().name,
         "run": run,
         **predict(table, fit, resolved.N, resolved.D),
+        "warnings": fit["surface"]["health"]["lines"],
         "loss_column": fit["data"]["loss_column"],
         "target": target,
         "fit_sha256": digest(fit),
-        "runs_sha256": hashlib.sha256((folder / "runs.csv").read_bytes()).hexdigest(),
+        "runs_sha256": table_sha256(folder),
         "sealed_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": git_commit()}
     path.parent.mkdir(exist_ok=True)
@@ -338,16 +374,20 @@ def score(folder: Path) -> list[dict]:
 
 # ---- Board. ----
 
+def board_rows(folder: Path) -> list[dict]:
+    """The rows of a study's forecasts.csv, none where it is not there. Raises UserError."""
+    path = Path(folder) / "forecasts.csv"
+    if not path.exists():
+        return []
+    table = read_table(path)
+    for key in (*COLUMNS[2:8], *COLUMNS[10:]):
+        counts.column(table, key, "the board of forecasts")
+    return [dict(zip(table, values)) for values in zip(*table.values())]
+
+
 def board(folders: list[Path]) -> str:
     """All forecasts in the forecasts.csv of `folders`, and how often the 95 % interval was right."""
-    rows = []
-    for path in (Path(folder) / "forecasts.csv" for folder in folders):
-        if not path.exists():
-            continue
-        table = read_table(path)
-        for key in (*COLUMNS[2:8], *COLUMNS[10:]):
-            counts.column(table, key, "the board of forecasts")
-        rows += [dict(zip(table, values)) for values in zip(*table.values())]
+    rows = [row for folder in folders for row in board_rows(folder)]
     if not rows:
         raise UserError(f"no forecast in forecasts.csv of {', '.join(map(str, folders))}; give a study whose "
                         "sweep has held_out runs")
@@ -378,41 +418,72 @@ def coverage(inside: int, done: int, sealed: int) -> str:
 
 # ---- Command line. ----
 
-def seal_config(folder: Path, args: list[str]) -> dict:
-    """Seal the run that train.py would make of `args` in `folder`. Raises UserError."""
+def seal_config(folder: Path, args: list[str]) -> str:
+    """Seal the run that train.py would make of `args` in `folder`; return what to print. Raises UserError."""
+    anyway = "--anyway" in args
+    args = [arg for arg in args if arg != "--anyway"]
     c = settings.configure_run(args)
     out = Path(c.out_dir)
     if out.resolve().parent != folder.resolve():
         raise UserError(f"out_dir is {c.out_dir}, outside the study; add --out_dir={folder}/RUN")
-    return seal(folder, load_json(folder / "fit.json"), out.name, settings.resolve(c))
+    sealed = seal(folder, load_fit(folder / "fit.json"), out.name, settings.resolve(c), anyway)
+    command = shlex.join(["python", "train.py", *args, f"--forecast={sealed['sha256']}"])
+    return f"{sealed_text(sealed)}\nnext: {command}"
 
 
 def sealed_text(s: dict) -> str:
     """A sealed forecast in a few lines."""
     far = ", ".join(f"{v:.3g}x in {k}" for k, v in s["beyond"].items() if v > 1) or "inside the fitted range"
     said = ", ".join(f"{k} {v['predicted']:.4f} (weight {v['weight']:.2f})" for k, v in s["forms"].items())
+    warnings = "".join(f"  warning: {line}\n" for line in s.get("warnings", []))      # old seals have none
     return (f"{s['study']}/{s['run']}: loss {s['predicted']:.4f}, 95 % {s['lo95']:.4f} to {s['hi95']:.4f}, "
             f"50 % {s['lo50']:.4f} to {s['hi50']:.4f}\n  beyond the data: {far}\n  {said}; {s['why']}\n"
-            f"  sealed {s['sealed_at']}, sha256 {s['sha256']}")
+            f"{warnings}  sealed {s['sealed_at']}, sha256 {s['sha256']}")
+
+
+def unsealed(folder: Path) -> list[str]:
+    """The finished runs of a study that are neither in its runs.csv nor sealed. Raises UserError."""
+    table = folder / "runs.csv"
+    known = {path.stem for path in (folder / "forecasts").glob("*.json")}
+    known |= set(read_table(table).get("run", ())) if table.exists() else set()
+    return sorted({path.parent.name for path in folder.glob("*/result.json")} - known)
+
+
+def next_plan(folder: Path, C: float) -> str:
+    """The command that plans by a study's law for ten times the compute C."""
+    return f"next: python -m scaling.plan {shlex.quote(str(folder / 'fit.json'))} --flops={10 * C:.0e}"
+
+
+def print_board(folders: list[Path], anew: bool) -> None:
+    """Print the board of `folders`, which are scored `anew` if that is asked. Raises UserError."""
+    for folder in folders if anew else ():
+        score(folder)
+        if runs := unsealed(folder):
+            print(f"{folder}: not scored, for no forecast was sealed: {', '.join(runs)}")
+    print(board(folders))
+    folder, rows = next((folder, rows) for folder in folders if (rows := board_rows(folder)))
+    print(next_plan(folder, max(row["flops"] for row in rows)))
 
 
 def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
-    if {"-h", "--help"} & set(args):
+    if not args or {"-h", "--help"} & set(args):
         print(__doc__)
         return
-    if len(args) < 2 or args[0] not in ("seal", "score", "board", "rollout"):
-        raise UserError("give a command and a path: python -m scaling.forecast seal|score|board|rollout PATH")
     command, *paths = args
+    if command not in COMMANDS or not paths:
+        close = "" if command in COMMANDS else nearest(command, COMMANDS)
+        raise UserError(f"give a command{close} and a path: python -m scaling.forecast "
+                        f"{'|'.join(COMMANDS)} PATH")
+    folder = Path(paths[0])
     if command == "rollout":
-        print(rollout_text(rollout(read_table(paths[0]))))
+        table = read_table(folder)
+        print(rollout_text(rollout(table)))
+        print(next_plan(folder.parent, final_runs(table)["C"].max()))
     elif command == "seal":
-        print(sealed_text(seal_config(Path(paths[0]), paths[1:])))
+        print(seal_config(folder, paths[1:]))
     else:
-        if command == "score":
-            for folder in paths:
-                score(Path(folder))
-        print(board(paths))
+        print_board(list(map(Path, paths)), command == "score")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from config.settings import RUN_COLUMNS, TEXT_COLUMNS
+from config.settings import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
 from runtime.basics import UserError, exit_cleanly, load_json
-from scaling.tables.csv import csv_rows, number, write_table
+from scaling.tables.csv import MALFORMED, csv_rows, number, write_table
 from scaling.tables.foreign import FORMATS, POINT_COLUMNS, csv_points, curve_points, skipping, usable
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
@@ -65,7 +66,24 @@ def parse_run(run_dir: str | Path) -> dict:
         if not fits(key, value):
             raise UserError(f"{path}: {key} cannot be {value!r:.40}")
     names = {"study": run.parent.name, "run": run.name}
+    if "parametrization" not in result:                # an older version's
+        result |= {k: v for k, v in recipe_told(run / "config.json").items() if fits(k, v)}
     return names | result | names                      # first of all, and nothing in the file renames a run
+
+
+def recipe_told(path: Path) -> dict:
+    """The columns of the recipe from config.json, for a result.json that is older than they are; or {}."""
+    try:
+        told = load_json(path)
+        c = from_dict(told)
+        asked = replace(c)
+        if c.warmup_iters == round(c.warmup_frac * c.max_iters):
+            asked.warmup_iters = -1                    # what it was derived from is what was asked for
+        if c.lr_decay_iters == c.max_iters:
+            asked.lr_decay_iters = -1
+        return {name: value for name, value in recipe(asked, c).items() if name in told}
+    except (UserError, *MALFORMED):
+        return {}
 
 
 def parse_study(study_dir: str | Path) -> tuple[list[dict], list[str]]:

@@ -9,10 +9,12 @@
 
 LAW is a fit.json, or a published law: hoffmann, besiroglu, muennighoff or kaplan. With runs.csv beside
 fit.json the study's own recipe, speed and forecast (scaling.forecast) are used. A law's C is 6 N D; a budget
-buys exact FLOPs.
+buys exact FLOPs. What a fit calls undetermined is shown with its warnings, and written with --anyway only.
 """
 import dataclasses
 import math
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from config import settings
 from config.configurator import help_text, read_args, set_fields
 from config.settings import Config
 from runtime import basics
-from runtime.basics import UserError, exit_cleanly, load_json, nearest, plain_name, whole_file
+from runtime.basics import UserError, exit_cleanly, nearest, plain_name, whole_file
 from scaling import forecast
 from scaling.laws import counts, design, forms, solver
 from scaling.tables.csv import MALFORMED, cell, read_table
@@ -51,21 +53,24 @@ PUBLISHED = {
 }
 UNIDENTIFIED = ("how much repeated tokens are worth is poorly known: R_D* = 15.4 was published, but on those "
                 "182 runs R_D* = 95 fits slightly better, and the bootstrap's 95 % interval is 5 to 1e12")
+MOST_PARAMS = 1e14
+MOST_TOKENS = 1e16
 # (options, the least, the most, of what): beyond these a number can only be a slip of a unit.
 LIMITS = (
     ("flops next", 1e6, 1e30, "FLOPs"),
-    ("tokens unique_tokens", 1e3, 1e16, "tokens"),
+    ("tokens unique_tokens", 1e3, MOST_TOKENS, "tokens"),
     ("inference_tokens", 1, 1e20, "tokens"),
-    ("params", 100, 1e14, "parameters"),
+    ("params", 100, MOST_PARAMS, "parameters"),
     ("loss", 1e-3, 20, "nats per token"),
     ("gpu_hours", 1e-6, 1e11, "hours"),
     ("deadline", 1e-6, 1e6, "hours"),
     ("gpus", 1, 1e7, "devices"),
     ("block_size head_size", 1, 1e6, "lengths and widths"),
 )
+WIDE = 1000                                # an interval whose ends differ by more determines nothing
 # What a row of runs.csv says of how to train such a model. Shape and horizon are the plan's to say, and the
 # vocabulary is the dataset's.
-RECIPE = "dataset schedule block_size batch_size learning_rate".split()
+RECIPE = "dataset schedule block_size batch_size learning_rate eval_iters".split()
 RECIPE += [name for name in settings.RECIPE if name not in ("vocab_size", "lr_decay_iters")]
 
 
@@ -89,6 +94,7 @@ class Options:
     head_size: int = 0                     # width of a head; default: the study's, else 64 (less if narrow)
     write: str = ""                        # config/NAME.py, or with --next scaling/sweeps/NAME.py
     figure: str = ""                       # NAME.png: the plan on the loss surface
+    anyway: bool = False                   # write and draw what the fit calls undetermined, too
     # other questions
     compare: bool = False                  # two fit.json: the compute multiplier between their recipes
     next: float = 0.0                      # FLOPs for more small runs: which pin N_opt(--flops) down best?
@@ -101,14 +107,11 @@ def load_law(name: str) -> dict:
     if name in PUBLISHED:
         return PUBLISHED[name]
     path = Path(name)
-    runs = path.with_name("runs.csv")
     if path.suffix != ".json":
         raise UserError(f"unknown law {name!r}{nearest(name, PUBLISHED)}: give a fit.json or one of "
                         f"{', '.join(PUBLISHED)}")
-    if not path.exists():
-        fix = f"fit {runs} --json={name}" if runs.exists() else "sweep scaling/sweeps/STUDY.py"
-        raise UserError(f"there is no {name} yet; run: python -m scaling.{fix}")
-    fit = load_json(name)
+    fit = forecast.load_fit(path)
+    runs = path.with_name("runs.csv")
     law = fit.get("surface") or fit.get("isoflop")
     if not law:
         raise UserError(f"{name} holds neither a surface nor an isoflop fit; fit again with more runs")
@@ -118,6 +121,17 @@ def load_law(name: str) -> dict:
         "params": fit["data"]["params"],
         "fit": fit,
         "runs": read_table(runs) if runs.exists() else {}}
+
+
+def require_determined(law: dict) -> None:
+    """Raise UserError for a law that its own fit calls undetermined."""
+    if found := forecast.left_open(law):
+        raise UserError(f"{law['source']}: {found}; --anyway writes the plan all the same")
+
+
+def warnings(law: dict, where: str = "") -> list[str]:
+    """What the health of the law's fit has to say, as lines; nothing of a published law."""
+    return [f"warning: {where}{line}" for line in law.get("health", {}).get("lines", [])]
 
 
 def loss_at(law: dict, N: float, D: float) -> float:
@@ -218,7 +232,10 @@ def study_of(table: dict, N: float, D: float) -> Study:
         return NO_STUDY
     runs = final_runs(table)
     rows = [table["run"].tolist().index(run) for run in runs["run"]]
-    near = rows[np.argmin(np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2)]
+    far = np.log(runs["N"] / N) ** 2 + np.log(runs["D"] / D) ** 2
+    told = table.get("parametrization", np.full(len(table["run"]), ""))
+    untold = [not cell(told[row]) for row in rows]
+    near = rows[np.lexsort((far, untold))[0]]          # first of those that say how they were trained
     row = {name: values[near] for name, values in table.items()}
     row["batch_size"] = row["batch_tokens"] / row["block_size"]
     x = np.log(runs["N"])
@@ -233,6 +250,8 @@ def study_of(table: dict, N: float, D: float) -> Study:
 
 def recipe(row: dict, names: list[str]) -> dict:
     """Those of the settings `names` that a row of runs.csv records; where a cell is empty it says nothing."""
+    if cell(row.get("val_tokens")):                    # losses compare on the same part of val.bin only
+        row = row | {"eval_iters": row["val_tokens"] / row["block_size"]}
     return {name: type(getattr(Config, name))(row[name]) for name in names if cell(row.get(name))}
 
 
@@ -382,6 +401,9 @@ def make_plan(law: dict, o: Options) -> Plan:
             raise UserError("--inference_tokens and --unique_tokens cannot be combined; plan for one of them")
         serving = (N, D)
         N, D = serving_optimum(law, loss_at(law, N, D), o.inference_tokens)
+    if not (1 <= N <= MOST_PARAMS and 1 <= D <= MOST_TOKENS):
+        raise UserError(f"{law['source']}: this law asks for {N:.3g} parameters on {D:.3g} tokens, which "
+                        "cannot be meant; give another goal")
     C = 6 * N * D
     optimal = abs(math.log(N / best(law, C)[0])) < 1e-6
     if law["form"] == "frontier" and not optimal:
@@ -447,6 +469,8 @@ def notes(plan: Plan) -> list[str]:
     if tokens > text and not o.unique_tokens:
         out.append(f"there are {amount(text)} tokens of this text: it is read {tokens / text:.3g} times, "
                    f"which the law ignores; add --unique_tokens={text}")
+    if plan.law["params"] == "as given":
+        out.append(f"N is as the law's table gave it; the model's is its {counts.DEFAULT_PARAMS}")
     if lent["dataset"] and "parametrization" not in lent:
         out.append("settings that runs.csv does not record (parametrization, betas, weight decay, warmup) "
                    "are train.py's defaults")
@@ -469,12 +493,31 @@ def amount(x: float) -> str:
     return digits
 
 
+def counted(number: float, word: str, digits: str = ",") -> str:
+    """'1 layer', '1,200 steps'."""
+    text = format(number, digits)
+    return f"{text} {word}" if text == "1" else f"{text} {word}s"
+
+
 def duration(hours: float) -> str:
     if math.isnan(hours):
         return "unknown (add --tok_per_s=TOKENS@PARAMS)"
+    if hours < 1 / 60:
+        return counted(hours * 3600, "second", ".3g")
     if hours < 2:
-        return f"{hours * 60:.3g} minutes"
+        return counted(hours * 60, "minute", ".3g")
     return f"{hours:.3g} hours" if hours < 72 else f"{hours / 24:.3g} days"
+
+
+def says_something(low: float, high: float) -> bool:
+    return high < WIDE * low                           # not so of nan
+
+
+def span(low: float, high: float, text=amount, level: str = "") -> str:
+    """' (LOW to HIGH)' of an interval, as `text` writes its ends, if it says anything."""
+    if not says_something(low, high):
+        return " (not determined)"
+    return f" ({level}{text(low)} to {text(high)})"
 
 
 def law_text(law: dict) -> str:
@@ -492,33 +535,33 @@ def plan_text(plan: Plan) -> str:
     rows = plan.config["batch_size"]
     loss = plan.loss
     steps = max(1, round(plan.tokens / (rows * c.block_size)))
-
-    def span(key):
-        return f" ({' to '.join(map(amount, plan.ci[key]))})" if key in plan.ci else ""
-    band = f" ({loss['lo95']:.4f} to {loss['hi95']:.4f})" if "lo95" in loss else ""
+    of_N, of_D = (span(*plan.ci[key]) if key in plan.ci else "" for key in ("N_opt", "D_opt"))
+    band = span(loss["lo95"], loss["hi95"], "{:.4f}".format) if "lo95" in loss else ""
+    brackets = "; brackets hold 95 % intervals" if of_N or band else ""
     devices = f" on {o.gpus} devices" if o.gpus > 1 else ""
     states = 16 * settings.count_params(c)["total"]    # float32: weights, gradients, AdamW's two moments
     row = c.block_size * settings.activation_bytes(c, 2)
-    out = [f"law       {law_text(plan.law)}; brackets hold 95 % intervals",
-           f"target    N {amount(plan.N)}{span('N_opt')}, D {amount(plan.D)}{span('D_opt')}, "
+    out = [f"law       {law_text(plan.law)}{brackets}",
+           f"target    N {amount(plan.N)}{of_N}, D {amount(plan.D)}{of_D}, "
            f"{plan.D / plan.N:.3g} tokens per parameter",
            f"compute   C = 6 N D = {plan.C:.3g} FLOPs = {plan.C / counts.PF_DAY:.3g} PF-days",
-           f"model     {c.n_layer} layers x {c.n_embd}, {c.n_head} heads of {c.n_embd // c.n_head}, "
+           f"model     {counted(c.n_layer, 'layer')} x {c.n_embd}, "
+           f"{counted(c.n_head, 'head')} of {c.n_embd // c.n_head}, "
            f"vocabulary {c.vocab_size}, context {c.block_size}: {amount(plan.params)} parameters",
            f"training  {amount(plan.tokens)} tokens, {plan.flops:.3g} exact FLOPs",
-           f"batch     {steps:,} steps of {rows} sequences or {amount(rows * c.block_size)} tokens; "
-           f"learning rate {plan.config['learning_rate']:g}",
+           f"batch     {counted(steps, 'step')} of {counted(rows, 'sequence')} or "
+           f"{amount(rows * c.block_size)} tokens; learning rate {plan.config['learning_rate']:g}",
            f"loss      {loss['predicted']:.4f}{band} (by {loss['by']})",
            f"time      {duration(plan.hours)}{devices}",
            f"memory    {states / 1e9:.3g} GB of weights, gradients, AdamW; {row / 1e9:.3g} GB a row"]
-    if o.unique_tokens:
-        epochs = plan.tokens / o.unique_tokens
-        out.append(f"data      {epochs:.4g} epochs of {amount(o.unique_tokens)} tokens")
+    text = o.unique_tokens or text_of(plan.config["dataset"])
+    if text < math.inf:
+        out.append(f"data      {counted(plan.tokens / text, 'epoch', '.4g')} of {amount(text)} tokens")
     if plan.serving:
         out.append(serving_text(plan))
     if plan.law["form"] == "surface":
         out += neighbours(plan)
-    return "\n".join(out + [f"note: {line}" for line in notes(plan)])
+    return "\n".join(out + warnings(plan.law) + [f"note: {line}" for line in notes(plan)])
 
 
 def serving_text(plan: Plan) -> str:
@@ -566,13 +609,21 @@ def write_config(path: str, plan: Plan) -> str:
     if abs(run.C / plan.flops - 1) > 0.02:
         raise UserError(f"{c.max_iters} steps of {c.batch_size} x {c.block_size} tokens make {run.C:.3g} "
                         f"FLOPs, not the {plan.flops:.3g} planned; take a smaller --block_size")
-    head = (f"# python train.py {path}\n# Planned with {plan.law['source']}: {run.C:.3g} FLOPs, "
+    command = f"python train.py {shlex.quote(path)}"
+    head = (f"# {command}\n# Planned with {plan.law['source']}: {run.C:.3g} FLOPs, "
             f"expected loss {plan.loss['predicted']:.4f}, time {duration(plan.hours)}.\n")
     write_new(path, head + "".join(f"{k} = {v!r}\n" for k, v in values.items()), "config")
-    return f"wrote {path}: {c.max_iters:,} steps, {run.C:.4g} exact FLOPs; run: python train.py {path}"
+    return f"wrote {path}: {counted(c.max_iters, 'step')}, {run.C:.4g} exact FLOPs; run: {command}"
 
 
 # ---- Which runs next? ----
+
+def known(half_width: float) -> str:
+    """How well N_opt is known, from the half-width of its logarithm's interval."""
+    if 2 * half_width < math.log(WIDE):
+        return f"known to a factor {math.exp(half_width):.3g} (95 %)"
+    return "not determined"
+
 
 def next_text(law: dict, folder: Path, o: Options) -> str:
     """The runs to add next and, with --write, the sweep file that makes them. Raises UserError."""
@@ -593,21 +644,27 @@ def next_text(law: dict, folder: Path, o: Options) -> str:
     cost = np.array([settings.count_flops(c)["total"] for c in by_size.values()])
     most = o.unique_tokens or text_of(base.dataset)
     found = design.next_runs(law, N, runs["D"], o.flops, o.next, np.array(list(by_size)), cost, most)
-    out = [f"N_opt at {o.flops:.3g} FLOPs is known to a factor {math.exp(found.before):.3g} (95 %); after "
-           f"these {len(found.N)} runs, {o.next:.3g} FLOPs in all: {math.exp(found.after):.3g}"]
+    more = "this run" if len(found.N) == 1 else f"these {len(found.N)} runs"
+    out = warnings(law)
+    out.append(f"N_opt at {o.flops:.3g} FLOPs is {known(found.before)}; after {more}, {o.next:.3g} FLOPs in "
+               f"all: {known(found.after)}")
+    if forecast.left_open(law):
+        out.append("note: both hold as far as the law does, which its runs leave open")
     stem = Path(o.write).stem or "next"
     listed = ""
     for i, (n, D) in enumerate(zip(found.N.tolist(), found.D.tolist()), 1):
         c = by_size[n]
-        out.append(f"  {amount(n):>7} parameters ({c.n_layer} layers x {c.n_embd}) on {amount(D)} tokens")
+        out.append(f"  {amount(n):>7} parameters ({counted(c.n_layer, 'layer')} x {c.n_embd}) on "
+                   f"{amount(D)} tokens")
         run = dict(name=f"{stem}_{i}", **shape_of(c), target_tokens=round(D), seed=i)
         listed += f"    {run!r},\n"
     if o.write:
-        head = (f"# python -m scaling.sweep {o.write}\n"
+        head = (f"# python -m scaling.sweep {shlex.quote(o.write)}\n"
                 f"# Chosen by scaling.plan to pin down N_opt at {o.flops:.3g} FLOPs.\n")
         write_new(o.write, f"{head}base = {study.settings!r}\nruns = [\n{listed}]\n", "scaling/sweeps")
-        out.append(f"wrote {o.write}; run it, then join both: "
-                   f"python -m scaling.logs {folder} out/{stem} --out=runs.csv")
+        out.append(f"wrote {o.write}; it makes them, and then both tables are joined\n"
+                   f"next: python -m scaling.sweep {shlex.quote(o.write)} && python -m scaling.logs "
+                   f"{shlex.quote(str(folder))} out/{stem} --out=runs.csv")
     return "\n".join(out)
 
 
@@ -644,55 +701,90 @@ def compare_text(paths: list[str], C: float) -> str:
     C = C or min(law["range"]["C"][1] for law in laws)
     factor, lo, hi = multiplier(*laws, C)
     verdict = "not clearly more or less"
+    better = paths[int(factor > 1)]
     if hi < 1:
         verdict = "less"
     elif lo > 1:
         verdict = "more"
-    return (f"for the loss that {paths[1]} reaches with {C:.3g} FLOPs, {paths[0]} needs "
-            f"{factor:.3g} times that (95 % {lo:.3g} to {hi:.3g}): {verdict} compute\n"
-            "note: both must come from the same text and tokenizer, and count N alike")
+    out = [f"for the loss that {paths[1]} reaches with {C:.3g} FLOPs, {paths[0]} needs {factor:.3g} times "
+           f"that{span(lo, hi, '{:.3g}'.format, '95 % ')}: {verdict} compute"]
+    for path, law in zip(paths, laws):
+        out += warnings(law, f"{path}: ")
+    return "\n".join(out + ["note: both must come from the same text and tokenizer, and count N alike",
+                            f"next: python -m scaling.plan {shlex.quote(better)} --flops={C:.3g}"])
 
 
 # ---- Command line. ----
 
-def answer(name: str, o: Options) -> None:
-    """Print what to train, or with --next which runs to add, by the law `name`. Raises UserError."""
+def answer(name: str, o: Options, command: str) -> None:
+    """Print what to train, or with --next which runs to add, by the law `name`; `command` asked for it.
+
+    Raises UserError.
+    """
     law = load_law(name)
+    check_files(law, o)
+    folder = "scaling/sweeps" if o.next else "config"
     if o.next:
         print(next_text(law, Path(name).parent, o))
+    else:
+        plan = make_plan(law, o)
+        show(plan)
+        command += "" if plan.config["dataset"] else " --dataset=DATASET"
+    if not o.write:
+        anyway = " --anyway" if forecast.left_open(law) and not o.anyway else ""
+        print(f"next: {command} --write={folder}/NAME.py{anyway}")
+
+
+def check_files(law: dict, o: Options) -> None:
+    """Raise UserError where a law may not be written by, or a figure cannot be drawn: no folder is made."""
+    if (o.write or o.figure) and not o.anyway:
+        require_determined(law)
+    if not o.figure:
         return
-    plan = make_plan(law, o)
+    loss_at(law, 1.0, 1.0)                             # refuses a law of the frontier
+    if Path(o.figure).suffix != ".png":
+        raise UserError(f"--figure={o.figure}: the name must end in .png")
+    if not os.access(Path(o.figure).parent, os.W_OK):
+        raise UserError(f"--figure={o.figure}: there is no such folder, or it cannot be written to; name "
+                        "another")
+
+
+def show(plan: Plan) -> None:
+    """Print the plan; draw and write it, if that is asked. Raises UserError."""
+    o = plan.asked
     print(plan_text(plan))
+    if o.figure:
+        from scaling import plots  # here, because a plan without a figure runs without matplotlib
+        ci = plan.ci.get("N_opt")
+        if ci and not says_something(*ci):
+            ci = None
+        plots.save(plots.plan_figure(plan.law, plan.N, plan.D, ci), Path(o.figure))
+        print(f"wrote {o.figure}")
     if o.write:
         print(write_config(o.write, plan))
-    if o.figure:
-        if Path(o.figure).suffix != ".png":
-            raise UserError(f"--figure={o.figure}: the name must end in .png")
-        loss_at(law, plan.N, plan.D)                   # refuses a law of the frontier
-        from scaling import plots  # here, because a plan without a figure runs without matplotlib
-        plots.save(plots.plan_figure(law, plan.N, plan.D, plan.ci.get("N_opt")), Path(o.figure))
-        print(f"wrote {o.figure}")
 
 
 def main(args: list[str] | None = None) -> None:
-    given, names = read_args(sys.argv[1:] if args is None else args, Options)
+    args = sys.argv[1:] if args is None else args
+    given, names = read_args(args, Options)
     if {"help", "h"} & set(given) or not (given or names):
         print(__doc__ + help_text(Options))
         return
     o = set_fields(Options(), given)
     check_limits(o)
-    if o.compare:
-        print(compare_text(names, o.flops))
-        return
-    if len(names) != 1:
+    if not o.compare and len(names) != 1:
         raise UserError(f"give one law, not {len(names)}: a fit.json or one of {', '.join(PUBLISHED)}")
     try:
-        answer(names[0], o)
+        with np.errstate(all="ignore"):                # what overflows says so in words
+            if o.compare:
+                print(compare_text(names, o.flops))
+            else:
+                answer(names[0], o, shlex.join(["python", "-m", "scaling.plan", *args]))
     except (*MALFORMED, IndexError, ZeroDivisionError) as e:
         if names[0] in PUBLISHED:
             raise
-        raise UserError(f"{names[0]} is not as scaling.fit writes it ({type(e).__name__}: {e}); fit "
-                        "again") from None
+        raise UserError(f"{' or '.join(names)} is not as scaling.fit writes it ({type(e).__name__}: {e}); "
+                        "fit again") from None
 
 
 if __name__ == "__main__":

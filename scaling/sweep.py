@@ -398,16 +398,36 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
     logs.write_curves(folder, folder / "curves.csv")
 
 
-def seal_all(folder: Path, held: list[Planned], law: dict) -> None:
-    """Forecast every held-out run that is not trained yet. It is told the seal's hash when it starts."""
+def seal_all(folder: Path, held: list[Planned], law: dict, anyway: bool) -> list[Planned]:
+    """Forecast every held-out run that is not trained yet. It is told the seal's hash when it starts.
+
+    Returns those that are not to start: the law cannot forecast them, or only if it must `anyway`.
+    """
     todo = [p for p in held if not p.done()]
+    left = []
+    if forecast.refusal(law, anyway):
+        left = [p for p in todo if not forecast.seal_path(folder, p.name).exists()]
+        todo = [p for p in todo if p not in left]
     for p in todo:
-        sealed = forecast.seal(folder, law, p.name, p.resolved)
+        sealed = forecast.seal(folder, law, p.name, p.resolved, anyway)
         if p is todo[0]:                               # what error to expect, before it can be known
             print(forecast.rollout_text(sealed["rollout"]))
         p.overrides["forecast"] = sealed["sha256"]
         print(f"forecast of {p.name}: {sealed['predicted']:.4f} ({sealed['lo95']:.4f} to "
               f"{sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
+    print_seals(folder, [p for p in held if p not in left])
+    return left
+
+
+def print_seals(folder: Path, held: list[Planned]) -> None:
+    """Say of held-out runs what their score cannot: that the seal is of other runs, or that there is none."""
+    now = forecast.table_sha256(folder)
+    for p in held:
+        path = forecast.seal_path(folder, p.name)
+        if not path.exists():
+            print(f"{p.name}: not scored, for no forecast was sealed before it was trained", flush=True)
+        elif forecast.read_seal(path).get("runs_sha256", now) != now:
+            print(f"{p.name}: its forecast was sealed from an earlier table than runs.csv now is", flush=True)
 
 
 # ---------------------------------------------------------------- the end
@@ -440,22 +460,22 @@ def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned
 # ---------------------------------------------------------------- command line
 
 
-def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch) -> list[str]:
+def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch, anyway: bool) -> list[str]:
     """Train by `launch(plan)`, then fit, forecast and draw. Returns a line for each run that failed."""
     folder = study.folder
     scores = []
     failed = launch(fitted)
     parse(folder, fitted)
     law = fit.fit_study(folder)
-    if held and not failed and "surface" not in law:
+    if held and not failed:
+        left = seal_all(folder, held, law, anyway)
+        ready = [p for p in held if p not in left]
+        if ready:
+            failed = launch(ready)
+            parse(folder, fitted)                      # again, for the curves of the held-out runs
+            scores = forecast.score(folder)
         # What was trained is not lost: it is drawn and told below, without a forecast.
-        why = law.get("skipped", {}).get("surface", "it was not fitted")
-        failed = [f"{p.name}: no forecast, since there is no law of N and D ({why})" for p in held]
-    elif held and not failed:
-        seal_all(folder, held, law)
-        failed = launch(held)
-        parse(folder, fitted)                          # again, for the curves of the held-out runs
-        scores = forecast.score(folder)
+        failed += [f"{p.name}: no forecast, since {forecast.refusal(law)}" for p in left]
     pictures = plots.draw_study(folder)
     print_end(folder, law, scores, pictures, fitted + held)
     return failed
@@ -470,6 +490,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     parser.add_argument("--retrain", action="store_true",
                         help="train anew what is there with other settings, or on other text")
+    parser.add_argument("--anyway", action="store_true",
+                        help="forecast the held-out runs by a law that its fit calls undetermined, too")
     a = parser.parse_args(args)
     study = read_sweep(a.sweep)
     by_slurm = a.launcher == "slurm"
@@ -502,7 +524,7 @@ def main(args: list[str] | None = None) -> int:
         raise UserError(f"{study.name}: SLURM has runs of it; add --launcher=slurm, or scancel them first")
     with alone_in(study.folder):
         require_own(study, plan, held, a.retrain)
-        failed = carry_out(study, fitted, held, launch)
+        failed = carry_out(study, fitted, held, launch, a.anyway)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -125,7 +125,7 @@ def study(job):
         if "where" in job:
             fault(job["where"], job["count"], job.get("name"))
         exec(job.get("code", ""), globals())
-        return sweep.main([job["sweep"], f"--jobs={job.get('jobs', 2)}"])
+        return sweep.main([job["sweep"], f"--jobs={job.get('jobs', 2)}", "--anyway"])
     return main
 
 def left_out(*args):

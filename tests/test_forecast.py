@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from datetime import datetime, timezone
@@ -139,9 +140,37 @@ def test_what_cannot_be_forecast_is_refused(study):
         forecast.seal(folder, found, "r03", TARGET)
     with pytest.raises(UserError, match="--params=non_embedding_plus_head"):
         forecast.seal(folder, found | {"data": {"params": "total"}}, "new", TARGET)
-    with pytest.raises(UserError, match="no surface .too few"):
+    with pytest.raises(UserError, match="no forecast of new: there is no law of N and D .too few"):
         bare = {"skipped": {"surface": "too few"}, "data": found["data"]}
         forecast.seal(folder, bare, "new", TARGET)
+
+
+def undetermined(found: dict) -> dict:
+    """The fit as one whose health finds fault: two sentences, of which one leaves the law open."""
+    health = dict(lines=["E is not identified; a wider range would pin it", "one run moves alpha"], ok=False,
+                  undetermined=["E is not identified; a wider range would pin it"])
+    return found | {"surface": found["surface"] | {"health": found["surface"]["health"] | health}}
+
+
+def test_an_undetermined_law_seals_nothing_unless_asked(study):
+    """Then the seal repeats what the fit's health says, and its hash covers it."""
+    folder, found, first = study
+    found = undetermined(found)
+    with pytest.raises(UserError, match="no forecast of new: E is not identified; a wider range would pin it;"
+                                        " --anyway seals it all the same"):
+        forecast.seal(folder, found, "new", TARGET)
+    assert not (folder / "forecasts/new.json").exists()
+    sealed = forecast.seal(folder, found, "new", TARGET, anyway=True)
+    assert sealed["warnings"] == found["surface"]["health"]["lines"] and first["warnings"] == []
+    assert "  warning: E is not identified; a wider range would pin it\n  warning: one run moves alpha\n" in (
+        forecast.sealed_text(sealed))
+    path = folder / "forecasts/new.json"
+    path.write_text(path.read_text().replace("one run", "no run"))
+    with pytest.raises(UserError, match="does not match its own sha256"):
+        forecast.read_seal(path)
+    old = {k: v for k, v in first.items() if k != "warnings"}
+    assert "warning" not in forecast.sealed_text(reseal(folder, old))
+    assert forecast.seal(folder, found, "big", TARGET) == forecast.read_seal(folder / "forecasts/big.json")
 
 
 # ---- Seals and runs of other times. ----
@@ -414,17 +443,53 @@ def test_coverage_on_real_runs():
 def test_command_line(study, capsys, lab, monkeypatch):
     folder, found, sealed = study
     monkeypatch.setattr(basics, "ROOT", lab.root)
-    forecast.main(["score", str(folder)])
-    assert "lab/big" in capsys.readouterr().out
+    for command in (["score", str(folder)], ["board", str(folder)]):
+        forecast.main(command)
+        out = capsys.readouterr().out
+        assert "lab/big" in out
+        assert out.endswith(f"\nnext: python -m scaling.plan {folder}/fit.json --flops=2e+16\n")
     forecast.main(["rollout", str(folder / "runs.csv")])
-    assert capsys.readouterr().out.count("100%") == 2
-    (folder / "fit.json").write_text(json.dumps(found))
+    out = capsys.readouterr().out
+    assert out.count("100%") == 2 and out.endswith(f"scaling.plan {folder}/fit.json --flops=6e+15\n")
     arguments = [f"--{k}={v}" for k, v in lab.settings().items() if k != "out_dir"]
+    with pytest.raises(UserError, match="run: python -m scaling.fit .*runs.csv --json=.*fit.json"):
+        forecast.main(["seal", str(folder), *arguments, f"--out_dir={folder}/small"])
+    (folder / "fit.json").write_text(json.dumps(undetermined(found)))
     with pytest.raises(UserError, match="outside the study"):
         forecast.main(["seal", str(folder), *arguments])
-    forecast.main(["seal", str(folder), *arguments, f"--out_dir={folder}/small"])
+    with pytest.raises(UserError, match="--anyway"):
+        forecast.main(["seal", str(folder), *arguments, f"--out_dir={folder}/small"])
+    forecast.main(["seal", str(folder), "--anyway", *arguments, f"--out_dir={folder}/small"])
     assert "lab/small: loss" in capsys.readouterr().out and (folder / "forecasts/small.json").exists()
-    with pytest.raises(UserError, match="seal|score|board|rollout"):
-        forecast.main(["sael", str(folder)])
-    forecast.main(["--help"])
+
+
+def test_what_the_seal_says_to_run_is_what_was_forecast(study, lab, capsys):
+    folder, found, _ = study
+    folder = folder.rename(folder.with_name("my lab"))
+    (folder / "fit.json").write_text(json.dumps(found))
+    arguments = [f"--{k}={v}" for k, v in lab.settings().items() if k != "out_dir"]
+    forecast.main(["seal", str(folder), *arguments, f"--out_dir={folder}/small"])
+    *_, line = capsys.readouterr().out.splitlines()
+    python, train, *command = shlex.split(line.removeprefix("next: "))
+    assert (python, train) == ("python", "train.py") and lab.main(command)[0] == 0
+    sealed = forecast.read_seal(folder / "forecasts/small.json")
+    assert json.loads((folder / "small/config.json").read_text())["forecast"] == sealed["sha256"]
+    (folder / "late").mkdir()
+    (folder / "late" / "result.json").write_text("{}")
+    forecast.main(["score", str(folder)])
+    out = capsys.readouterr().out
+    assert f"{folder}: not scored, for no forecast was sealed: late\n" in out
+    assert "1 sealed but not trained" in out and f"plan '{folder}/fit.json' --flops=" in out
+
+
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"], ["seal", "--help"]])
+def test_help(args, capsys):
+    forecast.main(args)
     assert "rollout out/STUDY/runs.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args, words", [
+    (["sael", "out"], "did you mean 'seal'?"), (["seal"], "give a command and a path: .* seal.score.board")])
+def test_a_slip_gets_one_line(args, words):
+    with pytest.raises(UserError, match=words):
+        forecast.main(args)

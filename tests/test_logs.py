@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config.settings import RECIPE
 from runtime.basics import UserError, exit_cleanly
 from scaling import logs
 from scaling.logs import read_log
@@ -258,6 +259,23 @@ def test_unusable_results_are_reported_with_their_reason(tmp_path, result, says)
     rows, problems = logs.parse_study(tmp_path / "s")
     assert [row["run"] for row in rows] == ["good"]
     assert len(problems) == 1 and says in problems[0] and "bad" in problems[0] and "\n" not in problems[0]
+
+
+@pytest.mark.parametrize("asked", [dict(warmup_iters=12), dict(warmup_frac=0.1), dict(lr_decay_iters=50)])
+def test_an_older_result_takes_its_recipe_from_config_json(lab, asked):
+    """Of warmup and decay what was asked for, and of settings that config.json lacks nothing."""
+    new = lab.train("s/a", max_iters=60, parametrization="mup", **asked)
+    path = lab.out("s/a") / "result.json"
+    path.write_text(json.dumps({k: v for k, v in new.items() if k not in RECIPE}))
+    assert logs.parse_run(path.parent) == dict(study="s", run="a") | new
+    config = json.loads((path.parent / "config.json").read_text())
+    del config["base_width"]
+    (path.parent / "config.json").write_text(json.dumps(config))
+    row = logs.parse_run(path.parent)
+    assert row["parametrization"] == "mup" and "base_width" not in row
+    for text in ("{", json.dumps(config | {"warmup_frac": "x"})):
+        (path.parent / "config.json").write_text(text)
+        assert "parametrization" not in logs.parse_run(path.parent)
 
 
 def test_an_unfinished_run_is_reported(tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -223,13 +224,14 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     """Whichever of the two warmups was asked for counts, and a model is counted with the study's biases."""
     asked = model(4, 96, parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False,
                   max_iters=900, **warmup)
-    recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100))
+    recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100)) | {"val_tokens": 6400}
     law = plan.load_law(str(study))
     rows = [dict(zip(law["runs"], values)) | recipe for values in zip(*law["runs"].values())]
     write_table(tmp_path / "runs.csv", rows, list(rows[0]))
     table = read_table(tmp_path / "runs.csv")
     made = plan.make_plan(law | {"runs": table}, plan.Options(flops=8e12))
-    expected = dict(parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False, **warmup)
+    expected = dict(parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False, **warmup,
+                    eval_iters=200)                    # 6,400 tokens in rows of 32: what the losses are of
     assert expected.items() <= made.config.items()
     assert len({"warmup_iters", "warmup_frac"} & set(made.config)) == 1
     assert {type(made.config[k]) for k in ("bias", "tie_weights")} == {bool}
@@ -237,6 +239,85 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     assert not any("does not record" in n for n in plan.notes(made))
     lent = plan.study_of(table, 1e5, 1e7)
     assert lent.n_head == 2 and lent.n_layer in (3, 4)
+
+
+def test_a_row_that_records_its_recipe_goes_before_a_nearer_one(study):
+    """A row of an older version has empty cells, which do not say that train.py's defaults were used."""
+    table = read_table(study.parent / "runs.csv")
+    N = table["params_non_embedding"] + table["params_head"]
+    table["parametrization"] = np.array(["" if n < N.max() else "mup" for n in N], object)
+    small = plan.study_of(table, N.min(), table["tokens"].max())
+    assert small.settings["parametrization"] == "mup"
+    table["parametrization"][:] = ""
+    assert "parametrization" not in plan.study_of(table, N.min(), 1e6).settings
+
+
+# ---- A law that its own fit calls undetermined. ----
+
+@pytest.fixture
+def undetermined(study, tmp_path):
+    """The study, with a fit that finds fault with itself."""
+    folder = tmp_path / "my lab"
+    folder.mkdir()
+    fit = json.loads(study.read_text())
+    fit["surface"]["health"] |= {"lines": ["E is not identified", "one run moves alpha"],
+                                 "undetermined": ["E is not identified"]}
+    (folder / "fit.json").write_text(json.dumps(fit))
+    (folder / "runs.csv").write_bytes((study.parent / "runs.csv").read_bytes())
+    return folder / "fit.json"
+
+
+WARNINGS = "warning: E is not identified\nwarning: one run moves alpha\n"
+
+
+def test_what_is_undetermined_is_shown_with_its_warnings(undetermined, study, capsys):
+    plan.main([str(undetermined), "--flops=8e12"])
+    out = capsys.readouterr().out
+    assert f"\n{WARNINGS}note: C is 2.96 times outside" in out
+    assert out.endswith(f"\nnext: python -m scaling.plan '{undetermined}' --flops=8e12 "
+                        "--write=config/NAME.py --anyway\n")
+    plan.main([str(undetermined), "--flops=1e14", "--next=2e13"])
+    out = capsys.readouterr().out
+    assert out.startswith(WARNINGS) and "note: both hold as far as the law does" in out
+    assert out.endswith("--write=scaling/sweeps/NAME.py --anyway\n")
+    plan.main(["--compare", str(study), str(undetermined)])
+    assert f"warning: {undetermined}: one run moves alpha\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--write={}/x.py", "--figure={}/x.png", "--next=2e13 --write={}/x.py"])
+def test_what_is_undetermined_is_written_only_if_asked(undetermined, option, lab, monkeypatch, capsys):
+    monkeypatch.setattr(basics, "ROOT", lab.root)
+    args = [str(undetermined), "--flops=8e12", "--unique_tokens=1e9", *option.format(lab.root).split()]
+    with pytest.raises(UserError, match="my lab/fit.json, 20 runs: E is not identified; --anyway writes"):
+        plan.main(args)
+    assert not list(lab.root.glob("x.*")) and not capsys.readouterr().out
+    plan.main([*args, "--anyway"])
+    assert "warning: E is not identified" in capsys.readouterr().out and list(lab.root.glob("x.*"))
+
+
+def test_an_interval_that_says_nothing_is_not_printed(undetermined, capsys):
+    """Nor what numpy says of its resamples, the half of which put N_opt beyond all numbers."""
+    fit = json.loads(undetermined.read_text())
+    boot = fit["surface"]["boot"]
+    boot["alpha"][::2] = [1e-3] * len(boot["alpha"][::2])
+    boot["A"][::2] = [1e300] * len(boot["A"][::2])
+    undetermined.write_text(json.dumps(fit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan.main([str(undetermined), "--flops=8e12", f"--figure={undetermined.parent}/x.png", "--anyway"])
+        plan.main([str(undetermined), "--flops=8e12", "--unique_tokens=1e9"])
+        plan.main(["--compare", str(undetermined), str(undetermined)])
+    out = capsys.readouterr().out
+    assert " (not determined), D " in out and "times that (not determined): not clearly" in out
+    assert "nan" not in out and "inf" not in out
+
+
+def test_an_optimum_that_cannot_be_meant_is_refused(undetermined):
+    fit = json.loads(undetermined.read_text())
+    fit["surface"] |= {"beta": 0.001, "B": 1e-5}
+    undetermined.write_text(json.dumps(fit))
+    with pytest.raises(UserError, match=r"parameters on .*e-.* tokens, which cannot be meant"):
+        plan.main([str(undetermined), "--flops=8e12"])
 
 
 # ---- A config that runs. ----
@@ -271,6 +352,9 @@ def test_reading_the_text_twice_is_said(lab, monkeypatch):
     monkeypatch.setattr(basics, "ROOT", lab.root)
     made = plan.make_plan(HOFFMANN, plan.Options(params=1e5, tokens=80_000, dataset="tiny", block_size=32))
     assert any("read 2 times" in note for note in plan.notes(made))
+    assert "\ndata      2 epochs of 40k tokens\n" in plan.plan_text(made)
+    once = plan.make_plan(HOFFMANN, plan.Options(params=1e5, tokens=40_000, dataset="tiny", block_size=32))
+    assert "\ndata      1 epoch of 40k tokens\n" in plan.plan_text(once)
 
 
 # ---- Two recipes. ----
@@ -297,7 +381,7 @@ def test_compute_multiplier_in_closed_form():
 def test_compare_on_the_command_line(study, capsys):
     plan.main(["--compare", str(study), str(study)])
     out = capsys.readouterr().out
-    assert "needs 1 times that" in out and "not clearly more or less" in out
+    assert "needs 1 times that (95 % 0." in out and "not clearly more or less" in out
     for wrong in ([str(study)], [str(study), "hoffmann"]):
         with pytest.raises(UserError, match="--compare"):
             plan.main(["--compare", *wrong])
@@ -393,7 +477,10 @@ def test_next_writes_a_sweep(study, tmp_path, capsys):
     (["hoffmann", "--flops=1e18", "--gpus=0"], "devices"),
     (["hoffmann", "--flops=1e18", "--gpus=-1"], "devices"), (["hoffmann", "--flops=nan"], "float"),
     (["kaplan", "--flops=1e18", "--inference_tokens=1e9"], "hoffmann"),
-    (["hoffmann", "--flops=1e18", "--figure=x.pdf"], ".png")])
+    (["hoffmann", "--flops=1e18", "--figure=x.pdf"], ".png"),
+    (["hoffmann", "--flops=1e18", "--figure=no/such/x.png"], "there is no such folder"),
+    (["kaplan", "--flops=1e18", "--figure=x.png"], "hoffmann"),
+    (["hoffmann", "--loss=1.7"], "cannot be meant")])
 def test_slips_get_one_line(args, fix, capsys):
     if fix is None:
         plan.main(args or ["--help"])
@@ -402,6 +489,7 @@ def test_slips_get_one_line(args, fix, capsys):
     with pytest.raises(UserError) as e:
         plan.main(args)
     assert fix in str(e.value) and "\n" not in str(e.value)
+    assert "--write" in " ".join(args) or not capsys.readouterr().out
 
 
 NO_TORCH = """
@@ -430,6 +518,50 @@ def test_a_fit_without_a_law_is_refused(tmp_path):
     (tmp_path / "fit.json").write_text(json.dumps(bare))
     with pytest.raises(UserError, match="neither a surface"):
         plan.main([str(tmp_path / "fit.json"), "--flops=1e18"])
+
+
+def test_every_answer_leads_on(study, lab, monkeypatch, capsys):
+    """By the same command with --write, which says what to run; brackets are named where some follow."""
+    monkeypatch.setattr(basics, "ROOT", lab.root)
+    plan.main(["hoffmann", "--flops=1e18"])
+    out = capsys.readouterr().out
+    assert out.endswith("\nnext: python -m scaling.plan hoffmann --flops=1e18 --dataset=DATASET "
+                        "--write=config/NAME.py\n") and "brackets" not in out
+    (lab.root / "my plans").mkdir()
+    path = lab.root / "my plans" / "a.py"
+    plan.main(["hoffmann", "--params=60000", "--tokens=50000", "--block_size=32", "--dataset=tiny",
+               f"--write={path}"])
+    assert capsys.readouterr().out.endswith(f"run: python train.py '{path}'\n")
+    plan.main([str(study), "--flops=8e12"])
+    assert "; brackets hold 95 % intervals\n" in capsys.readouterr().out
+    path = lab.root / "my plans" / "more.py"
+    plan.main([str(study), "--flops=1e14", "--next=2e13", "--unique_tokens=1e9", f"--write={path}"])
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line == (f"next: python -m scaling.sweep '{path}' && python -m scaling.logs {study.parent} "
+                    "out/more --out=runs.csv")
+    plan.main(["--compare", str(study), str(study)])
+    assert f"\nnext: python -m scaling.plan {study} --flops=" in capsys.readouterr().out
+
+
+def test_a_law_of_parameters_as_given_says_how_the_model_counts(study):
+    law = plan.load_law(str(study))
+    for params, said in (("as given", 1), ("non_embedding_plus_head", 0)):
+        made = plan.make_plan(law | {"params": params, "runs": {}}, plan.Options(flops=1e15))
+        assert sum("the model's is its non_embedding_plus_head" in n for n in plan.notes(made)) == said
+
+
+@pytest.mark.parametrize("hours, text", [
+    (0.0181 / 60, "1.09 seconds"), (1 / 3600, "1 second"), (1 / 60, "1 minute"), (1.5, "90 minutes"),
+    (24, "24 hours"), (72, "3 days")])
+def test_durations(hours, text):
+    assert plan.duration(hours) == text
+
+
+def test_one_of_a_thing_is_not_many(lab, monkeypatch):
+    monkeypatch.setattr(basics, "ROOT", lab.root)
+    small = plan.Options(params=5e3, tokens=1e3, block_size=32, head_size=16, dataset="tiny")
+    text = plan.plan_text(plan.make_plan(BESIROGLU, small))
+    assert " 1 layer x 16, 1 head of 16, " in text and " 31 steps of 1 sequence or 32 tokens" in text
 
 
 def test_figure(tmp_path, study):

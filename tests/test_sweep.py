@@ -173,7 +173,7 @@ def test_study_from_text_to_scored_forecast(study, lab, in_process, capsys, monk
     """The whole path on a tiny grid: runs.csv, fit.json, a seal older than its run, a score, figures."""
     monkeypatch.setattr(fit, "fit_study", partial(fit.fit_study, bootstrap=20))
     monkeypatch.setattr(forecast.fit_forms, "__defaults__", (20,))
-    assert sweep.main([study(GRID), "--jobs=2"]) == 0
+    assert sweep.main([study(GRID), "--jobs=2", "--anyway"]) == 0      # so few runs determine no law
     folder = lab.root / "out" / "tiny_study"
     table = rows(folder)
     assert len(table) == 9 and all(float(r["val_loss"]) > 0 for r in table)
@@ -501,10 +501,59 @@ def test_a_model_that_has_begun_without_a_forecast_is_refused(trained):
     assert "big/log.jsonl exists: what has begun cannot be forecast" in said and "another name" in said
 
 
-def seal(folder, p):
-    """A seal of the run as forecast.seal makes it, without its numbers."""
+OPEN = {"surface": {"health": {"undetermined": ["E is not identified"]}}}
+
+
+def test_a_law_that_is_undetermined_forecasts_nothing_unless_asked(trained, lab, monkeypatch, capsys):
+    """The held-out model is not trained, and the study is told to its end; --anyway reaches the seal."""
+    path = trained(HELD)
+    folder = lab.root / "out" / "tiny_study"
+    big = plan(path)[-1]
+    shutil.rmtree(big.out)
+    monkeypatch.setattr(sweep, "parse", lambda folder, fitted: (folder / "runs.csv").touch())
+    monkeypatch.setattr(fit, "fit_study", lambda folder: OPEN)
+    monkeypatch.setattr(plots, "draw_study", lambda folder: [])
+    monkeypatch.setattr(sweep, "print_end", lambda *args: print("the end"))
+    assert sweep.main([path]) == 1
+    out, err = capsys.readouterr()
+    assert "failed: big: no forecast, since E is not identified; --anyway seals it all the same\n" in err
+    assert out.endswith("the end\n") and not big.out.exists() and not (folder / "forecasts").exists()
+
+    def start_here(p):
+        finish(p)
+        p.process = SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    def sealed(folder, law, run, resolved, anyway):
+        seal(folder, big)
+        return dict(predicted=3.0, lo95=2.9, hi95=3.1, sha256=64 * "a", rollout=[]) if anyway else None
+    monkeypatch.setattr(local, "start", start_here)
+    monkeypatch.setattr(forecast, "seal", sealed)
+    monkeypatch.setattr(forecast, "score", lambda folder: [])
+    assert sweep.main([path, "--anyway"]) == 0 and big.out.exists()
+    assert "forecast of big: 3.0000 (2.9000 to 3.1000)" in capsys.readouterr().out
+
+
+def test_what_no_score_tells_of_a_held_out_run_is_said(trained, lab, capsys):
+    """That its seal is of other runs than are there now, or that it was trained without one."""
+    path = trained(TWO + "held_out = [dict(name=n, n_embd=16, max_iters=9) for n in ('big', 'late')]\n")
+    folder = lab.root / "out" / "tiny_study"
+    (folder / "runs.csv").write_text("run\n")
+    *_, big, late = plan(path)
+    seal(folder, big, runs_sha256=forecast.table_sha256(folder))
+    assert sweep.seal_all(folder, [big, late], OPEN, False) == []
+    said = "late: not scored, for no forecast was sealed before it was trained\n"
+    assert capsys.readouterr().out == said
+    (folder / "runs.csv").write_text("run\na\n")
+    sweep.seal_all(folder, [big, late], OPEN, False)
+    told = "big: its forecast was sealed from an earlier table than runs.csv now is\n"
+    assert capsys.readouterr().out == told + said
+
+
+def seal(folder, p, **facts):
+    """A seal of the run as forecast.seal makes it, without its numbers but for `facts`."""
     bearing = {k: v for k, v in dataclasses.asdict(p.config).items() if k not in settings.FREE}
-    body = dict(run=p.name, target=dict(run=p.name, config=bearing) | settings.texts(p.resolved.meta))
+    target = dict(run=p.name, config=bearing) | settings.texts(p.resolved.meta)
+    body = dict(run=p.name, target=target, **facts)
     body["sha256"] = forecast.digest(body)
     (folder / "forecasts").mkdir()
     (folder / "forecasts" / f"{p.name}.json").write_text(json.dumps(body))

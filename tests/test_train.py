@@ -499,6 +499,7 @@ SETTINGS = [                                                   # what the comman
     (dict(n_layer=0), ["n_layer must be positive"]),
     (dict(schedule="cosin"), ["schedule must be one of cosine, linear, constant, wsd", "'cosin'"]),
     (dict(dtype="float8"), ["dtype must be one of"]),
+    (dict(forecast="garbage"), ["forecast must be empty, or the sha256 of a seal", "'garbage'"]),
     (dict(resume="yes"), ["resume must be one of auto, never"]),
     (dict(device="tpu"), ["device 'tpu'", "auto"]),
     (dict(dropout=1.0), ["dropout", "between 0 and 1"]),

@@ -1,9 +1,9 @@
 """Health: what the fits found out about themselves, in words. (Why a budget has no optimum is in frontiers.)
 
 A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong,
-a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say. Those
-of them that say that the data do not determine the law are health["undetermined"] too: nothing should be
-forecast or planned by it. A new finding is a number in health and a sentence here.
+a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say.
+Those of them that say that the data do not determine the law are health["undetermined"] too: nothing should
+be forecast or planned by it. A new finding is a number in health and a sentence here.
 """
 import numpy as np
 

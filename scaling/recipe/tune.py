@@ -146,7 +146,7 @@ def recipe(path: Path) -> dict:
                         "again")
     widest = np.argmax(table["n_embd"])
     row = {name: values[widest] for name, values in table.items()}
-    names = [*SAME[2:], "n_embd", *settings.RECIPE]
+    names = [*SAME[2:], "n_embd", "eval_iters", *settings.RECIPE]
     names.remove("vocab_size")                          # the dataset's
     found = {name: value for name, value in plan.recipe(row, names).items() if value != getattr(Config, name)}
     return {"dataset": row["dataset"]} | found

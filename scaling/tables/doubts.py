@@ -127,8 +127,8 @@ def unlike_steps(table: dict) -> list[str]:
     ratio = table["tokens"][made > 0] / made[made > 0]
     if len(ratio) == 0 or (0.9 < ratio.min() and ratio.max() < 1.1):
         return []
-    return [f"tokens are {ratio.min():.3g} to {ratio.max():.3g} times step x batch_tokens: one of these counts "
-            "something else"]
+    return [f"tokens are {ratio.min():.3g} to {ratio.max():.3g} times step x batch_tokens: one of these "
+            "counts something else"]
 
 
 def halfway(data: dict) -> list[str]:
