@@ -130,8 +130,9 @@ def require_determined(law: dict) -> None:
 
 
 def warnings(law: dict, where: str = "") -> list[str]:
-    """What the health of the law's fit has to say, as lines; nothing of a published law."""
-    return [f"warning: {where}{line}" for line in law.get("health", {}).get("lines", [])]
+    """What the law's fit doubts in its table, and its health, as lines; nothing of a published law."""
+    told = law.get("fit", {}).get("data", {}).get("warnings", [])
+    return [f"warning: {where}{line}" for line in [*told, *law.get("health", {}).get("lines", [])]]
 
 
 def loss_at(law: dict, N: float, D: float) -> float:

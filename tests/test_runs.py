@@ -320,6 +320,7 @@ def test_words_that_part_the_runs_are_refused(columns, message):
         select(seeds(**columns))
     name, values = next(iter(columns.items()))
     assert len(select(seeds(**columns), where=[f"{name}={values[-1]}"])["L"]) == 20
+    assert len(select(seeds(arm=words("x y"), **columns))["L"]) == 40          # a study that compares them
 
 
 def test_words_among_sizes_are_doubted_unless_they_are_names_of_the_sizes():

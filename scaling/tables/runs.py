@@ -180,10 +180,15 @@ def choose_flops(table: dict, N: Array, D: Array, convention: str | None, params
     return counts.flops(table, convention, params), convention
 
 
+def of_arms(table: dict, values: Array) -> bool:
+    """Whether a column follows from the column `arm`, in which a study says that it compares recipes."""
+    return "arm" in table and groups([table["arm"], values]).max() == groups([table["arm"]]).max()
+
+
 def check_one(table: dict) -> None:
     """Raise UserError when the table mixes data sets, tokenizers, configurations, optimizers or families."""
     for name, values in table.items():
-        kind = plain(name) in columns.KINDS and is_text(values) and "arm" not in table
+        kind = plain(name) in columns.KINDS and is_text(values) and not of_arms(table, values)
         if (kind or name in ONE_OF) and len(set(map(str, values))) > 1:
             raise UserError(f"column {name!r} holds {some(values)}: their losses do not compare; keep one, "
                             f"with --where={name}={values[0]}")
@@ -192,7 +197,7 @@ def check_one(table: dict) -> None:
 def check_words(table: dict, names: list[str]) -> None:
     """Raise UserError where one of the columns `names`, in which rows of one N and D differ, holds words."""
     for name in names:
-        if is_text(table[name]) and name not in MIXED and not HYPER.fullmatch(plain(name)):
+        if is_text(table[name]) and name not in MIXED and not of_arms(table, table[name]):
             raise UserError(f"rows of the same size and tokens differ in {name!r}, which holds "
                             f"{some(table[name])}: no law goes through all; keep one, with "
                             f"--where={name}={table[name][0]}")
@@ -322,7 +327,7 @@ def settle(kept: Kept, data: dict, table: dict, run: Array | None, N: Array, D: 
         what = f"choice of {' and '.join(best)}"
     kept.keep(rows[good], f"another {what} was better at the same size and tokens")
     data["warnings"] += doubts.edges(part, experiment, good, best, rows)
-    unknown = [name for name in others if name not in SETTINGS]
+    unknown = [name for name in others if name not in SETTINGS and not is_text(part[name])]
     words = columns.mixed(part, N[rows], D[rows], (*SETTINGS, *MIXED, *others))
     data["warnings"] += doubts.unlike(part, unknown, words)
     return setting
