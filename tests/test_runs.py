@@ -218,6 +218,8 @@ def test_flops_of_head_and_attention_are_used_and_said():
     low, high = (data["C"] / (6 * data["N"] * data["D"]))[[19, 0]]
     assert data["notes"] == [f"flops are {low:.3g} to {high:.3g} times 6 N D"] and data["warnings"] == []
     assert select(with_flops(lambda C, N: 1.01 * C))["notes"] == []
+    data = select(with_flops(lambda C, N: C * np.where(np.arange(20) == 7, 10, 1)))
+    assert data["warnings"] == ["flops are 10 times 6 N D in row 8, unlike those of their size"]
     one = {name: values[[0, 0, 0]] * [1, 2, 4] if name == "tokens" else values[[0, 0, 0]]
            for name, values in isoflop().items()}
     data = select(one | {"flops": 6.6 * one["params"] * one["tokens"]})         # one size: no constant factor

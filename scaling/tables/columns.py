@@ -237,11 +237,20 @@ def cause(factor: float) -> str:
     return ""
 
 
-def check_flops(C: Array, N: Array, D: Array) -> tuple[list[str], list[str]]:
+def uneven(N: Array, ratio: Array) -> list[int]:
+    """The indices, five at most, where `ratio` is off by a factor of two from that of the next sizes."""
+    order = np.argsort(N, kind="stable")
+    r = np.log(ratio[order])
+    near = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(r, 2, "edge"), 5), axis=1)
+    return sorted(order[np.abs(r - near) > math.log(2)].tolist())[:5]
+
+
+def check_flops(C: Array, N: Array, D: Array, rows: Array) -> tuple[list[str], list[str]]:
     """(notes, warnings) on how given FLOPs compare with 6 N D. Raises UserError for no training FLOPs.
 
     That they are more or less than 6 N D by a factor that changes with N has good reasons: the head,
-    attention, embeddings that N counts. One that is the same for all sizes is another unit.
+    attention, embeddings that N counts. One that is the same for all sizes is another unit. `rows` are the
+    numbers of the rows.
     """
     wide = np.ptp(np.log(N)) > math.log(2)
     fix = "; pass --flops=6nd, and budgets in FLOPs"
@@ -261,6 +270,9 @@ def check_flops(C: Array, N: Array, D: Array) -> tuple[list[str], list[str]]:
         raise UserError(f"flops are those of one token, {6 * np.median(once):.3g} N{fix}")
     if low < 0.01 or high > 100:
         raise UserError(f"flops are {low:.3g} to {high:.3g} times 6 N D: they are no training FLOPs{fix}")
+    if odd := uneven(N, ratio):
+        return [], [f"flops are {', '.join(f'{ratio[i]:.3g}' for i in odd)} times 6 N D in "
+                    f"{rows_text(rows[odd])}, unlike those of their size"]
     text = f"flops are {low:.3g} to {high:.3g} times 6 N D"
     # Embeddings that N counts weigh less in large models, the head and attention too.
     if wide and ratio[N.argmax()] < min(0.9, ratio[N.argmin()]):

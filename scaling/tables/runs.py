@@ -287,7 +287,7 @@ def check_units(kept: Kept, data: dict, table: dict, N: Array, D: Array, C: Arra
     worse[rows] = lost
     kept.drop(worse, f"{name} is worse than a guess (diverged)")
     if data["flops"] == AS_GIVEN:
-        notes, warnings = columns.check_flops(C, N, D)
+        notes, warnings = columns.check_flops(C, N, D, rows)
         kept.notes += notes
         data["warnings"] += warnings
 
