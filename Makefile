@@ -13,9 +13,12 @@ test: .venv/dev
 notebook: .venv/dev
 	.venv/bin/jupyter-execute --inplace scaling/scaling_laws.ipynb
 
+# The .pth file lets `python -m scaling.NAME` and `python scaling/NAME.py` work from any folder.
 .venv/runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is older than Python 3.10; name another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv/bin/python -c 'import os, sysconfig; print(os.getcwd(), file=open(sysconfig.get_path("purelib") + "/nanoscale.pth", "w"))'
 	touch $@
 
 .venv/dev: .venv/runtime requirements-dev.txt

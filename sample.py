@@ -1,33 +1,43 @@
 """Text from a trained run.
 
-    python sample.py --out_dir=out/run
-    python sample.py --out_dir=out/run --start="ROMEO:" --num_samples=5 --temperature=0.7 --top_p=0.95
+    python sample.py                       # names the runs under out/ that there are
+    python sample.py --out_dir=out/RUN
+    python sample.py --out_dir=out/RUN --start="ROMEO:" --num_samples=5 --temperature=0.7 --top_p=0.95
 
 Prints the prompt with each continuation. While both fit in block_size, keys and values are cached.
 Beyond, each token is drawn from the last block_size tokens, computed afresh: positions are learned, so
 when the window moves on by one, everything in it changes.
 """
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve others; set before torch
 import json
 import math
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from config.configurator import configure
 from config.settings import from_dict, load_meta
-from data.common import Tokenizer, get_tokenizer
+from data.common import Tokenizer, as_path, get_tokenizer
 from model import GPT
-from runtime.basics import UserError, exit_cleanly
+from runtime import basics
+from runtime.basics import UserError, exit_cleanly, from_here
 from runtime.devices import find_device
+
+# Parameters below which one thread samples faster than two (by 1.1 to 1.4 on two shared cores).
+FEW_PARAMS = 10e6
 
 
 @dataclass
 class Config:
-    out_dir: str = "out/run"    # run directory that train.py wrote
-    start: str = ""             # prompt, or FILE:PATH to read it from; empty: a new document
+    out_dir: str = ""           # run directory that train.py wrote; to be given
+    start: str = ""             # prompt, or FILE:PATH to read it from; empty: the beginning of a document
     num_samples: int = 3        # continuations of the prompt
     max_new_tokens: int = 500   # length of each
     temperature: float = 0.8    # 0: always the likeliest token; 1: as trained; higher: more random
@@ -48,8 +58,22 @@ def check(c: Config) -> None:
             raise UserError(f"{key} must be {range_}, not {getattr(c, key)}")
 
 
+def known_runs(out_dir: str) -> str:
+    """The end of a message: the newest runs under out/, here and in the repository; or how to train one."""
+    found = {path for root in (Path.cwd(), basics.ROOT) for path in (root / "out").rglob("ckpt.pt")}
+    found = sorted(found, key=os.path.getmtime, reverse=True)
+    if found:
+        return f"there are: {', '.join(from_here(path.parent) for path in found[:5])}"
+    script, config = basics.ROOT / "train.py", basics.ROOT / "config" / "train_shakespeare_cpu.py"
+    option = f" --out_dir={shlex.quote(out_dir)}" if out_dir else ""
+    return f"train first: python {from_here(script)} {from_here(config)}{option}"
+
+
 def load_run(out: Path) -> tuple[GPT, Tokenizer]:
     """The model of the run directory `out`, on the CPU in eval mode, and the tokenizer of its training."""
+    again = "choose another run, or train it again, with its own command and --resume=never"
+    if not (out / "ckpt.pt").exists():
+        raise UserError(f"{out / 'ckpt.pt'} is missing; {known_runs(str(out))}")
     try:
         state = torch.load(out / "ckpt.pt", map_location="cpu", weights_only=True)
         data = state["data_sha256"]
@@ -58,10 +82,10 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
         model.load_state_dict(state["model"])
         tokenizer = json.loads((out / "config.json").read_text(encoding="utf-8"))["tokenizer"]
     except FileNotFoundError as e:
-        raise UserError(f"{e.filename} is missing; train first: python train.py --out_dir={out}") from None
+        raise UserError(f"{e.filename} is missing; {again}") from None
     except Exception as e:                             # unpickling garbage can raise almost anything
-        raise UserError(f"{out}: ckpt.pt or config.json is corrupt ({type(e).__name__}); train again: "
-                        f"python train.py --out_dir={out} --resume=never") from None
+        raise UserError(f"{out}: ckpt.pt or config.json is corrupt or another project's "
+                        f"({type(e).__name__}); {again}") from None
     meta = load_meta(c.dataset)
     # A char vocabulary is its text's, so it must be the same text; byte and gpt2 are the same for every text.
     other = "other text, " if tokenizer == "char" and meta["train_sha256"] != data else ""
@@ -74,20 +98,30 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
 
 def read_prompt(start: str) -> str:
     """`start`, or the text of the file that FILE:PATH names."""
-    if not start.startswith("FILE:"):
-        return start
     try:
-        return Path(start.removeprefix("FILE:")).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        if start.startswith("FILE:"):
+            return as_path(start.removeprefix("FILE:")).read_text(encoding="utf-8-sig")
+        start.encode()                                 # Python takes bytes that are not UTF-8 for surrogates
+        return start
+    except (OSError, UnicodeError) as e:
         raise UserError(f"--start={start}: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
 
 
-def encode_prompt(tok: Tokenizer, text: str) -> list[int]:
-    """Ids of the prompt. For the empty prompt they are what stands before a document in the training data."""
-    ids = tok.encode(text) if text else tok.separator
-    if not len(ids):
-        raise UserError("nothing separates documents in this run's text; give a prompt: --start=TEXT")
-    return ids.tolist()
+def encode_prompt(tok: Tokenizer, text: str, trained: np.ndarray) -> tuple[list[int], bool]:
+    """Ids of the prompt, and whether they are text to print; `trained` holds the ids of the training text.
+
+    For the empty prompt they are what stands between documents or, where there is one document only, the
+    first token of the training text: of an id that never came, nothing was learnt.
+    """
+    if text:
+        return tok.encode(text).tolist(), True
+    ids = tok.separator.tolist()
+    if ids and ids[0] in trained[:2 ** 24]:            # if at all, it comes soon
+        return ids, False
+    ids = trained[:1].tolist()
+    print(f"the text of this run is one document: as it does, this begins with {tok.decode(ids)!r}",
+          file=sys.stderr)
+    return ids, True
 
 
 def pick(logits: torch.Tensor, c: Config, rng: torch.Generator) -> torch.Tensor:
@@ -124,15 +158,20 @@ def main() -> int:
     c = configure(Config, sys.argv[1:])
     check(c)
     device = find_device(c.device)
-    model, tok = load_run(Path(c.out_dir))
+    if not c.out_dir:
+        raise UserError(f"give the run, --out_dir=RUN; {known_runs('')}")
+    model, tok = load_run(as_path(c.out_dir))
     model.to(device)
-    text = read_prompt(c.start)
-    idx = torch.tensor([encode_prompt(tok, text)], device=device).expand(c.num_samples, -1)
+    if device == "cpu" and sum(p.numel() for p in model.parameters()) < FEW_PARAMS:
+        torch.set_num_threads(1)
+    train_bin = basics.ROOT / "data" / model.config.dataset / "train.bin"
+    prompt, is_text = encode_prompt(tok, read_prompt(c.start), np.memmap(train_bin, "<u2", mode="r"))
+    idx = torch.tensor([prompt], device=device).expand(c.num_samples, -1)
     rng = torch.Generator(device).manual_seed(c.seed)
     at_once = max(1, 2 ** 27 // (model.config.block_size * model.config.vocab_size))    # .5 GB of logits
     for batch in idx.split(at_once):
         for ids in generate(model, batch, c, rng, tok.vocab_size).tolist():
-            print(f"{text}{tok.decode(ids)}\n---------------")
+            print(f"{tok.decode(prompt + ids if is_text else ids)}\n---------------")
     return 0
 
 

@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve others; set before torch
 import contextlib
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from config import settings
 from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
 from runtime import basics, console, cpu, rundir, system, text
-from runtime.basics import caught_signals, exit_cleanly
+from runtime.basics import caught_signals, exit_cleanly, from_here
 from runtime.devices import join_processes, on_machine
 from runtime.noise import NoiseScale, average_gradients
 from runtime.rundir import explained, require_finite
@@ -355,7 +356,8 @@ def main() -> int:
     if int(os.environ.get("RANK", 0)) == 0:
         console.say(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, "
                     f"{result['val_bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens in "
-                    f"{result['wall_s']:.0f} s; next: python sample.py --out_dir={c.out_dir}")
+                    f"{result['wall_s']:.0f} s; next: python {from_here(basics.ROOT / 'sample.py')} "
+                    f"--out_dir={shlex.quote(c.out_dir)}")
     return 0
 
 

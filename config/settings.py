@@ -7,11 +7,12 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from config.configurator import read_command, set_fields
 from runtime import basics
-from runtime.basics import UserError, plain_name
+from runtime.basics import UserError, from_here, nearest, plain_name
 
 
 def free(default):
@@ -214,14 +215,24 @@ def load_meta(dataset: str) -> dict:
 
 def how_to_prepare(dataset: str) -> str:
     """The command that makes data/DATASET: by its own prepare.py, else from text of the user's own."""
+    data = basics.ROOT / "data"
     name, _, tokenizer = dataset.partition("_")
-    if (basics.ROOT / "data" / name / "prepare.py").exists():
+    script = data / name / "prepare.py"
+    known = tokenizers(script) if script.exists() else []
+    out = from_here(data / dataset)
+    if known and (not tokenizer or tokenizer in known):
         # With --out_dir, because a dataset's usual tokenizer is not in the name of its directory.
-        options = f" --tokenizer={tokenizer} --out_dir=data/{dataset}" if tokenizer else ""
-        return f"run: python data/{name}/prepare.py{options}"
-    known = sorted(path.parent.name for path in (basics.ROOT / "data").glob("*/prepare.py"))
-    return (f"python data/NAME/prepare.py makes those it knows ({', '.join(known)}); of your own text: "
-            f"python data/wikitext2/prepare.py --input FILES --out_dir=data/{dataset}")
+        options = f" --tokenizer={tokenizer} --out_dir={out}" if tokenizer else ""
+        return f"run: python {from_here(script)}{options}"
+    others = [f"{name}_{x}" for x in known] or sorted(p.parent.name for p in data.glob("*/prepare.py"))
+    return (f"what can be prepared: {', '.join(others)}{nearest(dataset, others)}; or your own text: python "
+            f"{from_here(data / 'wikitext2' / 'prepare.py')} --input FILES --out_dir={out}")
+
+
+def tokenizers(script: Path) -> list[str]:
+    """Those that a prepare.py has, by its source: to import it takes what it imports."""
+    some = re.search(r"tokenizers=\((.*?)\)", script.read_text(encoding="utf-8"))
+    return re.findall(r"\w+", some[1]) if some else ["char", "byte", "gpt2"]
 
 
 # ---- what is counted: parameters, FLOPs, bytes ----

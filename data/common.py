@@ -4,12 +4,14 @@ A dataset is a directory with train.bin, val.bin (raw little-endian uint16 token
 last, meta.json (tokenizer, counts, where the text came from, how it was split, what was dropped).
 """
 import argparse
+import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, NamedTuple
 
@@ -22,8 +24,9 @@ TOKENIZERS = ("char", "byte", "gpt2")
 EOT = 50256                                           # GPT-2's <|endoftext|>, the last of its 50,257 ids
 GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
-LOADERS = {".txt": "text", ".raw": "text", ".tokens": "text",
+FORMATS = {".txt": "text", ".raw": "text", ".tokens": "text",
            ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (LATIN1, or what it is written in)"
 
 
 # ---- command line ----
@@ -43,15 +46,23 @@ def new_parser(name: str, doc: str, default: str = "gpt2", tokenizers: tuple = T
     p.add_argument("--tokenizer", choices=tokenizers, default=default,
                    help=f"{default} (the default) writes to data/{name}/, another to data/{name}_TOKENIZER/, "
                         f"which a config names as dataset='{name}_TOKENIZER'")
-    p.add_argument("--out_dir", type=Path, help="write here instead")
+    p.add_argument("--out_dir", type=as_path,
+                   help="write here instead; a config that says dataset='NAME' reads data/NAME")
     return p
 
 
 def add_input(p: Parser) -> None:
     """--input and --val_input, for datasets that come from the Hugging Face Hub or from files at hand."""
-    p.add_argument("--input", nargs="+", default=[], help=f"files at hand: {' '.join(LOADERS)}, also .gz")
-    p.add_argument("--val_input", nargs="+", default=[],
+    p.add_argument("--input", nargs="+", type=as_path, default=[],
+                   help=f"files at hand, of one kind: {' '.join(FORMATS)}, also .gz; JSON and parquet with "
+                        "their text in a field `text`; a name that begins with - as ./-NAME")
+    p.add_argument("--val_input", nargs="+", type=as_path, default=[],
                    help="validation files; without them a part of --input is held out")
+
+
+def as_path(text: str) -> Path:
+    """A path from the command line. Shells leave the ~ in --key=~/x to us."""
+    return Path(os.path.expanduser(text))
 
 
 def out_dir(args: argparse.Namespace) -> Path:
@@ -82,10 +93,10 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """The file's bytes. UserError if it cannot be read or is empty."""
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}; check the path given with --input") from None
     if not data:
@@ -98,15 +109,15 @@ def to_text(data: bytes, name) -> str:
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
-        raise UserError(f"{name}: byte {e.start} is not UTF-8; convert it with iconv -t UTF-8") from None
+        raise UserError(f"{name}: byte {e.start} is not UTF-8; {CONVERT}") from None
 
 
 def describe(args: argparse.Namespace, hub: tuple) -> dict:
     """`source` and `sha256` for meta.json, of local files or of the Hub's (repository, config, revision)."""
-    files = [Path(f) for f in args.input + args.val_input]
+    files = args.input + args.val_input
     for f in files:
         if not f.is_file():
-            raise UserError(f"{f} is missing; give files with text in them")
+            raise UserError(f"{f} is missing, or no file; give files with text in them")
         if f.stat().st_size == 0:
             raise UserError(f"{f} is empty; give files with text in them")
     if args.val_input and not args.input:
@@ -116,42 +127,109 @@ def describe(args: argparse.Namespace, hub: tuple) -> dict:
     return {"source": " ".join(f.name for f in files), "sha256": {str(f): file_sha256(f) for f in files}}
 
 
-def open_stream(files: list[str], hub: tuple, split: str, sample_by: str):
-    """A streamed `datasets` dataset with a "text" column: local files, or `split` of the Hub's `hub`.
+def open_stream(files: list[Path], hub: tuple, split: str, sample_by: str):
+    """A stream of rows with a "text": of local files, or of `split` of the Hub's `hub`, by `datasets`.
 
     Plain text is cut by "line" or by "paragraph" (`sample_by`). UserError if it cannot be had.
     """
+    kinds = {file_format(f) for f in files}
+    if len(kinds) > 1 or None in kinds:
+        raise UserError(f"what format has {' '.join(map(str, files))}? Give files of one kind: "
+                        f"{' '.join(FORMATS)}")
+    if files:
+        return Rows(files, sample_by)
     try:
         import datasets
+        return datasets.load_dataset(*hub[:2], revision=hub[2], split=split, streaming=True)
     except ImportError:
-        raise UserError("this needs `pip install datasets`, also for files at hand") from None
-    kinds = {LOADERS.get(Path(f.removesuffix(".gz")).suffix) for f in files}
-    if len(kinds) > 1 or None in kinds:
-        raise UserError(f"what format has {' '.join(files)}? Give files of one kind: {' '.join(LOADERS)}")
-    try:
-        if not files:
-            return datasets.load_dataset(*hub[:2], revision=hub[2], split=split, streaming=True)
-        options = {"sample_by": sample_by} if kinds == {"text"} else {}
-        return datasets.load_dataset(*kinds, data_files=files, split="train", streaming=True, **options)
+        raise UserError("this needs `pip install datasets`; or give files at hand: --input") from None
     except Exception as e:                            # httpx's, huggingface_hub's, pyarrow's, ...
-        raise UserError(f"cannot open {' '.join(files) or hub[0]} ({type(e).__name__}); check the network or "
-                        "the files (--input takes files at hand)") from None
+        raise UserError(f"cannot open {hub[0]} ({type(e).__name__}); check the network (--input takes files "
+                        "at hand)") from None
+
+
+def file_format(path: Path) -> str | None:
+    return FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
+
+
+class Rows:
+    """The rows of local files, which can be resumed as a stream of `datasets` can.
+
+    `datasets` itself would read other files than those named: to it, [, * and :: in a path are a pattern.
+    """
+
+    def __init__(self, files: list[Path], sample_by: str):
+        self.files = files
+        self.sample_by = sample_by
+        self.done = 0                                 # rows read, over all files
+        self.path = files[0]                          # where it is
+
+    def state_dict(self) -> dict:
+        return {"rows": self.done}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.done = state["rows"]
+
+    def __iter__(self) -> Iterator:
+        number = 0
+        for path in self.files:
+            self.path = path
+            for row in read_rows(path, self.sample_by):
+                number += 1
+                if number > self.done:
+                    self.done = number
+                    yield row
+
+
+def read_rows(path: Path, sample_by: str) -> Iterator:
+    """The rows of one file, dicts (of JSON: anything). A damaged file raises almost anything."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as raw:
+        if file_format(path) == "parquet":
+            import pyarrow.parquet  # here, because only parquet needs it
+            for batch in pyarrow.parquet.ParquetFile(raw).iter_batches():
+                yield from batch.to_pylist()
+            return
+        lines = io.TextIOWrapper(raw, encoding="utf-8-sig")       # without a byte-order mark
+        if file_format(path) == "json":
+            yield from json_rows(lines)
+        elif sample_by == "line":
+            yield from ({"text": line} for line in lines)
+        else:
+            for blank, paragraph in groupby(lines, str.isspace):
+                if not blank:
+                    yield {"text": "".join(paragraph).removesuffix("\n")}
+
+
+def json_rows(lines: io.TextIOWrapper) -> Iterable:
+    """Of a file with an object on each line, or with one list of them."""
+    first = lines.read(1)
+    lines.seek(0)
+    return json.load(lines) if first == "[" else map(json.loads, filter(str.strip, lines))
 
 
 def texts(stream) -> Iterator[str]:
-    """The documents of a streamed dataset. UserError for whatever its loader cannot read."""
+    """The documents of a stream of rows. UserError for whatever cannot be read."""
     try:
         for row in stream:
-            if "text" not in row:
-                raise UserError(f"no 'text' field among {list(row)}; rename the field that holds the text")
-            yield row["text"] or ""
+            if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
+                raise UserError(f"{place(stream)}: no text in a field 'text' of {str(row):.80}; rename the "
+                                "field that holds it")
+            text = row["text"] or ""
+            text.encode()                             # JSON can hold halves of surrogate pairs
+            yield text
     except UserError:
         raise
     except UnicodeDecodeError as e:
-        raise UserError(f"the input is not UTF-8 ({e}); convert it with iconv -t UTF-8") from None
+        raise UserError(f"{place(stream)}: not UTF-8 ({e.reason}); {CONVERT}") from None
     except Exception as e:                            # damaged files and lost connections, of many libraries
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise UserError(f"reading stopped ({why}); check the files or the network and run it again") from None
+        raise UserError(f"{place(stream)}: reading stopped ({why}); check the files or the network, then run "
+                        "it again") from None
+
+
+def place(stream) -> str:
+    return f"{stream.path}, after {stream.done:,} rows" if isinstance(stream, Rows) else "the input"
 
 
 # ---- tokenizers ----
@@ -283,6 +361,8 @@ def drop_repeats(docs: list[str], val_docs: list[str], between: str = "\n\n") ->
             else:
                 fresh.append(paragraph)
         kept.append(between.join(fresh))
+    if dropped and not any(map(str.strip, kept)):
+        raise UserError(f"all training text repeats the validation text ({OVERLAP_RULE}); give other text")
     return kept, {"rule": OVERLAP_RULE, "paragraphs": len(dropped), "characters": sum(map(len, dropped))}
 
 

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,12 @@ def exit_cleanly(main) -> None:
 def plain_name(name) -> bool:
     """Whether `name` is a str that names something inside a directory, on any system, and is not hidden."""
     return isinstance(name, str) and bool(re.fullmatch(r"(?!\.)[^\x00-\x1f\x7f/\\:]{1,200}", name))
+
+
+def from_here(path: Path) -> str:
+    """`path`, an absolute one, as a command that is typed in the current directory should name it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def nearest(word: str, known) -> str:

@@ -185,8 +185,10 @@ def load_fit(path: Path) -> dict:
     """What a fit.json holds. Raises UserError, where there is none with the command that makes it."""
     if not path.exists():
         runs = path.with_name("runs.csv")
-        command = f"fit {runs} --json={path}" if runs.exists() else "sweep scaling/sweeps/STUDY.py"
-        raise UserError(f"there is no {path} yet; run: python -m scaling.{command}")
+        command = ["sweep", "scaling/sweeps/STUDY.py"]
+        if runs.exists():
+            command = ["fit", str(runs), f"--json={path}"]
+        raise UserError(f"there is no {path} yet; run: python -m scaling.{shlex.join(command)}")
     return load_json(path)
 
 
@@ -425,7 +427,8 @@ def seal_config(folder: Path, args: list[str]) -> str:
     c = settings.configure_run(args)
     out = Path(c.out_dir)
     if out.resolve().parent != folder.resolve():
-        raise UserError(f"out_dir is {c.out_dir}, outside the study; add --out_dir={folder}/RUN")
+        raise UserError(f"out_dir is {c.out_dir}, outside the study; add "
+                        f"--out_dir={shlex.quote(str(folder))}/RUN")
     sealed = seal(folder, load_fit(folder / "fit.json"), out.name, settings.resolve(c), anyway)
     command = shlex.join(["python", "train.py", *args, f"--forecast={sealed['sha256']}"])
     return f"{sealed_text(sealed)}\nnext: {command}"

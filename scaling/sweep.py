@@ -145,10 +145,9 @@ def missing_data(study: Study) -> dict[str, list[str]]:
         flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
         if dataset in study.prepare:
             name, *flags = study.prepare[dataset].split()
-            flags.append(f"--out_dir={basics.ROOT / 'data' / dataset}")
         script = f"data/{name}/prepare.py"
         if not plain_name(name) or not (basics.ROOT / script).exists():
-            raise UserError(f"dataset {dataset!r} is not prepared, and {script} does not exist")
+            raise UserError(f"dataset {dataset!r} is not prepared; {settings.how_to_prepare(dataset)}")
         found[dataset] = [script, *flags]
     return found
 
@@ -156,6 +155,7 @@ def missing_data(study: Study) -> dict[str, list[str]]:
 def prepare_data(missing: dict[str, list[str]]) -> None:
     """Run what `missing_data` found. Raises UserError."""
     for dataset, (script, *flags) in missing.items():
+        flags.append(f"--out_dir={basics.ROOT / 'data' / dataset}")     # where it would not by itself, too
         print(f"preparing {dataset}: {' '.join([script, *flags])}", flush=True)
         if subprocess.run([sys.executable, basics.ROOT / script, *flags]).returncode:
             raise UserError(f"{script} failed; its line above says why")
@@ -436,6 +436,8 @@ def print_seals(folder: Path, held: list[Planned]) -> None:
 def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: list[Planned]) -> None:
     """What a student reads last: the law, what was forecast and what came, and what to do next."""
     where = folder.relative_to(basics.ROOT)
+    if Path.cwd() != basics.ROOT:                      # where out/ is, and the commands are
+        print(f"in {basics.ROOT}:")
     print("\n".join(fit.summary(law, f"{where}/fit.txt")))
     for row in scores:
         if row["measured"] is not None:

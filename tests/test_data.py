@@ -60,8 +60,8 @@ def write_lines(path: Path, docs: list[str]) -> Path:
     return path
 
 
-def write_jsonl_gz(path: Path, docs: list[str]) -> Path:
-    with gzip.open(path, "wt", encoding="utf-8") as f:
+def write_jsonl_gz(path: Path, docs: list[str], encoding: str = "utf-8") -> Path:
+    with gzip.open(path, "wt", encoding=encoding) as f:
         f.writelines(json.dumps({"text": doc, "url": "x"}) + "\n" for doc in docs)
     return path
 
@@ -244,14 +244,56 @@ def test_wikitext2_formats_agree_and_repeats_are_dropped(tmp_path):
     pq.write_table(pa.table({"text": train}), tmp_path / "t.parquet")
     write_lines(tmp_path / "t.txt", train), write_jsonl_gz(tmp_path / "t.jsonl.gz", train)
     heldout = write_lines(tmp_path / "v.txt", val)
+    # The same with a byte-order mark in front; and as one list, as `json.dump` writes it.
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.txt").read_bytes())
+    (tmp_path / "bom.txt.gz").write_bytes(gzip.compress((tmp_path / "bom.txt").read_bytes()))
+    write_jsonl_gz(tmp_path / "bom.jsonl.gz", train, "utf-8-sig")
+    listed = json.dumps([{"text": doc} for doc in train], indent=1)
+    (tmp_path / "list.json").write_text(listed, encoding="utf-8-sig")
     args = ("wikitext2", tmp_path / "d", "--tokenizer=byte", "--input")
-    for name in "t.txt", "t.jsonl.gz", "t.parquet":
+    for name in ("t.txt", "t.jsonl.gz", "t.parquet", "bom.txt", "bom.txt.gz", "bom.jsonl.gz", "list.json"):
         meta = prepare(*args, tmp_path / name, "--val_input", heldout)
         assert as_bytes(meta["train"]).decode() == "".join(f"{p}\n" for p in [*PROSE[:100], ""])
         assert as_bytes(meta["val"]).decode() == "".join(f"{p}\n" for p in val)
         assert meta["dropped"]["paragraphs"] == 1 and len(meta["sha256"]) == 2
     meta = prepare(*args, heldout)
     assert as_bytes(meta["val"]).decode() == "".join(f"{p}\n" for p in val[18:])
+
+
+@pytest.mark.parametrize("name", ["run[1].txt", "a::b.txt", "x*y.txt", "q?.txt", "a b.txt", "é日.txt",
+                                  "~t.txt", "#1.txt", "%41.txt", "{a,b}.txt", "-i.txt"])
+@pytest.mark.parametrize("dataset", ["wikitext2", "c4"])
+def test_a_path_is_a_path(name, dataset, tmp_path, monkeypatch):
+    """Not a pattern, an option or a home: the file of that name is read, and not one beside it."""
+    monkeypatch.chdir(tmp_path)
+    for other in ("run1.txt", "xzy.txt", "qq.txt", "A.txt", "a", "b.txt"):
+        Path(other).write_text("another\n\n" * 99)
+    Path(name).write_text("".join(f"{name} {i}\n\n" for i in range(99)), encoding="utf-8")
+    small = ["--num_tokens=500", "--val_tokens=50"] if dataset == "c4" else []
+    meta = prepare(dataset, tmp_path / "d", "--tokenizer=byte", f"--input={name}", *small)
+    assert as_bytes(meta["train"]).decode().startswith(name) and meta["source"] == name
+    assert meta["sha256"] == {name: common.file_sha256(Path(name))}
+
+
+def test_a_home_is_found_where_the_shell_leaves_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_lines(tmp_path / "mine.txt", PROSE)
+    assert not module("wikitext2").main(["--tokenizer=byte", "--input=~/mine.txt", "--out_dir=~/d"])
+    assert (tmp_path / "d" / "meta.json").exists()
+
+
+@pytest.mark.parametrize("text, at", [
+    ("word " * 80_000, 360_001),                      # one line: cut where it is to be
+    ("word " * 80_000 + "\nshort\n" * 3, 360_019),
+    ("one line\n" * 1000, 8_100),
+    ("fifteen letters\n" * 105, 1_520)])              # a line that spans the place stays whole
+def test_own_text_is_split_by_position(text, at, tmp_path):
+    (tmp_path / "t.txt").write_text(text)
+    meta = prepare("wikitext2", tmp_path / "d", "--input", tmp_path / "t.txt", "--tokenizer=byte")
+    text = text if text.endswith("\n") else text + "\n"
+    assert (as_bytes(meta["train"]) + as_bytes(meta["val"])).decode() == text
+    assert meta["train_tokens"] == at
 
 
 def test_wikitext2_resplit(tmp_path, gpt2):
@@ -295,6 +337,16 @@ def test_c4_takes_exactly_the_tokens_asked_for(tmp_path, c4_input):
                     "--val_input", held_file)
     assert as_bytes(other["val"]) == c4_text(PROSE[190:])
     assert as_bytes(other["train"]) == c4_text(PROSE[:60] + [PROSE[0]] + PROSE[60:190])
+
+
+def test_c4_drops_empty_documents_in_both_splits(tmp_path):
+    some = [doc for pair in zip(PROSE, ["", " \n\t"] * 100) for doc in pair]
+    meta = prepare("c4", tmp_path / "d", *C4_ARGS, "--input", write_jsonl_gz(tmp_path / "a.jsonl.gz", some))
+    bare = prepare("c4", tmp_path / "e", *C4_ARGS, "--input", write_jsonl_gz(tmp_path / "b.jsonl.gz", PROSE))
+    assert list(meta["val"]) == list(bare["val"]) and list(meta["train"]) == list(bare["train"])
+    assert "empty" in meta["dropped"]["rule"] and meta["dropped"]["val_documents"] == 11
+    assert (bare["dropped"]["documents"], bare["dropped"]["val_documents"]) == (0, 0)
+    assert meta["dropped"]["documents"] + meta["dropped"]["val_documents"] == 200
 
 
 def test_c4_gpt2_documents_end_in_endoftext(tmp_path, gpt2, c4_input):
@@ -388,10 +440,15 @@ def test_pycode_without_source(tmp_path, library, capsys, monkeypatch):
 
 BAD_FILES = {"empty.txt": b"", "latin.txt": b"caf\xe9\n" * 500, "one.txt": b"x", "table.csv": b"a,b\n",
              "broken.jsonl": b'{"text": "a"}\n{"text"\n', "other.jsonl": b'{"content": "a"}\n',
+             "scalar.jsonl": b'"text"\n', "number.jsonl": b'{"text": 0}\n',
+             "half.jsonl": b'{"text": "\\ud83d"}\n', "same.txt": (b"the same line " * 20 + b"\n") * 50,
              "bad.parquet": b"no parquet", "bad.jsonl.gz": b"no gzip"}
 BAD_INPUT = [("missing.txt", "is missing"), ("empty.txt", "is empty"), ("latin.txt", "not UTF-8"),
              ("table.csv", "format"), ("broken.jsonl", "reading stopped"),
-             ("other.jsonl", "no 'text' field among ['content']"),
+             ("broken.jsonl", "broken.jsonl, after 1 rows: "),
+             ("other.jsonl", "no text in a field 'text' of {'content': 'a'}"),
+             ("scalar.jsonl", "no text in a field 'text' of text"), ("half.jsonl", "surrogates not allowed"),
+             ("number.jsonl", "no text in a field 'text' of {'text': 0}"), ("same.txt", "repeat"),
              ("bad.parquet", "check the"), ("bad.jsonl.gz", "check the"), ("one.txt", "too little text")]
 
 

@@ -1,8 +1,10 @@
-"""What runs where less is installed: without torch, and on systems that have no fcntl."""
+"""What runs elsewhere: without torch, without fcntl, and from any folder in the environment of make."""
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 from conftest import ROOT, copy_code, write_dataset
@@ -61,3 +63,29 @@ def test_a_sweep_without_fcntl(copy):
         assert done.returncode == 0, done.stdout + done.stderr
     rows = (copy / "out" / "study" / "runs.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 3
+
+
+OLD_PYTHON = """#!/bin/sh
+exec %s -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"
+"""
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_commands_run_from_any_folder_in_the_environment_that_make_builds(tmp_path):
+    """Built with nothing installed: PYTHONPATH lends it this environment's packages."""
+    root = tmp_path / "a folder"
+    root.mkdir()
+    copy_code(root, "scaling")
+    shutil.copy(ROOT / "Makefile", root)
+    (root / "requirements.txt").touch()
+    (root / "old").write_text(OLD_PYTHON % sys.executable)
+    (root / "old").chmod(0o755)
+    old = subprocess.run(["make", ".venv/runtime", "PYTHON=./old"], cwd=root, capture_output=True, text=True)
+    assert old.returncode and old.stderr.startswith("./old is older than Python 3.10; name another: ")
+    subprocess.run(["make", ".venv/runtime", f"PYTHON={sys.executable}"], cwd=root, check=True)
+    env = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
+    runs = str(ROOT / "scaling" / "results" / "laptop" / "runs.csv")
+    for command in (["-m", "scaling.fit"], [str(root / "scaling" / "fit.py")]):
+        done = subprocess.run([root / ".venv" / "bin" / "python", *command, runs, "--bootstrap=0"], env=env,
+                              cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "from 29 runs" in done.stdout, done.stderr

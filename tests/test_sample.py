@@ -113,11 +113,21 @@ def test_frequencies_are_the_distribution_asked_for(settings, expected):
 
 
 def test_the_empty_prompt_is_what_precedes_a_document():
-    chars = get_tokenizer("char", "\nab")
-    assert encode_prompt(chars, "") == [0, 0, 0] and encode_prompt(chars, "ba") == [2, 1]
-    assert encode_prompt(get_tokenizer("byte"), "") == [10, 10, 10]
-    with pytest.raises(UserError, match="give a prompt: --start=TEXT"):
-        encode_prompt(get_tokenizer("char", "ab"), "")
+    chars, byte = get_tokenizer("char", "\nab"), get_tokenizer("byte")
+    assert encode_prompt(chars, "", chars.encode("b\na")) == ([0, 0, 0], False)
+    assert encode_prompt(chars, "ba", chars.encode("b\na")) == ([2, 1], True)
+    assert encode_prompt(byte, "", byte.encode("b\na")) == ([10, 10, 10], False)
+
+
+@pytest.mark.parametrize("name", ["char", "byte", "gpt2"])
+def test_the_empty_prompt_is_never_an_id_that_was_not_trained(name, capsys):
+    try:
+        tok = get_tokenizer(name, "banana")
+    except UserError as e:
+        pytest.skip(str(e))
+    trained = tok.encode("banana")
+    assert encode_prompt(tok, "", trained) == (trained[:1].tolist(), True)
+    assert f"this begins with {tok.decode(trained[:1])!r}\n" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the command
@@ -154,7 +164,7 @@ def test_it_prints_the_prompt_and_each_continuation(trained, tmp_path):
     parts = out.split("\n---------------\n")
     assert len(parts) == 3 and parts[2] == "" and parts[0] != parts[1]
     assert all(len(part) == 24 and part.startswith("The ") for part in parts[:2])
-    (tmp_path / "prompt.txt").write_text("The ", encoding="utf-8")
+    (tmp_path / "prompt.txt").write_text("The ", encoding="utf-8-sig")
     again = command(trained, f"--start=FILE:{tmp_path / 'prompt.txt'}", "--num_samples=2")
     assert again == (0, out, "")
     assert command(trained, "--start=The ", "--num_samples=2", "--seed=2")[1] != out
@@ -195,6 +205,7 @@ def test_as_a_process_of_its_own(trained, tmp_path):
     ("max_new_tokens=0", "max_new_tokens must be positive"),
     ("temprature=1", "did you mean 'temperature'?"), ("top_k=all", "top_k must be int, not 'all'"),
     ("device=tpu", "device 'tpu' is not available here"),
+    ("start=a\udcff", "--start=a\udcff: not UTF-8 text"),
     ("start=caf\u00e9 \u20ac", "characters '\u00e9\u20ac' are not in the vocabulary"),
     ("start=FILE:no/such.txt", "no/such.txt: No such file")])
 def test_settings_that_make_no_sense(trained, setting, message):
@@ -206,8 +217,11 @@ def test_a_prompt_file_that_is_not_utf8(trained, tmp_path):
     assert "latin.txt: not UTF-8 text" in refused(trained, f"--start=FILE:{tmp_path / 'latin.txt'}")
 
 
-def test_a_missing_run(trained):
-    assert "ckpt.pt is missing; train first" in refused(trained, out="nowhere")
+def test_a_missing_run(trained, monkeypatch):
+    """It names those that there are, as they are called from here; test_hints.py has where there is none."""
+    assert f"ckpt.pt is missing; there are: {trained.out('run')}\n" in refused(trained, out="nowhere")
+    monkeypatch.chdir(trained.root)
+    assert refused(trained, "--out_dir=") == "error: give the run, --out_dir=RUN; there are: out/run\n"
 
 
 @pytest.fixture
@@ -241,6 +255,13 @@ def test_a_damaged_checkpoint(own, damage):
         torch.save(state | dict(extra=Trap(own.root / "trapped")), path)
     assert "corrupt" in refused(own)
     assert not (own.root / "trapped").exists()
+
+
+def test_another_projects_checkpoint(own):
+    """nanoGPT's has other keys, and `--resume=never` would delete it."""
+    path = own.out("run") / "ckpt.pt"
+    torch.save(dict(model={}, model_args={}, iter_num=5, best_val_loss=1.0, config={}), path)
+    assert "corrupt or another project's (KeyError)" in refused(own)
 
 
 def test_a_damaged_or_missing_config_json(own):

@@ -166,6 +166,7 @@ def test_a_study_of_one_length_says_why_nothing_was_forecast(study, lab, in_proc
     out, err = capsys.readouterr()
     assert "failed: more: no forecast, since there is no law of N and D (all runs have the same value" in err
     assert "next:" in out and list((lab.root / "out" / "one_length" / "figures").glob("*.png"))
+    assert f"\nin {lab.root}:\n" in out              # for it was run from elsewhere
     assert not (lab.root / "out" / "one_length" / "more").exists()
 
 

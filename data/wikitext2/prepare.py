@@ -9,33 +9,40 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import common  # noqa: E402
-from runtime.basics import exit_cleanly  # noqa: E402
+from runtime.basics import UserError, exit_cleanly  # noqa: E402
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3")
 
 
-def read_lines(files: list[str], split: str) -> list[str]:
-    """The rows, each ending in one newline (the Hub's rows have it, those of other files have not)."""
+def read(files: list[Path], split: str) -> str:
+    """The rows, each ending in one newline (the Hub's rows and lines have it, others have not)."""
     stream = common.open_stream(files, HUB, split, sample_by="line")
-    return [text.rstrip("\r\n") + "\n" for text in common.texts(stream)]
+    return "".join(text.rstrip("\r\n") + "\n" for text in common.texts(stream))
+
+
+def hold_out(text: str) -> tuple[str, str]:
+    """All but the last tenth, and that: from where a line begins or, if none does soon, from within one."""
+    at = len(text) - len(text) // 10
+    at = text.find("\n", at - 1, at + len(text) // 20) + 1 or at
+    return text[:at], text[at:]
 
 
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("wikitext2", __doc__)
     common.add_input(p)
     args = p.parse_args(args)
+    if args.input and not args.val_input and not args.out_dir:
+        raise UserError("--input without --val_input is text of your own, and data/wikitext2 is for "
+                        "WikiText-2's; add --out_dir=data/NAME")
     origin = common.describe(args, HUB)
-    train = read_lines(args.input, "train")
+    train = read(args.input, "train")
     if args.input and not args.val_input:
-        start = len(train) - len(train) // 10
-        val = train[start:]
-        train = train[:start]
-        split = "the last 10 % of the lines (or rows) held out"
+        train, val = hold_out(train)
+        split = "the last 10 % of the text held out"
     else:
-        val = read_lines(args.val_input, "validation")
+        val = read(args.val_input, "validation")
         split = "validation files given" if args.val_input else "official train and validation; no test"
-    val = "".join(val)
-    (train,), dropped = common.drop_repeats(["".join(train)], [val], between="\n")
+    (train,), dropped = common.drop_repeats([train], [val], between="\n")
     tok = common.get_tokenizer(args.tokenizer, train, val)
     common.save(args, tok, common.pieces([train], tok), common.pieces([val], tok), **origin, split=split,
                 dropped=dropped)
