@@ -196,11 +196,8 @@ def words(text, each=20):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda C, N: C / 3, "0.333 times 6 N D in every row (the forward pass alone, 2 N D): they, or params,"),
-    (lambda C, N: C / 8.64e19, "1.16e-20 times 6 N D in every row (in PF-days): they, or params, count"),
-    (lambda C, N: C / 3e15, "in every row (the forward pass alone, 2 N D, in PFLOPs): they, or params,"),
-    (lambda C, N: 1.01 * C * 4 / 3, "in every row (activations computed twice, 8 N D): they, or params,"),
-    (lambda C, N: 7.7 * C, "flops are 7.7 times 6 N D in every row: they, or params, count something else"),
+    (lambda C, N: C / 8.64e19, "flops are 1.16e-20 times 6 N D in every row (in PF-days): they are no"),
+    (lambda C, N: C / 3e15, "in every row (the forward pass alone, 2 N D, in PFLOPs): they are no training"),
     (lambda C, N: np.log10(1.2 * C), "flops holds log10 of the FLOPs, not FLOPs"),
     (lambda C, N: np.log(C), "flops holds ln of the FLOPs, not FLOPs"),
     (lambda C, N: 6.1 * N, "flops are those of one token, 6.1 N"),
@@ -211,6 +208,17 @@ def test_flops_that_are_none_are_refused_with_the_factor(change, message):
     assert message in str(e.value) and str(e.value).endswith("; pass --flops=6nd, and budgets in FLOPs")
     C = select(with_flops(change), flops="6nd")["C"]
     assert C == pytest.approx(np.repeat(np.geomspace(1e17, 1e20, 4), 5))
+
+
+@pytest.mark.parametrize("factor, message", [
+    (1 / 3, "are 0.333 times 6 N D in every row (the forward pass alone, 2 N D): they, or params, count"),
+    (1.34, "are 1.34 times 6 N D in every row (activations computed twice, 8 N D): they, or params,"),
+    (7.7, "are 7.7 times 6 N D in every row: they, or params, count something else, and budgets with t")])
+def test_flops_that_are_other_by_one_factor_are_used_and_doubted(factor, message):
+    data = select(with_flops(lambda C, N: factor * C))
+    assert data["warnings"][0].startswith(f"flops {message}") and data["flops"] == "as given"
+    assert data["C"][0] == pytest.approx(factor * 1e17)
+    assert select(with_flops(lambda C, N: factor * C), flops="6nd")["warnings"] == []
 
 
 def test_flops_of_head_and_attention_are_used_and_said():

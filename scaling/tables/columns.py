@@ -249,8 +249,8 @@ def check_flops(C: Array, N: Array, D: Array, rows: Array) -> tuple[list[str], l
     """(notes, warnings) on how given FLOPs compare with 6 N D. Raises UserError for no training FLOPs.
 
     That they are more or less than 6 N D by a factor that changes with N has good reasons: the head,
-    attention, embeddings that N counts. One that is the same for all sizes is another unit. `rows` are the
-    numbers of the rows.
+    attention, embeddings that N counts. One that is the same for all sizes is another unit or another count.
+    `rows` are the numbers of the rows.
     """
     wide = np.ptp(np.log(N)) > math.log(2)
     fix = "; pass --flops=6nd, and budgets in FLOPs"
@@ -259,21 +259,23 @@ def check_flops(C: Array, N: Array, D: Array, rows: Array) -> tuple[list[str], l
             raise UserError(f"flops holds {word} of the FLOPs, not FLOPs{fix}")
     ratio = C / (6 * N * D)
     low, high = ratio.min(), ratio.max()
-    if low > 0.97 and high < 1.03:
-        return [], []
+    middle = float(np.median(ratio))
+    text = f"flops are {low:.3g} to {high:.3g} times 6 N D"
     if wide and high / low < 1.04:
-        middle = float(np.median(ratio))
-        raise UserError(f"flops are {middle:.3g} times 6 N D in every row{cause(middle)}: they, or params, "
-                        f"count something else{fix}")
+        text = f"flops are {middle:.3g} times 6 N D in every row{cause(middle)}"
     once = ratio * D
     if wide and np.ptp(np.log(D)) > math.log(2) and once.max() / once.min() < 1.5:
         raise UserError(f"flops are those of one token, {6 * np.median(once):.3g} N{fix}")
     if low < 0.01 or high > 100:
-        raise UserError(f"flops are {low:.3g} to {high:.3g} times 6 N D: they are no training FLOPs{fix}")
+        raise UserError(f"{text}: they are no training FLOPs{fix}")
+    if low > 0.97 and high < 1.03:
+        return [], []
+    if wide and high / low < 1.04:
+        return [], [f"{text}: they, or params, count something else, and budgets with them; --flops=6nd "
+                    "counts 6 N D"]
     if odd := uneven(N, ratio):
         return [], [f"flops are {', '.join(f'{ratio[i]:.3g}' for i in odd)} times 6 N D in "
                     f"{rows_text(rows[odd])}, unlike those of their size"]
-    text = f"flops are {low:.3g} to {high:.3g} times 6 N D"
     # Embeddings that N counts weigh less in large models, the head and attention too.
     if wide and ratio[N.argmax()] < min(0.9, ratio[N.argmin()]):
         return [], [f"{text}, and least for the largest: is the backward pass in them?{fix}"]
