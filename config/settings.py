@@ -298,9 +298,12 @@ class Resolved(NamedTuple):
     C: float                        # FLOPs of the whole run, counted exactly
 
 
-def resolve(c: Config, world: int = 1) -> Resolved:
-    """The run that `c` describes, for `world` processes, with every -1 derived. Raises UserError."""
-    meta = load_meta(c.dataset)
+def resolve(c: Config, world: int = 1, meta: dict | None = None) -> Resolved:
+    """The run that `c` describes, for `world` processes, with every -1 derived; `meta` is its dataset's.
+
+    Raises UserError.
+    """
+    meta = meta or load_meta(c.dataset)
     check(c, meta, world)
     c = dataclasses.replace(c, vocab_size=max(c.vocab_size, meta["vocab_size"]))
     params, flops = count_params(c), count_flops(c)

@@ -18,7 +18,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import numpy as np
 
 from runtime import basics
-from runtime.basics import UserError, whole_file
+from runtime.basics import Parser, UserError, whole_file
 
 TOKENIZERS = ("char", "byte", "gpt2")
 EOT = 50256                                           # GPT-2's <|endoftext|>, the last of its 50,257 ids
@@ -31,17 +31,9 @@ CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (LATIN1, or what it is
 
 # ---- command line ----
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are UserErrors, of one line, as those of all commands."""
-
-    def error(self, message):
-        raise UserError(f"{message}; --help lists the options")
-
-
 def new_parser(name: str, doc: str, default: str = "gpt2", tokenizers: tuple = TOKENIZERS) -> Parser:
     """Parser with --tokenizer and --out_dir for data/NAME/prepare.py."""
-    p = Parser(prog=f"data/{name}/prepare.py", description=doc, allow_abbrev=False,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(f"data/{name}/prepare.py", doc)
     p.set_defaults(name=name, default=default)
     p.add_argument("--tokenizer", choices=tokenizers, default=default,
                    help=f"{default} (the default) writes to data/{name}/, another to data/{name}_TOKENIZER/, "

@@ -1,4 +1,5 @@
 """What every part of the lab uses: errors of one line, whole files, signals. The standard library only."""
+import argparse
 import contextlib
 import difflib
 import json
@@ -35,6 +36,17 @@ def exit_cleanly(main) -> None:
     except BrokenPipeError:                           # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)                                 # as if SIGPIPE had come
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UserErrors, and whose --help begins with the whole docstring `doc`."""
+
+    def __init__(self, prog: str, doc: str):
+        super().__init__(prog, description=doc, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise UserError(f"{message}; --help lists the options")
 
 
 # ---- names ----

@@ -6,7 +6,6 @@
 Every candidate is compared with a reference of higher precision before it is timed. What fails to compile,
 to run or to agree is listed under `skipped`, with the reason, and the rest goes on. Candidates take turns.
 """
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from config.settings import Config
 from runtime import basics
-from runtime.basics import UserError, exit_cleanly
+from runtime.basics import Parser, UserError, exit_cleanly
 from scaling.bench import HuggingFace, Ours, Plain, losses, quartiles, workplace
 
 
@@ -274,10 +273,12 @@ PARTS = dict(roofline=measure_roofline, loss=measure_loss, steps=measure_steps, 
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m runtime.bench_gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser = Parser("python -m runtime.bench_gpu", __doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
+                        help="cpu: only with --small")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the script")
-    parser.add_argument("--limit", type=float, default=480, help="seconds; later nothing new begins")
+    parser.add_argument("--limit", type=float, default=480,
+                        help="seconds, after which nothing new begins; default 480")
     parser.add_argument("--json", help="write the measurements to this file")
     a = parser.parse_args(args)
     if a.device == "cpu" and not a.small:

@@ -39,8 +39,9 @@ from config import settings
 from config.settings import Config
 from model import GPT
 from runtime import basics, cpu
-from runtime.basics import UserError, exit_cleanly, nearest
+from runtime.basics import Parser, UserError, exit_cleanly, nearest
 from runtime.system import peak_memory_mb
+from scaling.report import amount
 
 
 def shape(*numbers: int) -> dict:
@@ -392,9 +393,10 @@ def names(text: str, known, option: str) -> list[str]:
 
 
 def parse_args(args: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scaling.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}; default: all")
-    parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}; default: all")
+    parser = Parser("python -m scaling.bench", __doc__)
+    for key, known in dict(shape=SHAPES, peers=PEERS).items():
+        parser.add_argument(f"--{key}", default=",".join(known),
+                            help=f"some, with commas, of {', '.join(known)}; default: all")
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant; default 1")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant; default 15")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn (a step at least); default .5")
@@ -408,6 +410,8 @@ def parse_args(args: list[str] | None) -> argparse.Namespace:
     for key in ("threads", "rounds", "seconds"):
         if not 0 < getattr(a, key) < math.inf:
             raise UserError(f"--{key} must be positive, not {getattr(a, key)}")
+    if a.json not in (None, "-") and not Path(a.json).absolute().parent.is_dir():
+        raise UserError(f"--json={a.json}: there is no {Path(a.json).parent}; make it first")
     if {"hf", "hf_compiled"} & set(a.peers) and not find_spec("transformers"):
         raise UserError("the peer hf needs transformers: pip install -r requirements-dev.txt, or leave it "
                         "out with --peers=plain")
@@ -422,6 +426,8 @@ def main(args: list[str] | None = None) -> int:
                       cores=os.cpu_count(), onednn=cpu.onednn_pays(), threads=a.threads,
                       clock=a.clock.__name__, rounds=a.rounds, seconds=a.seconds,
                       commit=basics.git_commit(), shapes=[], processes=[])
+        print(f"{amount(len(a.shape), 'shape')}: ours against {', '.join(a.peers) or 'nobody'}, "
+              f"{amount(a.rounds, 'turn')} of {a.seconds:g} s each", flush=True)
         for name in a.shape:
             result["shapes"].append(measure(name, a))
             print_shape(result["shapes"][-1])
@@ -432,6 +438,8 @@ def main(args: list[str] | None = None) -> int:
                 basics.write_json(a.json, result)      # as it grows: a stopped bench keeps its shapes
     if a.json == "-":
         print(json.dumps(result, indent=1))
+    elif a.json:
+        print(f"wrote {a.json}")
     return 0
 
 

@@ -9,10 +9,10 @@ solid inside the range that it was fitted on, and dashed outside.
 
 To draw a new law, write a function from a `Study` and the law to a figure, and give it a row in `FIGURES`.
 """
-import argparse
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import matplotlib
@@ -34,10 +34,11 @@ from scipy.optimize import minimize
 from scipy.stats import gmean
 
 from runtime import basics
-from runtime.basics import UserError, exit_cleanly, load_json
+from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
 from scaling.laws.frontiers import group_budgets
 from scaling.laws.solver import DELTA, Array, huber, interval
+from scaling.report import amount
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
@@ -65,7 +66,7 @@ C_LABEL = {
     "as given": "training compute C (FLOPs)",
 }
 D_LABEL = "training tokens D"
-LOSS_LABEL = "validation loss (nats per token)"
+UNITS = {"char": "character", "byte": "byte"}           # of the loss, by tokenizer; else a token
 A_LABEL = "a, exponent of $N_{opt}$"
 
 NO_FORECASTS = dict.fromkeys(("run", "params", "tokens", "predicted", "measured"), np.array([]))
@@ -106,13 +107,18 @@ class Study(NamedTuple):
     forecasts: dict           # forecasts.csv
     n_label: str              # what N and C are called, with their convention
     c_label: str
+    unit: str                 # "nats per character", say
+    name: str                 # of the study and its text
 
 
 def read_study(folder: str | Path) -> Study:
     """The study in a directory with runs.csv and what else there is of it. Raises UserError."""
     folder = Path(folder)
     if not (folder / "runs.csv").is_file():
-        raise UserError(f"{folder}: no runs.csv in it; give a study directory, e.g. out/laptop")
+        fix = "python -m scaling.sweep scaling/sweeps/NAME.py makes one of a study"
+        if any(folder.glob("*/result.json")):
+            fix = f"run: python -m scaling.logs {quote(str(folder))} --out={quote(str(folder / 'runs.csv'))}"
+        raise UserError(f"{folder}: no runs.csv in it; {fix}")
     runs = read_table(folder / "runs.csv")
     fit = if_there(load_json, folder / "fit.json")
     curves = if_there(read_table, folder / "curves.csv")
@@ -127,7 +133,25 @@ def read_study(folder: str | Path) -> Study:
         data["along"] = along(data, runs.get("schedule"), curves)
         curves = learning_curves(curves, data, forecasts)
     last = (data[k][data["last"]] for k in "NDCL")
-    return Study(*last, data, fit, curves, forecasts, N_LABEL[data["params"]], C_LABEL[data["flops"]])
+    return Study(*last, data, fit, curves, forecasts, N_LABEL[data["params"]], C_LABEL[data["flops"]],
+                 unit_of(runs), name_of(folder, runs))
+
+
+def unit_of(runs: dict) -> str:
+    """What a loss counts, by the tokenizer that runs.csv names."""
+    return f"nats per {UNITS.get(only(runs, 'tokenizer'), 'token')}"
+
+
+def name_of(folder: Path, runs: dict) -> str:
+    """The study's name, and that of its text where runs.csv has it."""
+    text = only(runs, "dataset")
+    return folder.resolve().name + (f", {text}" if text else "")
+
+
+def only(runs: dict, column: str) -> str:
+    """What all rows have in the column; empty where they differ, or there is none."""
+    found = set(runs.get(column, ()))
+    return str(found.pop()) if len(found) == 1 else ""
 
 
 def if_there(read: Callable[[Path], dict], path: Path) -> dict:
@@ -175,9 +199,21 @@ def axes(xlabel: str, ylabel: str, title: str = "", height: float = 2.6):
     return figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
 
 
+def loss_label(unit: str) -> str:
+    return f"validation loss ({unit})"
+
+
 def pair(sharey: bool = False) -> Array:
     """Two axes side by side, (2,)."""
     return Page(figsize=(WIDTH, 2.4), layout="constrained").subplots(1, 2, sharey=sharey)
+
+
+def named(figure: Figure | None, name: str, warned: bool = False) -> Figure | None:
+    """The figure, if there is one, with the study's name above it, and whether its fit has warnings."""
+    if figure:
+        text = f"{name}: a fit with warnings" if warned else name
+        figure.suptitle(text, x=0.99, ha="right", fontsize=6, color=RED if warned else "gray")
+    return figure
 
 
 def log_ticks(axis) -> None:
@@ -287,7 +323,7 @@ def loss_curves(study: Study) -> Figure | None:
     curves = study.curves
     if not curves:
         return None
-    ax = axes(D_LABEL, f"{curves['label']} (nats per token)")
+    ax = axes(D_LABEL, f"{curves['label']} ({study.unit})")
     colors = color_bar(ax, curves["N"], study.n_label)
     draw_curves(ax, curves, curves["D"], colors, linewidth=0.7)
     log_axes(ax)
@@ -303,7 +339,7 @@ def isoflop(study: Study, law: dict) -> Figure:
         level = group_budgets(study.C)
     else:
         level = level[study.data["last"]]
-    ax = axes(study.n_label, LOSS_LABEL, title_of(law))
+    ax = axes(study.n_label, loss_label(study.unit), title_of(law))
     colors = color_bar(ax, [p["C"] for p in law["points"]], "budget C (FLOPs)")
     for p in law["points"]:
         own = np.isclose(level, p["C"], rtol=1e-6)
@@ -335,7 +371,7 @@ def envelope(study: Study, law: dict) -> Figure:
     rows = study.data if study.data["curves"] else study.data["along"]
     C = rows["C"]
     L = rows["L"]
-    ax = axes(study.c_label, LOSS_LABEL, title_of(law))
+    ax = axes(study.c_label, loss_label(study.unit), title_of(law))
     colors = color_bar(ax, rows["N"], study.n_label)
     draw_curves(ax, rows, C, colors, linewidth=0.6)
     at = [p["C"] for p in law["points"]]
@@ -353,7 +389,7 @@ def loss_vs_compute(study: Study, law: dict) -> Figure:
     hull = law["hull"]
     late = -hull["fitted"]                                              # the law was fitted from here on
     title = rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}"
-    ax = axes(study.c_label, LOSS_LABEL, title)
+    ax = axes(study.c_label, loss_label(study.unit), title)
     size = 1.5 if len(C) > 200 else 2.5
     ax.plot(C, L, "o", color=SKY, markersize=size, mew=0, label="runs")
     ax.plot(hull["C"], hull["loss"], "-o", color=BLUE, mfc="white", markersize=3, linewidth=0.8,
@@ -384,7 +420,7 @@ def power_law(study: Study, law: dict) -> Figure:
     if law["L_inf"] > 0.005:
         floor = f" + {law['L_inf']:.2f}"
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
-    ax = axes(label, LOSS_LABEL, title)
+    ax = axes(label, loss_label(study.unit), title)
     ax.plot(x, study.L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
     ax.plot(law["points"][name], law["points"]["loss"], "o", color=BLUE, label=f"best at each {name}")
     grid = reach(x)
@@ -401,12 +437,13 @@ def frontier(study: Study, law: dict) -> Figure:
     C = 6 * study.N * study.D
     C_new = 6 * new["params"] * new["tokens"]
     everywhere = np.append(C, C_new)
-    ax = axes(C_LABEL["6nd"], LOSS_LABEL)
+    ax = axes(C_LABEL["6nd"], f"loss ({study.unit})")
     colors = color_bar(ax, np.append(study.N, new["params"]), study.n_label)
     if curves:
         draw_curves(ax, curves, 6 * curves["N"] * curves["D"], colors, linewidth=0.5, alpha=0.4, zorder=0)
         ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.5, label=f"{curves['label']} while training")
     ax.scatter(C, study.L, s=9, c=colors.to_rgba(study.N), linewidth=0, zorder=2)
+    ax.plot([], [], "o", color=VIRIDIS(0.5), markersize=3, mew=0, label="validation loss of each run")
     x = reach(everywhere)
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[2], law["range"]["C"],
              "compute-optimal loss, 95 %")
@@ -486,7 +523,7 @@ def bootstrap_cloud(study: Study, law: dict) -> Figure | None:
     draws = forms.draws_of(law)
     a = law["a"]
     E = law["E"]
-    ax = axes(A_LABEL, "E, irreducible loss (nats per token)", f"{len(draws['a'])} resamples")
+    ax = axes(A_LABEL, f"E, irreducible loss ({study.unit})", f"{len(draws['a'])} resamples")
     ax.plot(draws["a"], draws["E"], "o", color=SKY, markersize=1.5, alpha=0.5, mew=0)
     ax.plot(law["ci"]["a"], [E, E], color=BLACK, linewidth=1)
     ax.plot([a, a], law["ci"]["E"], color=BLACK, linewidth=1)
@@ -508,7 +545,7 @@ def profile_of_E(study: Study, law: dict) -> Figure | None:
     allowed = f"{low:.3f} to {high:.3f}"
     if unbounded:
         allowed = "not bounded " + " or ".join(unbounded)
-    ax = axes("E held at (nats per token)", "deviance from the best fit")
+    ax = axes(f"E held at ({study.unit})", "deviance from the best fit")
     ax.plot(grid, profile["deviance"], color=BLUE)
     ax.axhline(cutoff, color=BLACK, linestyle=":", linewidth=0.8, label="95 % cutoff (bootstrap)")
     ax.axvspan(low, high, color=BLUE, alpha=0.15, linewidth=0, label=f"allowed: {allowed}")
@@ -595,10 +632,12 @@ FIGURES = (
 
 def study_figures(study: Study) -> dict[str, Figure]:
     """{name: figure} of every figure that the study's files support."""
-    figures = {"curves": loss_curves(study)}
+    figures = {"curves": named(loss_curves(study), study.name)}
     for name, law, draw in FIGURES:
         if law in study.fit:
-            figures[name] = draw(study, study.fit[law])
+            fit = study.fit[law]
+            warned = not fit.get("health", {"ok": True})["ok"]
+            figures[name] = named(draw(study, fit), study.name, warned)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -623,7 +662,7 @@ def forecast_board(forecasts: dict) -> Figure:
     """Every sealed forecast that has been measured: its error and its interval, in per cent."""
     came = np.flatnonzero(np.isfinite(forecasts["measured"]))
     names = []
-    ax = axes("forecast error (%)", "", height=0.3 * len(came) + 0.9)
+    ax = axes("error, 95 % interval (%)", "", height=0.3 * len(came) + 0.9)
     for y, k in enumerate(came):
         row = {name: column[k] for name, column in forecasts.items()}
         low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
@@ -671,21 +710,23 @@ def by_parametrization(table: dict, xlabel: str, ylabel: str, titles: tuple[str,
     return parts
 
 
-def transfer(table: dict) -> Figure:
+def transfer(table: dict, unit: str) -> Figure:
     """Loss against learning rate, a line per width, its best marked; `table` is transfer.csv."""
     widths = np.unique(table["n_embd"])
     colors = shades(widths)
-    for ax, rows in by_parametrization(table, "learning rate", LOSS_LABEL, ("muP", "GPT-2")):
+    for ax, rows in by_parametrization(table, "learning rate", loss_label(unit), ("muP", "GPT-2")):
         curves = {"run": rows["n_embd"], "N": rows["n_embd"], "L": rows["val_loss"]}
         draw_curves(ax, curves, rows["learning_rate"], colors, marker="o", markersize=2)
         for line in [*ax.lines]:
             rate, loss = line.get_data()
-            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, markersize=7)
+            fill = RED if 0 < loss.argmin() < len(loss) - 1 else "white"
+            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, mfc=fill, markersize=7)
         ax.set_xscale("log")
         label_only(ax, np.unique(rows["learning_rate"])[::2])
     lines = [Line2D([], [], color=colors.to_rgba(width), label=f"d {width:.0f}") for width in widths]
-    lines.append(Line2D([], [], color=RED, marker="*", linestyle="", label="best"))
-    ax.figure.legend(handles=lines, loc="outside lower center", ncols=5, columnspacing=1)
+    for label, fill in (("best", RED), ("best at an edge", "white")):
+        lines.append(Line2D([], [], color=RED, marker="*", markersize=7, mfc=fill, linestyle="", label=label))
+    ax.figure.legend(handles=lines, loc="outside lower center", ncols=3, columnspacing=1)
     return ax.figure
 
 
@@ -710,7 +751,7 @@ def coordinates(table: dict) -> Figure:
     return ax.figure
 
 
-def critical_batch(table: dict, found: dict) -> Figure:
+def critical_batch(table: dict, found: dict, unit: str) -> Figure:
     """Steps and tokens to a loss by batch size, B_crit(L) and noise scale; from points.csv and batch.json."""
     left, right = pair()
     norm = Normalize(table["loss"].min(), table["loss"].max())
@@ -723,11 +764,13 @@ def critical_batch(table: dict, found: dict) -> Figure:
         left.plot(B * law, law, color=color, linewidth=0.8, label=f"{level['loss']:.2f}")
         left.plot(table["batch_tokens"][own] * steps, steps, "o", color=color, markersize=2.5)
     left.set(title="cost of a loss", xlabel="tokens", ylabel="steps", xscale="log", yscale="log")
-    left.figure.legend(title="loss", title_fontsize=7, ncols=5, loc="outside lower center", columnspacing=1)
+    left.figure.legend(title=f"loss ({unit})", title_fontsize=7, ncols=5, loc="outside lower center",
+                       columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
-    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
+    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep, 95 %")
+    right.plot([gmean(L)] * 2, found["ci"]["B_crit"], color=BLACK, linewidth=0.8)
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
-    right.set(title="critical batch", xlabel="loss (nats per token)", ylabel="tokens", ylim=(0, None))
+    right.set(title="critical batch", xlabel="loss", ylabel="tokens", ylim=(0, None))
     right.invert_xaxis()
     right.legend(loc="lower right")
     return left.figure
@@ -736,14 +779,17 @@ def critical_batch(table: dict, found: dict) -> Figure:
 def recipe_figures(folder: Path) -> dict[str, Figure]:
     """{name: figure} of what scaling.recipe.transfer and scaling.recipe.batch left in a study directory."""
     figures = {}
-    for name, draw in (("transfer", transfer), ("coordinates", coordinates)):
-        table = if_there(read_table, folder / f"{name}.csv")
-        if table:
-            figures[name] = draw(table)
+    runs = if_there(read_table, folder / "runs.csv")
+    unit = unit_of(runs)
+    name = name_of(folder, runs)
+    if table := if_there(read_table, folder / "transfer.csv"):
+        figures["transfer"] = named(transfer(table, unit), name)
+    if table := if_there(read_table, folder / "coordinates.csv"):
+        figures["coordinates"] = named(coordinates(table), name)
     points = if_there(read_table, folder / "points.csv")
     found = if_there(load_json, folder / "batch.json")
     if points and found:
-        figures["critical"] = critical_batch(points, found)
+        figures["critical"] = named(critical_batch(points, found, unit), name)
     return figures
 
 
@@ -776,25 +822,43 @@ def draw_assets(out: Path) -> list[Path]:
     """
     results = basics.ROOT / "scaling" / "results"
     laptop = read_study(results / "laptop")
-    recipe = read_table(results / "transfer" / "transfer.csv")
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    return [save(frontier(laptop, laptop.fit["surface"]), out / "laptop_frontier.png"),
+    return [save(named(frontier(laptop, laptop.fit["surface"]), laptop.name), out / "laptop_frontier.png"),
             save(forecast_board(forecasts), out / "forecasts.png"),
-            save(transfer(recipe), out / "transfer_transfer.png")]
+            save(recipe_figures(results / "transfer")["transfer"], out / "transfer_transfer.png")]
+
+
+def next_command(folder: Path, study: Study) -> str:
+    """What may follow the figures of a study: the fit that it lacks, or a plan by its law; empty for none."""
+    there = quote(str(folder))
+    if not study.fit:
+        curves = f" --curves={there}/curves.csv" if (folder / "curves.csv").is_file() else ""
+        return f"python -m scaling.fit {there}/runs.csv{curves} --json={there}/fit.json"
+    if "surface" in study.fit:
+        return f"python -m scaling.plan {there}/fit.json --flops={10 * study.C.max():.0e}"
+    return ""
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scaling.plots", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.plots", __doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: what README shows")
     parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
     a = parser.parse_args(args)
+    if a.out and not Path(a.out).absolute().parent.is_dir():
+        raise UserError(f"--out={a.out}: there is no {Path(a.out).parent}; make it first, or name another")
     if not a.studies:
         for path in draw_assets(Path(a.out or basics.ROOT / "assets")):
             print(path)
-    for folder in a.studies:
+    for folder in map(Path, a.studies):
+        study = read_study(folder)
+        print(f"{folder}: {amount(study.data['rows_read'], 'row')} of {study.name}", flush=True)
         for path in draw_study(folder, a.out):
             print(path)
+        if not study.fit:
+            print(f"{folder}: no law was drawn, for there is no fit.json")
+        if command := next_command(folder, study):
+            print(f"next: {command}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,22 @@ A sweep file is plain Python (your own program: run only files you trust) that l
 Instead of train.py's horizons a run may give `budget`, 6 N D in FLOPs (N: non-embedding + head), or
 `budgets`, a list: with the wsd schedule the longest trains whole, the others are cooldown branches from its
 checkpoints. `seeds=k` makes k runs of one, NAME_s1 to NAME_sk, with consecutive seeds.
+For example:
+    base = dict(dataset="shakespeare", n_layer=3, n_head=2, block_size=32, batch_size=16, schedule="wsd",
+                warmup_iters=50, learning_rate=4e-3)
+    runs = [dict(name=f"d{d}", n_embd=d, budgets=[5e10, 1e11, 2e11], seeds=2) for d in (12, 16, 24)]
+    held_out = [dict(name="large", n_embd=32, budget=6e11)]
+    prepare = {"shakespeare_gpt2": "shakespeare --tokenizer=gpt2"}
+    slurm = dict(time=60, partition="gpu")
 Each run trains in a process of its own into out/STUDY/NAME. A killed sweep loses nothing: run it again. What
 was trained there with other settings, or on other text, is not taken for it: --retrain trains it anew.
 """
 import argparse
 import collections
 import contextlib
+import heapq
+import math
+import shlex
 import subprocess
 import sys
 import timeit
@@ -29,10 +39,11 @@ import numpy as np
 from config import settings
 from config.configurator import read_file, set_fields
 from runtime import basics, system
-from runtime.basics import UserError, exit_cleanly, load_json, nearest, plain_name
+from runtime.basics import Parser, UserError, exit_cleanly, load_json, nearest, plain_name
 from scaling import fit, forecast, logs, plots
 from scaling.launch import local, slurm
 from scaling.launch.planned import Planned, changes, names
+from scaling.report import amount
 
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
@@ -78,8 +89,21 @@ SWEEP_NAMES = dict(
     slurm=("a dict", lambda value: isinstance(value, dict)))
 
 
+def require_file(path: str) -> None:
+    """Raise UserError unless `path` is a Python file, with the sweep that was meant, or those there are."""
+    if path.endswith(".py") and Path(path).is_file():
+        return
+    name = Path(path).stem
+    known = sorted(file.stem for file in (basics.ROOT / "scaling" / "sweeps").glob("*.py"))
+    fix = f"did you mean scaling/sweeps/{name}.py?"
+    if name not in known:
+        fix = f"scaling/sweeps/NAME.py has {', '.join(known)}{nearest(name, known)}"
+    raise UserError(f"no such sweep file: {path}; {fix}")
+
+
 def read_sweep(path: str) -> Study:
     """The study in the sweep file `path`, named as the file. Raises UserError."""
+    require_file(path)
     found = {}
     for key, (value, _) in read_file(path).items():
         if key not in SWEEP_NAMES:
@@ -145,20 +169,26 @@ def missing_data(study: Study) -> dict[str, list[str]]:
         flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
         if dataset in study.prepare:
             name, *flags = study.prepare[dataset].split()
-        script = f"data/{name}/prepare.py"
-        if not plain_name(name) or not (basics.ROOT / script).exists():
+            tokenizer = ""
+        script = basics.ROOT / "data" / name / "prepare.py"
+        if (not plain_name(name) or not script.exists()
+                or tokenizer and tokenizer not in settings.tokenizers(script)):
             raise UserError(f"dataset {dataset!r} is not prepared; {settings.how_to_prepare(dataset)}")
-        found[dataset] = [script, *flags]
+        found[dataset] = [f"data/{name}/prepare.py", *flags]
     return found
 
 
-def prepare_data(missing: dict[str, list[str]]) -> None:
-    """Run what `missing_data` found. Raises UserError."""
+def prepare_data(missing: dict[str, list[str]], dry_run: bool = False) -> None:
+    """Run what `missing_data` found; of a dry run, say so. Raises UserError."""
     for dataset, (script, *flags) in missing.items():
         flags.append(f"--out_dir={basics.ROOT / 'data' / dataset}")     # where it would not by itself, too
-        print(f"preparing {dataset}: {' '.join([script, *flags])}", flush=True)
+        does = "would prepare" if dry_run else "preparing"
+        print(f"{does} {dataset}: {' '.join([script, *flags])}", flush=True)
+        if dry_run:
+            continue
         if subprocess.run([sys.executable, basics.ROOT / script, *flags]).returncode:
             raise UserError(f"{script} failed; its line above says why")
+        settings.load_meta(dataset)                    # it may have made another one
 
 
 # ---------------------------------------------------------------- the plan
@@ -171,16 +201,21 @@ def require_unique(plan: list[Planned], path: str) -> None:
             raise UserError(f"{path}: two runs are named {name!r}")
 
 
-def make_plan(study: Study, runs: list[dict], missing=()) -> list[Planned]:
-    """The plan of `runs`, without those whose dataset is `missing`: sizes depend on its vocabulary.
+def plan_study(study: Study) -> tuple[list[Planned], list[Planned]]:
+    """(the runs that are fitted, those that are held out). Raises UserError."""
+    fitted = make_plan(study, study.runs)
+    held = make_plan(study, study.held_out)
+    require_unique(fitted + held, study.path)
+    return fitted, held
 
-    Raises UserError, with the name of the run.
-    """
+
+def make_plan(study: Study, runs: list[dict]) -> list[Planned]:
+    """The plan of `runs`. Raises UserError, with the name of the run."""
     plan = []
     for run in runs:
         where = f"{study.path}: run {run['name']}: "
         try:
-            plan += plan_run(study, run) if dataset_of(run) not in missing else []
+            plan += plan_run(study, run)
         except UserError as e:                         # some begin so already, see config_of
             raise UserError(where + str(e).removeprefix(where)) from None
     return plan
@@ -195,34 +230,67 @@ def plan_run(study: Study, run: dict) -> list[Planned]:
     if len(runs) == 1:
         return [planned(study, runs[0])]
     alone = [planned(study, run).config for run in runs]
-    for name in ("warmup_iters", "batch_size", "learning_rate"):
-        if alone[0].schedule != "wsd" or len({getattr(c, name) for c in alone}) > 1:
-            raise UserError(f"`budgets` needs schedule='wsd' and one {name}")
+    require_one_trunk(alone)
     steps = [settings.cooldown_start(c) for c in alone[:-1]]
     trunk = planned(study, runs[-1] | {"keep_steps": ",".join(map(str, steps))})
     # A branch's log begins with its trunk's, so both have lines at the same steps.
     same = dict(log_interval=trunk.config.log_interval, eval_interval=trunk.config.eval_interval)
-    plan = [trunk]
-    for run, step in zip(runs, steps):
-        branch = run | same | {"branch": str(trunk.out / f"ckpt_{step}.pt")}
-        plan.append(planned(study, branch, step))
-    return plan
+    return [trunk, *(branch(study, trunk, run | same, step) for run, step in zip(runs, steps))]
+
+
+def require_one_trunk(alone: list[settings.Config]) -> None:
+    """Raise UserError where the runs of several budgets, shortest first, are not alike until they cool."""
+    if alone[0].schedule != "wsd":
+        raise UserError("`budgets` needs schedule='wsd', whose shorter runs are branches of the longest; of "
+                        f"{alone[0].schedule!r} give each `budget` a run of its own")
+    for name in ("warmup_iters", "batch_size", "learning_rate"):
+        found = [getattr(c, name) for c in alone]
+        if len(set(found)) > 1:
+            shortest = f" (that of the shortest is {found[0]:g})" if prepared(alone[0]) else ""
+            raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it"
+                            f"{shortest}")
+
+
+def branch(study: Study, trunk: Planned, run: dict, step: int) -> Planned:
+    """The run as a branch that leaves `trunk` at `step`.
+
+    A budget may be added when the trunk has passed that step, and kept nothing there. Then it leaves at the
+    latest step before that was kept, or trains whole: what comes of it is the same.
+    """
+    def leaving(step):
+        at = {"branch": str(trunk.out / f"ckpt_{step}.pt")} if step else {}
+        return planned(study, run | at, step)
+    found = leaving(step)
+    at = trunk.config.max_iters if trunk.done() else trunk.log_tail().get("step", 0)
+    if found.ready() or found.done() or not trunk.begun() or trunk.changes() or at <= step:
+        return found
+    kept = [int(path.stem.removeprefix("ckpt_")) for path in trunk.out.glob("ckpt_[0-9]*.pt")]
+    return leaving(max((k for k in kept if k < step), default=0))
 
 
 def levels(study: Study, run: dict) -> list[dict]:
     """The run once for each of its budgets, smallest first, with tokens instead; or as it is, without any."""
-    budgets = run.get("budgets", [run["budget"]] if "budget" in run else [])
-    run = {key: value for key, value in run.items() if key not in ("budget", "budgets")}
-    if not isinstance(budgets, (list, tuple)) or not all(isinstance(C, (int, float)) for C in budgets):
-        raise UserError("`budgets` must list numbers of FLOPs")
-    if not budgets:
+    given = [name for name in ("budget", "budgets") if name in run]
+    if not given:
         return [run]
+    given += [name for name in settings.HORIZONS if run.get(name, -1) != -1]
+    if len(given) > 1:
+        raise UserError(f"set exactly one horizon, not {' and '.join(given)}; leave one out")
+    budgets = run.get("budgets", [run.get("budget")])
+    if not isinstance(budgets, (list, tuple)) or not budgets or not all(map(is_budget, budgets)):
+        words = "list numbers" if "budgets" in run else "be a number"
+        raise UserError(f"`{given[0]}` must {words} of FLOPs above 0, not {run[given[0]]!r}")
+    run = {key: value for key, value in run.items() if key not in given}
     N = params_of(config_of(study, run))
     runs = []
     for C in sorted(budgets):
         level = f"_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else ""
         runs.append(run | {"name": run["name"] + level, "target_tokens": C / 6 / N})
     return runs
+
+
+def is_budget(C) -> bool:
+    return isinstance(C, (int, float)) and not isinstance(C, bool) and 0 < C < math.inf
 
 
 def config_of(study: Study, run: dict) -> settings.Config:
@@ -234,13 +302,29 @@ def config_of(study: Study, run: dict) -> settings.Config:
 
 def params_of(c: settings.Config) -> int:
     """N of a run whose horizon is not known yet; at least 1, since `resolve` is to say what a shape lacks."""
-    c.vocab_size = max(c.vocab_size, settings.load_meta(c.dataset)["vocab_size"])
+    c.vocab_size = max(c.vocab_size, meta_of(c)["vocab_size"])
     return max(1, settings.default_N(settings.count_params(c)))
+
+
+def prepared(c: settings.Config) -> bool:
+    return (basics.ROOT / "data" / c.dataset / "meta.json").exists()
+
+
+def meta_of(c: settings.Config) -> dict:
+    """meta.json of the run's text or, before it is prepared, of one that allows the most steps.
+
+    What such a run will cost is not known yet. But whatever is refused then, no text could mend.
+    """
+    if prepared(c):
+        return settings.load_meta(c.dataset)
+    vocab_size = 2 ** 16 if c.tokens_per_param != -1 else 1
+    return dict(vocab_size=vocab_size, train_tokens=2 ** 62, val_tokens=2 ** 62)
 
 
 def planned(study: Study, run: dict, leave: int = 0) -> Planned:
     overrides = {key: value for key, value in run.items() if key != "name"}
-    return Planned(run["name"], overrides, settings.resolve(config_of(study, run)), leave)
+    c = config_of(study, run)
+    return Planned(run["name"], overrides, settings.resolve(c, meta=meta_of(c)), leave)
 
 
 def estimate(plan: list[Planned]) -> None:
@@ -262,30 +346,76 @@ def core_speed() -> float:
     return 20 * 2 * a.size * len(a) / fastest
 
 
-def print_plan(plan: list[Planned], held: set[str], jobs: int, states: dict[str, str]) -> None:
-    """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue."""
-    print(f"{'run':<24}{'N':>12}{'D':>15}{'FLOPs':>11}{'minutes':>9}  status")
+def seconds_left(plan: list[Planned], jobs: int) -> float:
+    """Until all of `plan` is done, `jobs` at a time as `local.run` has them: the longest that may start."""
+    todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
+    opens = {p.config.branch: 0.0 for p in todo if p.ready()}      # {checkpoint: when its trunk has kept it}
+    free = [0.0] * min(jobs, len(todo))                # when each process has ended what it does
+    while todo:
+        now = heapq.heappop(free)
+        first = next((i for i, p in enumerate(todo) if opens.get(p.config.branch, math.inf) <= now), None)
+        if first is None:                              # all wait for their trunks
+            first = min(range(len(todo)), key=lambda i: opens.get(todo[i].config.branch, math.inf))
+            now = opens.get(todo[first].config.branch, now)
+        p = todo.pop(first)
+        left = p.seconds * (1 - p.progress() / p.own_flops)
+        for step in settings.kept_steps(p.config):
+            opens[str(p.out / f"ckpt_{step}.pt")] = now + left * step / p.config.max_iters
+        heapq.heappush(free, now + left)
+    return max(free, default=0.0)
+
+
+def print_found(study: Study, plan: list[Planned]) -> None:
+    """What a user reads first: the study, how much of it is done, and its text."""
+    done = sum(p.done() for p in plan)
+    texts = ", ".join(sorted({p.config.dataset for p in plan}))
+    print(f"{study.name}: {amount(len(plan), 'run')} on {texts}, {done} done, {len(plan) - done} to do",
+          flush=True)
+
+
+def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> None:
+    """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue.
+
+    What a run on text that is not prepared will cost is not known: it depends on the vocabulary.
+    """
+    wide = max(24, *(len(p.name) + 1 for p in plan))
+    print(f"{'run':<{wide}}{'N':>12}{'D':>15}{'epochs':>8}{'FLOPs':>11}{'minutes':>9}  status")
     for p in plan:
-        r = p.resolved
-        words = [p.status()]
+        words = [p.status() if prepared(p.config) else f"to do, once {p.config.dataset} is prepared"]
         if p.name in states and not p.done():
             words.append(states[p.name].lower())
         if p.name in held:
             words.append("held out")
-        print(f"{p.name:<24}{r.N:>12,}{r.D:>15,}{r.C:>11.3g}{p.seconds / 60:>9.1f}  {', '.join(words)}")
-    left = sum(p.seconds for p in plan if not p.done())
-    processes = "1 process" if jobs == 1 else f"{jobs} processes"
-    print(f"{len(plan)} runs, {sum(p.own_flops for p in plan):.3g} FLOPs; about {left / jobs / 60:.0f} "
-          f"minutes left on {processes}", flush=True)
+        print(f"{p.name:<{wide}}{numbers(p) if prepared(p.config) else '':55}  {', '.join(words)}")
+    for line in doubts(plan):
+        print(f"warning: {line}")
 
 
-def print_missing(study: Study, missing: dict[str, list[str]]) -> None:
-    """What a dry run leaves undone: datasets to prepare, and their runs, whose sizes are not known before."""
-    for dataset, command in missing.items():
-        print(f"would prepare {dataset}: {' '.join(command)}")
-    for run in study.runs + study.held_out:
-        if dataset_of(run) in missing:
-            print(f"{run['name']:<24}to do, once {dataset_of(run)} is prepared")
+def numbers(p: Planned) -> str:
+    """N, D, passes over the text, FLOPs and minutes of a run, as columns."""
+    r = p.resolved
+    epoch = settings.horizon_tokens(settings.Config(epochs=1, block_size=p.config.block_size), r.meta, r.N, 1)
+    return f"{r.N:>12,}{r.D:>15,}{r.D / epoch:>8.3g}{r.C:>11.3g}{p.seconds / 60:>9.1f}"
+
+
+def doubts(plan: list[Planned]) -> list[str]:
+    """What train.py will warn of where hardly anybody reads it: a line for all runs that it is true of."""
+    found = {}
+    for p in plan:
+        for line in [] if p.done() or not prepared(p.config) else settings.doubts(p.config):
+            found.setdefault(line, []).append(p)
+    return [f"{line} ({names(runs[:3])}{', ...' if runs[3:] else ''})" for line, runs in found.items()]
+
+
+def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
+    """FLOPs of all whose text is prepared, and the minutes left: what is held out trains after the others."""
+    parts = [[p for p in runs if prepared(p.config)] for runs in (fitted, held)]
+    plan = parts[0] + parts[1]
+    if plan:
+        left = sum(seconds_left(part, jobs) for part in parts)
+        processes = "one process" if jobs == 1 else f"{jobs} processes"
+        print(f"{amount(len(plan), 'run')}, {sum(p.own_flops for p in plan):.3g} FLOPs; about "
+              f"{amount(math.ceil(left / 60), 'minute')} left on {processes}", flush=True)
 
 
 def default_jobs(plan: list[Planned]) -> int:
@@ -318,10 +448,12 @@ def alone_in(folder: Path):
                         "the same command") from None
 
 
-def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool) -> None:
-    """Have no directory hold another run than the sweep file asks for; with `retrain` those are forgotten.
+def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool,
+                queued=()) -> list[Planned]:
+    """Have no directory hold another run than the sweep file asks for, but those to `retrain`: these.
 
-    Raises UserError where there are any, or where they cannot be trained, or forecast, anew.
+    Raises UserError where there are any, or where they cannot be trained, or forecast, anew; `queued` are the
+    names of those that SLURM has.
     """
     found = {p.name: "; ".join(p.changes()) for p in plan}
     others = {name: words for name, words in found.items() if words}
@@ -329,19 +461,20 @@ def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain:
     sealed = sealed_otherwise([p for p in held if seals[p.name].exists()], seals, others)
     if others and not retrain or sealed:
         raise UserError(other_settings(study, others, sealed))
-    if others:
-        forget(study, [p for p in plan if p.name in others])
-    for p in held:
-        if not p.done() and not seals[p.name].exists():
-            forecast.require_not_begun(study.folder, p.name)
-
-
-def forget(study: Study, runs: list[Planned]) -> None:
-    """Remove what was trained of `runs`. Raises UserError, before it does, where a process is at it."""
-    if busy := [p for p in runs if p.at_work()]:
+    again = [p for p in plan if p.name in others]
+    if busy := [p for p in again if p.at_work() or p.name in queued]:
         raise UserError(f"{study.path}: {names(busy)} cannot be trained anew while a process that has other "
-                        "settings trains there; stop it, or wait for it")
-    print(f"trains anew: {names(runs)}", flush=True)
+                        "settings trains there; stop it (a job of SLURM: scancel), or wait for it")
+    for p in held:
+        if not p.done() and not seals[p.name].exists() and p not in again:
+            forecast.require_not_begun(study.folder, p.name)
+    return again
+
+
+def forget(runs: list[Planned]) -> None:
+    """Remove what was trained of `runs`."""
+    if runs:
+        print(f"trains anew: {names(runs)}", flush=True)
     for p in runs:
         p.forget()
 
@@ -451,11 +584,14 @@ def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path],
 
 def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned]) -> list[str]:
     best = max((p for p in plan if p.done()), key=lambda p: p.resolved.C)
-    commands = [f"python sample.py --out_dir={where / best.name}"]
+    study = shlex.quote(str(where))
+    commands = [f"python sample.py --out_dir={shlex.quote(str(where / best.name))}"]
+    if (basics.ROOT / "scaling" / "recipe" / f"{where.name}.py").exists():     # what the study is for
+        commands.append(f"python -m scaling.recipe.{where.name} {study}")
     if "surface" in law:
-        commands.append(f"python -m scaling.plan {where}/fit.json --flops={10 * best.resolved.C:.0e}")
+        commands.append(f"python -m scaling.plan {study}/fit.json --flops={10 * best.resolved.C:.0e}")
     if scores:
-        commands.append(f"python -m scaling.forecast board {where}")
+        commands.append(f"python -m scaling.forecast board {study}")
     return commands
 
 
@@ -467,6 +603,8 @@ def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch, 
     folder = study.folder
     scores = []
     failed = launch(fitted)
+    if not any(p.done() for p in fitted):              # there is nothing to fit
+        return failed
     parse(folder, fitted)
     law = fit.fit_study(folder)
     if held and not failed:
@@ -483,9 +621,10 @@ def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch, 
     return failed
 
 
-def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scaling.sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("sweep", help="scaling/sweeps/NAME.py")
+def read_args(args: list[str] | None) -> argparse.Namespace:
+    """The command line. Raises UserError."""
+    parser = Parser("python -m scaling.sweep", __doc__)
+    parser.add_argument("sweep", metavar="SWEEP.py", help="scaling/sweeps/NAME.py, or your own")
     parser.add_argument("--jobs", type=int, default=0, help="runs at a time; default: one a core; 1 on a GPU")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="slurm: submit the runs as a job array (the sweep file's `slurm` says where)")
@@ -495,37 +634,45 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--anyway", action="store_true",
                         help="forecast the held-out runs by a law that its fit calls undetermined, too")
     a = parser.parse_args(args)
+    if a.jobs < 0:
+        raise UserError(f"--jobs={a.jobs}: give how many runs at a time, 1 or more")
+    return a
+
+
+def main(args: list[str] | None = None) -> int:
+    a = read_args(args)
     study = read_sweep(a.sweep)
     by_slurm = a.launcher == "slurm"
     if by_slurm:
         slurm.require_usable(study.slurm, a.sweep)
     states = slurm.queue(study.folder)
+    if states and not by_slurm:
+        raise UserError(f"{study.name}: SLURM has runs of it; add --launcher=slurm, or scancel them first")
     missing = missing_data(study)
-    if not a.dry_run:
-        prepare_data(missing)
-        missing = {}
-    fitted = make_plan(study, study.runs, missing)
-    held = make_plan(study, study.held_out, missing)
+    fitted, held = plan_study(study)                   # refuses what it can before any text is prepared
+    print_found(study, fitted + held)
+    prepare_data(missing, a.dry_run)
+    if missing:
+        fitted, held = plan_study(study)
     plan = fitted + held
-    require_unique(plan, a.sweep)
     if by_slurm:
         jobs = study.slurm.get("array_parallelism", len(plan))
         launch = partial(slurm.run, options=study.slurm, folder=study.folder)
     else:
-        jobs = a.jobs if a.jobs > 0 else default_jobs(plan)
+        jobs = a.jobs or default_jobs(plan)
         launch = partial(local.run, jobs=jobs)
-    print_missing(study, missing)
-    if plan:
-        estimate(plan)
-        print_plan(plan, {p.name for p in held}, jobs, states)
-    if not missing:                                    # else it is not known what all runs are called
-        print_unlisted(study, plan)
+    estimate(plan)
+    print_plan(plan, {p.name for p in held}, states)
+    print_cost(fitted, held, jobs)
+    print_unlisted(study, plan)
     if a.dry_run:
+        known, later = ([p for p in runs if prepared(p.config)] for runs in (plan, held))
+        if again := require_own(study, known, later, a.retrain, states):
+            print(f"would train anew: {names(again)}")
+        print("next: the same command without --dry_run")
         return 0
-    if states and not by_slurm:
-        raise UserError(f"{study.name}: SLURM has runs of it; add --launcher=slurm, or scancel them first")
     with alone_in(study.folder):
-        require_own(study, plan, held, a.retrain)
+        forget(require_own(study, plan, held, a.retrain, states))
         failed = carry_out(study, fitted, held, launch, a.anyway)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

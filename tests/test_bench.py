@@ -176,6 +176,12 @@ def test_json_and_table(tmp_path, capsys, monkeypatch):
     assert found["processes"] == []
     out = capsys.readouterr().out
     assert "laptop_small: 2 layers, 2 heads, d 16, 2 x 16 tokens, V 1,100" in out and " plain " in out
+    assert out.startswith("one shape: ours against plain, ") and out.endswith(f"\nwrote {path}\n")
+
+
+def test_a_place_for_json_that_is_not_there_is_found_before_the_work(tmp_path):
+    with pytest.raises(UserError, match="nope/x.json: there is no .*nope; make it first"):
+        bench.main([*GENTLE, f"--json={tmp_path}/nope/x.json"])
 
 
 def test_processes_work_at_once():

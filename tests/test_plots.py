@@ -14,6 +14,7 @@ from runtime.basics import UserError
 from scaling import fit as fitting
 from scaling import plots
 from scaling.laws import forms, frontiers
+from scaling.tables.csv import read_table
 
 TRUE = {"E": 1.0, "A": 30.0, "B": 300.0, "alpha": 0.33, "beta": 0.40}
 BUDGETS = np.geomspace(1e12, 1e14, 4)
@@ -46,7 +47,8 @@ def write_study(folder):
             D = C / (6 * N)
             name = f"b{b}_{k}"
             loss = forms.surface_loss(TRUE, N, D) * np.exp(0.003 * rng.standard_normal())
-            runs.append({"run": name, "params": N, "tokens": D, "loss": loss})
+            runs.append({"run": name, "params": N, "tokens": D, "loss": loss, "dataset": "help",
+                         "tokenizer": "char"})
             for part in (0.01, 0.03, 0.1, 0.3, 1.0):
                 early = loss * part ** -0.1
                 curves.append({"run": name, "step": int(100 * part), "tokens": D * part, "flops": C * part,
@@ -59,8 +61,7 @@ def write_study(folder):
     write_csv(folder / "runs.csv", runs)
     write_csv(folder / "curves.csv", curves)
     write_csv(folder / "forecasts.csv", forecasts)
-    table = {k: np.array([r[k] for r in runs], object if k == "run" else float) for k in runs[0]}
-    write_fit(folder, fitting.finite(fitting.fit_all(table, bootstrap=50)))
+    write_fit(folder, fitting.finite(fitting.fit_all(read_table(folder / "runs.csv"), bootstrap=50)))
     return folder
 
 
@@ -109,10 +110,12 @@ def test_every_figure_of_a_study_goes_beside_it(folder, monkeypatch):
 
 
 def test_with_out_the_names_hold_the_study_and_the_bytes_are_the_same(folder, drawn, tmp_path, capsys):
-    plots.main([str(folder), f"--out={tmp_path}"])
-    assert capsys.readouterr().out.count("toy_") == len(drawn)
+    plots.main([str(folder), f"--out={tmp_path / 'new'}"])
+    found, *paths, end = capsys.readouterr().out.splitlines()
+    assert found == f"{folder}: 20 rows of toy, help" and len(paths) == len(drawn)
+    assert end == f"next: python -m scaling.plan {folder}/fit.json --flops=1e+15"
     for name, (_, path) in drawn.items():
-        assert (tmp_path / f"toy_{name}.png").read_bytes() == path.read_bytes(), name
+        assert (tmp_path / "new" / f"toy_{name}.png").read_bytes() == path.read_bytes(), name
 
 
 def test_figures_are_small_and_one_column_wide(drawn):
@@ -130,11 +133,29 @@ def test_nothing_is_cut_off(drawn):
         assert min(x0, y0) > -0.01 and x1 < width + 0.01 and y1 < height + 0.01, name
 
 
-def test_figures_need_only_the_files_that_they_show(copy):
+def test_figures_need_only_the_files_that_they_show(copy, capsys):
     names = set(plots.study_figures(plots.read_study(copy)))
     assert ALL - {"curves"} <= names and "curves" not in names
     (copy / "fit.json").unlink()
     assert plots.draw_study(copy) == []
+    plots.main([str(copy)])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"{copy}: no law was drawn, for there is no fit.json",
+        f"next: python -m scaling.fit {copy}/runs.csv --json={copy}/fit.json"]
+
+
+def test_figures_name_their_study_and_what_its_loss_counts(study, drawn, copy):
+    """Another tokenizer counts otherwise; a table that tells none counts tokens."""
+    for name, law, _ in plots.FIGURES:
+        if name in drawn:
+            warned = law != "accounting" and not study.fit[law]["health"]["ok"]
+            assert drawn[name][0].get_suptitle() == "toy, help" + ": a fit with warnings" * warned, name
+    for name in ("isoflop", "loss_vs_params", "loss_vs_compute", "curves"):
+        assert drawn[name][0].axes[0].get_ylabel() == "validation loss (nats per character)"
+    runs = (copy / "runs.csv").read_text(encoding="utf-8")
+    for new, unit in ((",byte", "byte"), (",gpt2", "token"), (",", "token")):
+        (copy / "runs.csv").write_text(runs.replace(",char", new), encoding="utf-8")
+        assert plots.read_study(copy).unit == f"nats per {unit}"
 
 
 def test_a_new_law_is_one_row(study, monkeypatch):
@@ -145,8 +166,18 @@ def test_a_new_law_is_one_row(study, monkeypatch):
 
 
 def test_a_directory_without_runs_is_named(tmp_path):
-    with pytest.raises(UserError, match="no runs.csv"):
+    with pytest.raises(UserError, match="no runs.csv in it; python -m scaling.sweep .* makes one"):
         plots.main([str(tmp_path)])
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "result.json").touch()
+    with pytest.raises(UserError, match=f"run: python -m scaling.logs {tmp_path} --out={tmp_path}/runs.csv"):
+        plots.main([str(tmp_path)])
+
+
+def test_nothing_is_made_where_the_place_for_figures_is_a_slip(folder, tmp_path):
+    with pytest.raises(UserError, match="nope/x: there is no .*nope; make it first"):
+        plots.main([str(folder), f"--out={tmp_path}/nope/x"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_results_is_an_error(tmp_path, monkeypatch):
@@ -370,7 +401,7 @@ def test_walk_goes_downward_in_order():
 def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, surface, drawn):
     _, path = drawn["frontier"]
     full = Image.open(path).convert("RGB")
-    raw = plots.frontier(study, surface)._repr_png_()
+    raw = plots.named(plots.frontier(study, surface), "toy, help")._repr_png_()
     small = Image.open(BytesIO(raw))
     assert small.mode == "P" and small.size == full.size and len(raw) < path.stat().st_size / 2
     assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).max() < 40

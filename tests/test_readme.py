@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from config import settings
+
 ROOT = Path(__file__).resolve().parents[1]
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())       # wherever its lines break
 STUDY = ROOT / "scaling" / "results" / "laptop"
+CONFIGS = sorted([*(ROOT / "config").glob("scale_*.py"), *(ROOT / "config").glob("train_*.py")])
 
 
 def fit():
@@ -80,10 +83,21 @@ def test_named_files_exist(path):
 
 def test_config_costs_are_measured():
     """The first comment of every config gives the command; the next lines a cost and a loss, not blank."""
-    for path in sorted({*(ROOT / "config").glob("scale_*.py"), *(ROOT / "config").glob("train_*.py")}):
+    for path in CONFIGS:
         head = path.read_text(encoding="utf-8").splitlines()[:4]
         assert head[0] == f"# python train.py config/{path.name}"
         assert re.search(r"\d+ (s|minutes?) on .*val_loss \d\.\d\d", " ".join(head)), path.name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_quick_look_at_any_config_is_one_option(path, monkeypatch, capsys):
+    """Its horizon, warmup and decay follow, and one line says so."""
+    text = dict(vocab_size=84, train_tokens=4_703_531, val_tokens=353_787)
+    monkeypatch.setattr(settings, "load_meta", lambda dataset: text)
+    c = settings.resolve(settings.configure_run([str(path), "--max_iters=30"])).config
+    assert c.max_iters == c.lr_decay_iters == 30 and c.warmup_iters < 15
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"30 steps instead of the config's [\d,]+; warmup_iters \d+ -> \d+\n", said)
 
 
 # ---------------------------------------------------------------- the table of reproduced papers

@@ -171,9 +171,25 @@ def test_a_batch_study_from_runs_to_its_fit(lab, capsys):
                   eval_iters=20, schedule="constant", learning_rate=2e-3 * rows ** 0.5,
                   eval_interval=40 // rows, log_interval=40 // rows)
     assert batch.main([str(lab.root / "out")]) == 0
-    assert "B_crit(L) =" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"\n{lab.root / 'out'}: 4 runs of 4 batch sizes\n" in out and "B_crit(L) =" in out
+    assert out.endswith(f"\nnext: python -m scaling.plots {lab.root / 'out'}\n")
     fit = json.loads((lab.root / "out" / "batch.json").read_text())
     assert len(fit["levels"]) == batch.LEVELS and fit["range"]["B"] == [128, 1024]
+
+
+def test_a_batch_study_without_curves_leaves_no_points(lab):
+    lab.train("end", max_iters=2, eval_interval=0, eval_iters=20)
+    with pytest.raises(UserError, match="no run was evaluated both before and after .* lower eval_interval"):
+        batch.main([str(lab.root / "out")])
+    assert not (lab.root / "out" / "points.csv").exists()
+
+
+def test_what_is_to_be_corrected_is_read_first(tmp_path):
+    write_table(tmp_path / "points.csv", made_points(), batch.COLUMNS)
+    with pytest.raises(UserError, match="nothing/runs.csv: No such file"):
+        batch.main([str(tmp_path), f"--correct={tmp_path / 'nothing'}"])
+    assert not (tmp_path / "batch.json").exists()
 
 
 # ---------------------------------------------------------------- batch and learning rate from compute
@@ -211,5 +227,6 @@ def test_the_figure_of_a_batch_study(tmp_path):
     batch.main([str(tmp_path)])
     left, right = plots.recipe_figures(tmp_path)["critical"].axes
     assert len(left.lines) == 2 * batch.LEVELS
-    law, noise = (line.get_ydata() for line in right.lines)
+    law, interval, noise = (line.get_ydata() for line in right.lines)
+    assert list(interval) == json.loads((tmp_path / "batch.json").read_text())["ci"]["B_crit"]
     assert law == pytest.approx(noise, rel=0.2)

@@ -1,6 +1,7 @@
 """The sweep: planning, running what is missing, branches, failures, the lock, and the study's files."""
 import csv
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from runtime.basics import UserError
 from runtime.devices import on_machine
 from scaling import fit, forecast, logs, plots, sweep
 from scaling.launch import local
+from scaling.launch.planned import advance, progress_bar
 from scaling.tables.csv import read_table
 
 CODE = Path(__file__).parents[1]
@@ -115,22 +117,64 @@ def test_six_branches_cost_at_most_sixty_percent(study):
     ("runs = [dict(name='a', n_embd=16, max_iters=3)] * 2", "two runs are named 'a'"),
     ("runs = [dict(name='a', n_embdd=16, max_iters=3)]", "run a: unknown key 'n_embdd'"),
     ("runs = [dict(name='a', n_embd=16)]", "run a: set exactly one horizon"),
-    ("runs = [dict(name='a', n_embd=16, max_iters=3, budget=1e9)]", "run a: set exactly one horizon"),
+    ("runs = [dict(name='a', n_embd=16, max_iters=3, budget=1e9)]", "horizon, not budget and max_iters"),
+    ("runs = [dict(name='a', n_embd=16, budget=1e9, budgets=[1e9])]", "horizon, not budget and budgets"),
     ("runs = [dict(name='a', n_embd=16, budgets=[1e9, 2e9])]", "needs schedule='wsd'"),
-    ("runs = [dict(name='a', n_embd=16, schedule='wsd', budgets=[1e9, 2e9])]", "one warmup_iters"),
+    ("runs = [dict(name='a', n_embd=16, schedule='wsd', budgets=[1e9, 2e9])]",
+     "one warmup_iters for all, and -1 gives each its own; set it (that of the shortest is 6)"),
     ("runs = [dict(name='a', n_embd=8, schedule='wsd', warmup_iters=0, learning_rate=-1, "
      "budgets=[1e9, 2e9])]", "one learning_rate"),
     ("runs = [dict(name='a', n_embd=0, budget=1e9)]", "run a: n_embd must be positive"),
-    ("runs = [dict(name='a', n_embd=16, budget=-1e9)]", "run a: target_tokens must be positive"),
+    ("runs = [dict(name='a', n_embd=16, budget=-1e9)]", "run a: `budget` must be a number of FLOPs above 0"),
+    ("runs = [dict(name='a', n_embd=16, budgets=[])]", "run a: `budgets` must list numbers of FLOPs above 0"),
     ("runs = [dict(name='a', n_embd='16', max_iters=3)]", "run a: n_embd must be int"),
     ("runs = 3", "`runs` must be a list of dicts"),
     ("runs = ['a']", "`runs` must be a list of dicts"),
     ("runs = [dict(name='a', n_embd=16, budgets=['x'])]", "run a: `budgets` must list numbers"),
 ])
-def test_bad_sweep_file_is_one_line(study, text, words):
-    with pytest.raises(UserError, match=words.replace("(", r"\(").replace("`", "`")) as error:
-        sweep.main([study(text), "--dry_run"])
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize("base", ["", "base = base | dict(dataset='other_gpt2')\n"], ids=["", "unprepared"])
+def test_bad_sweep_file_is_one_line(study, lab, text, words, base):
+    """Also before its text is prepared: what no text could mend is refused then, in a dry run or not."""
+    (lab.data / "other").mkdir()
+    (lab.data / "other" / "prepare.py").write_text("raise SystemExit('this must not run')\n")
+    path = study(base + text)
+    for args in ([], ["--dry_run"]):
+        said = refused(path, *args)
+        assert (words.partition(" (that of")[0] if base else words) in said
+
+
+def test_a_sweep_is_named_by_its_file(lab, capsys):
+    (lab.root / "scaling" / "sweeps").mkdir(parents=True)
+    for name in ("tiny", "wide"):
+        (lab.root / "scaling" / "sweeps" / f"{name}.py").touch()
+    assert refused("tiny") == "no such sweep file: tiny; did you mean scaling/sweeps/tiny.py?"
+    assert refused("out/x.py") == "no such sweep file: out/x.py; scaling/sweeps/NAME.py has tiny, wide"
+    assert "--jobs: invalid int value: 'garbage'; --help" in refused("tiny", "--jobs=garbage")
+    assert "--jobs=-1: give how many" in refused("tiny", "--jobs=-1")
+    with pytest.raises(SystemExit):
+        sweep.main(["--help"])
+    printed = capsys.readouterr().out
+    for name in ("runs ", "held_out ", "base ", "prepare ", "slurm ", "`budgets`", "`seeds=k`", "budgets=["):
+        assert name in printed, name
+
+
+def test_a_budget_that_is_added_later_trains_nothing_anew(study, in_process):
+    """Its trunk kept no step where it leaves: it leaves earlier, or trains whole, and comes to the same."""
+    text = ("runs = [dict(name='a', n_embd=8, schedule='wsd', warmup_iters=2, eval_interval=0, "
+            "eval_iters=50, log_interval=10, budgets=[{}2e8])]")
+
+    def losses(runs):
+        assert local.run(runs, 1) == []
+        return [json.loads((p.out / "result.json").read_text())["val_loss"] for p in runs]
+    at_once = losses(plan(study(text.format("5e7, 1e8, 1.4e8, "), "at_once")))
+    path = study(text.format("1e8, "))
+    losses(plan(path))
+    study(text.format("5e7, 1e8, 1.4e8, "))
+    later = trunk, low, middle, high = plan(path)
+    assert [p.done() for p in later] == [True, False, True, False]
+    assert (low.leave, low.config.branch) == (0, "") and low.own_flops == low.resolved.C
+    assert (high.leave, high.config.branch) == (middle.leave, str(trunk.out / f"ckpt_{middle.leave}.pt"))
+    assert losses(later) == at_once
 
 
 def test_a_branch_equals_a_run_of_its_own(study, lab, in_process):
@@ -220,6 +264,33 @@ def test_failed_run_is_named_and_the_rest_goes_on(study, lab, capsys, monkeypatc
     assert sweep.main([path, "--jobs=2"]) == 1
     assert [r["run"] for r in rows(lab.root / "out" / "tiny_study")] == ["good"]
     assert "failed: bad: exit code 2" in capsys.readouterr().err
+
+
+def test_a_study_in_which_all_fails_says_only_that(study, lab, in_process, capsys):
+    path = study("runs = [dict(name='bad', n_embd=8, max_iters=9, grad_clip=0.0, learning_rate=1e30)]")
+    assert sweep.main([path, "--jobs=1"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("failed: bad: exit code 2: ")
+
+
+@pytest.mark.parametrize("now, shown", [("now a", "0/1 runs, now a: "), ("", "0/1 runs: ")])
+def test_the_bar_says_what_is_at_work(study, now, shown):
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    with progress_bar([p]) as bar:
+        advance(bar, [p], now)
+        assert bar.desc == shown
+
+
+def test_runs_are_stopped_though_the_terminal_is_gone(study, monkeypatch):
+    p, = plan(study("runs = [dict(name='a', n_embd=8, max_iters=3)]"))
+    ended = []
+    p.process = SimpleNamespace(terminate=lambda: ended.append("asked"), wait=lambda: ended.append("gone"))
+
+    def gone(text):
+        raise OSError(errno.EIO, "Input/output error")
+    with open(os.devnull, "w") as null:
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=gone, flush=null.flush, fileno=null.fileno))
+        local.stop([p])
+    assert ended == ["asked", "gone"]
 
 
 def test_killed_sweep_goes_on_where_it_was(study, lab):
@@ -376,11 +447,12 @@ def test_a_run_of_other_settings_is_refused(trained, study, lab, capsys, old, ne
     path = trained(TWO)
     study(TWO.replace(old, new))
     before = lab.files()
-    assert sweep.main([path, "--dry_run"]) == 0
+    said = refused(path, "--dry_run")
     printed = capsys.readouterr().out
     assert "  trained with other settings (" in printed and (words.partition("(")[2] or words) in printed
-    assert lab.files() == before
-    said = refused(path)
+    assert sweep.main([path, "--dry_run", "--retrain"]) == 0
+    assert "\nwould train anew: " in capsys.readouterr().out and lab.files() == before
+    assert said == refused(path)
     assert words in said and "out/tiny_study holds runs that were trained with other settings" in said
     for way in ("other names", "restore the setting", "--retrain"):
         assert way in said
@@ -401,6 +473,8 @@ def test_a_run_that_was_interrupted_belongs_to_its_config_too(trained, study):
         assert "a, b (n_embd 8, not 16)" in refused(path)
         said = refused(path, "--retrain")
         assert "b cannot be trained anew while a process that has other settings trains there" in said
+    with pytest.raises(UserError, match="a cannot be trained anew .* scancel"):
+        sweep.require_own(sweep.read_sweep(path), plan(path)[:1], [], True, {"a": "PENDING"})
 
 
 def test_a_study_of_the_same_name_in_another_file_is_another_study(trained, lab):
@@ -622,14 +696,28 @@ def test_dry_run_names_what_is_missing_and_does_not_make_it(study, lab, capsys):
     """Runs of such data are shown without numbers, which depend on its vocabulary."""
     (lab.data / "other").mkdir()
     (lab.data / "other" / "prepare.py").write_text("raise SystemExit('this must not run')\n")
-    path = study("runs = [dict(name='a', n_embd=8, max_iters=3), dict(name='b', dataset='other_gpt2', "
-                 "budget=1e9)]")
+    path = study("runs = [dict(name='a', n_embd=8, max_iters=300), dict(name='b', dataset='other_gpt2', "
+                 "n_embd=8, schedule='wsd', warmup_iters=20, budgets=[1e9, 2e9]), dict(name='c', n_embd=8, "
+                 "seeds=2, dataset='other_gpt2', tokens_per_param=3, warmup_iters=100)]")
     before = lab.files()
     assert sweep.main([path, "--dry_run"]) == 0
     out = capsys.readouterr().out
-    assert "would prepare other_gpt2: data/other/prepare.py --tokenizer=gpt2\n" in out
-    assert "b                       to do, once other_gpt2 is prepared\n" in out and "\n1 runs" in out
+    assert out.startswith("tiny_study: 5 runs on other_gpt2, tiny, 0 done, 5 to do\n"
+                          "would prepare other_gpt2: data/other/prepare.py --tokenizer=gpt2 "
+                          f"--out_dir={lab.data / 'other_gpt2'}\n")
+    unknown = [line for line in out.splitlines() if line.endswith("  to do, once other_gpt2 is prepared")]
+    assert [line.split()[0] for line in unknown] == ["b_2e09", "b_1e09", "c_s1", "c_s2"]
+    assert "\none run, 4.57e+08 FLOPs; about one minute left on " in out
+    assert out.endswith("\nnext: the same command without --dry_run\n")
     assert lab.files() == before
+
+
+def test_a_plan_warns_as_train_does(study, capsys):
+    """Once for all runs of which it is true: nobody reads what train.py prints into their train.txt."""
+    path = study("runs = [dict(name=name, n_embd=8, max_iters=20, warmup_iters=11) for name in 'abcde']")
+    assert sweep.main([path, "--dry_run"]) == 0
+    assert ("\nwarning: the warmup takes 11 of the run's 20 steps; lower warmup_iters (or warmup_frac) "
+            "(a, b, c, ...)\n") in capsys.readouterr().out
 
 
 def test_minutes_come_from_finished_runs_where_there_are_any(study):
@@ -642,6 +730,25 @@ def test_minutes_come_from_finished_runs_where_there_are_any(study):
     sweep.estimate([a, b])
     first, second = (p.seconds - sweep.SECONDS_TO_START for p in (a, b))
     assert (first, second) == (pytest.approx(50), pytest.approx(150))
+
+
+def test_minutes_left_are_those_that_processes_can_share(study):
+    """The longest first; a long run is no shorter for idle processes; a branch waits for its trunk."""
+    def left(text, jobs, **seconds):
+        runs = plan(study(text))
+        for p in runs:
+            p.seconds = seconds[p.name]
+        return sweep.seconds_left(runs, jobs)
+    three = "runs = [dict(name=name, n_embd=8, max_iters=9) for name in 'abc']"
+    assert left(three, 2, a=100, b=50, c=40) == 100 and left(three, 1, a=100, b=50, c=40) == 190
+    budgets = "runs = [dict(name='a', n_embd=16, schedule='wsd', warmup_iters=5, budgets=[1e9, 4e9])]"
+    trunk, branch = plan(study(budgets))
+    leaves = 100 * branch.leave / trunk.config.max_iters
+    assert left(budgets, 2, a_4e09=100, a_1e09=90) == pytest.approx(leaves + 90)
+    assert left(budgets, 1, a_4e09=100, a_1e09=90) == 190
+    finish(trunk)
+    (trunk.out / f"ckpt_{branch.leave}.pt").touch()
+    assert left(budgets, 2, a_4e09=100, a_1e09=90) == 90
 
 
 def test_prepare_says_how_a_dataset_is_made(study, lab, capfd):
@@ -661,6 +768,10 @@ def test_prepare_says_how_a_dataset_is_made(study, lab, capfd):
     for bad in ("['tiny']", "{'tiny_half': 1}", "{'tiny_half': ' '}"):
         with pytest.raises(UserError, match="must be a dict such as"):
             prepare(f"prepare = {bad}\nruns = [dict(name='a')]")
+    with pytest.raises(UserError, match="'maker_7' is not prepared; what can be prepared: maker_char, "):
+        prepare("runs = [dict(name='a', dataset='maker_7')]")
+    with pytest.raises(UserError, match="'mine' is not prepared; .*wikitext2/prepare.py --input FILES"):
+        prepare("runs = [dict(name='a', dataset='mine')]")
     with pytest.raises(UserError, match="is not prepared"):
         prepare("prepare = {'gone': '../tiny'}\nruns = [dict(name='a', dataset='gone')]")
 

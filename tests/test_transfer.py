@@ -66,6 +66,8 @@ def test_transfer_table_of_a_study(lab, capsys):
     assert transfer.main([str(folder)]) == 0
     out = capsys.readouterr().out
     assert "the best learning rate moves by a factor 1 over widths 16 to 32" in out
+    assert f"\n{folder}: 8 runs of 2 widths\n" in out
+    assert out.endswith(f"\nnext: python -m scaling.plots {folder}\n")
     with open(folder / "coordinates.csv", encoding="utf-8") as f:
         assert len(list(csv.DictReader(f))) == 2 * 4 * 3 * transfer.STEPS * len(NAMES)
 
@@ -76,6 +78,7 @@ def test_results_that_do_not_tell_their_parametrization_are_one_line(lab):
     result = json.loads(path.read_text(encoding="utf-8"))
     del result["parametrization"]
     path.write_text(json.dumps(result), encoding="utf-8")
+    path.with_name("config.json").unlink()             # from which it would be taken else
     with pytest.raises(UserError, match="old: its result.json does not tell its parametrization"):
         transfer.main([str(lab.root / "out")])
 
@@ -94,6 +97,13 @@ def test_the_figures_show_what_the_tables_say(rows, tmp_path):
     write_table(tmp_path / "coordinates.csv", rows, list(rows[0]))
     figures = plots.recipe_figures(tmp_path)
     assert set(figures) == {"transfer", "coordinates"}
+    edge = [row | dict(val_loss=2 + row["learning_rate"]) for row in table]
+    said = "at d 32, d 64 the best is at an edge of what was tried"
+    assert said in transfer.table_text(edge, "gpt2") and said not in transfer.table_text(table, "gpt2")
+    write_table(tmp_path / "transfer.csv", edge, list(table[0]))
+    stars = [line.get_markerfacecolor() for ax in plots.recipe_figures(tmp_path)["transfer"].axes
+             for line in ax.lines if line.get_marker() == "*"]
+    assert stars == ["white"] * 4
     for ax in figures["transfer"].axes:
         assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "*"] == [[0.002]] * 2
     for ax in figures["coordinates"].axes:

@@ -56,6 +56,14 @@ def test_a_known_rule_is_recovered(study):
     assert min(r["loss"] for r in rows if "loss" in r) == pytest.approx(2.5)
 
 
+def test_the_command_says_what_it_found_and_what_is_next(study, capsys):
+    folder = study(made_rows())
+    assert tune.main([str(folder)]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"{folder}: 2 widths, 6 batches, 24 rates"
+    assert last == f"next: python -m scaling.recipe.tune {folder} --write=config/tuned.py"
+
+
 def test_seeds_count_as_their_mean(study):
     rows = made_rows()
     twice = [r | {"run": f"{r['run']}_s{i}", "val_loss": r["val_loss"] + i * 0.1}
@@ -127,7 +135,7 @@ def config(lab, study, capsys):
         recipe = settings.recipe(asked, settings.resolve(asked).config)
         folder = study([row | recipe for row in made_rows()])
         assert tune.main([str(folder), f"--write={lab.root / 'tuned.py'}"]) == 0
-        assert "wrote" in capsys.readouterr().out
+        assert capsys.readouterr().out.endswith(f"\nnext: python train.py {lab.root / 'tuned.py'}\n")
         return lab.root / "tuned.py"
     return write
 

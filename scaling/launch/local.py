@@ -2,10 +2,8 @@
 import os
 import time
 
-from tqdm import tqdm
-
 from runtime import basics, system
-from scaling.launch.planned import Planned, advance, left_behind, names, progress_bar, still_at_work
+from scaling.launch.planned import Planned, advance, left_behind, names, progress_bar, say, still_at_work
 
 
 def run(plan: list[Planned], jobs: int) -> list[str]:
@@ -32,7 +30,7 @@ def run(plan: list[Planned], jobs: int) -> list[str]:
                 for p in [p for p in running if p.ended()]:
                     running.remove(p)
                     settle(p, todo, running, failed)
-                advance(bar, plan, f"now {names(running)}")
+                advance(bar, plan, f"now {names(running)}" if running else "")
         finally:                                       # after a signal, or an error such as a full disk
             stop(running)
     if caught:
@@ -51,7 +49,7 @@ def settle(p: Planned, todo: list[Planned], running: list[Planned], failed: list
         running.append(p)
     else:
         failed.append(f"{p.name}: exit code {p.process.returncode}: {p.last_line()}")
-        tqdm.write(f"failed: {failed[-1]}")
+        say(f"failed: {failed[-1]}")
 
 
 def stop(running: list[Planned]) -> None:
@@ -59,9 +57,9 @@ def stop(running: list[Planned]) -> None:
     ours = [p for p in running if p.process]
     others = [p for p in running if not p.process]
     if ours:
-        tqdm.write("interrupted: the running models write their checkpoints")
+        say("interrupted: the running models write their checkpoints")
     if others:
-        tqdm.write(still_at_work(others))
+        say(still_at_work(others))
     for p in ours:
         p.process.terminate()
     for p in ours:

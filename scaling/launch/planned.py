@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from config import settings
 from config.settings import Config, Resolved
-from runtime import basics, system
+from runtime import basics, console, system
 
 
 def told(name: str, old, new) -> str:
@@ -164,5 +164,13 @@ def progress_bar(plan: list[Planned]) -> tqdm:
 
 
 def advance(bar: tqdm, plan: list[Planned], now: str) -> None:
+    """Show how far `plan` is, and `now`, what is at work; of nothing it says nothing."""
     bar.update(sum(p.progress() for p in plan) - bar.n)
-    bar.set_description(f"{sum(p.done() for p in plan)}/{len(plan)} runs, {now}"[:60], refresh=False)
+    done = f"{sum(p.done() for p in plan)}/{len(plan)} runs"
+    bar.set_description(f"{done}, {now}"[:60] if now else done, refresh=False)
+
+
+def say(line: str) -> None:
+    """Print above the bar, if a terminal is there: without one the runs must still be stopped."""
+    with tqdm.external_write_mode():
+        console.say(line)

@@ -18,13 +18,11 @@ import time
 import uuid
 from pathlib import Path
 
-from tqdm import tqdm
-
 from config.configurator import convert
 from runtime import basics
 from runtime.basics import UserError, nearest
 from scaling.launch import local
-from scaling.launch.planned import Planned, advance, left_behind, progress_bar, still_at_work
+from scaling.launch.planned import Planned, advance, left_behind, progress_bar, say, still_at_work
 
 QUEUE_SECONDS = 10                     # from one look at the queue to the next
 MAX_TASKS = 1000                       # of an array, by SLURM's default MaxArraySize; then tasks share runs
@@ -162,12 +160,12 @@ def watch(plan: list[Planned], folder: Path) -> None:
             try:
                 states = queue(folder)
             except UserError as e:                     # its controller restarts, or is busy: the jobs go on
-                tqdm.write(str(e))
+                say(str(e))
                 continue
             for p in waiting:                          # twice: a file of another machine may come late
                 missed[p.name] = 0 if p.name in states else missed[p.name] + 1
                 if missed[p.name] == 2 and not p.done():
-                    tqdm.write(f"failed: {p.name}: {p.last_line()}")
+                    say(f"failed: {p.name}: {p.last_line()}")
             counts = collections.Counter(states.values()).items()
             advance(bar, plan, ", ".join(f"{count} {state.lower()}" for state, count in counts))
 

@@ -9,19 +9,20 @@ Beside it stands the gradient noise scale that the runs logged: the same, in the
 With --correct the runs of another study get S_min and C_min, their cost far above and far below B_crit.
 Batches are in tokens. Writes points.csv and batch.json into the study, batch.csv into the corrected one.
 """
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import t as student
 
-from runtime.basics import UserError, exit_cleanly, write_json
+from runtime.basics import Parser, UserError, exit_cleanly, write_json
 from scaling import logs
 from scaling.laws import frontiers
 from scaling.laws.solver import span
+from scaling.report import amount
 from scaling.tables.csv import number, read_table, write_table
 
 COLUMNS = ["run", "batch_tokens", "learning_rate", "loss", "steps", "noise_scale"]
@@ -117,7 +118,7 @@ def critical(table: dict) -> dict:
     level = np.unique(L)
     if len(sizes) < 4 or len(level) < 3:
         raise UserError(f"{len(sizes)} batch sizes at {len(level)} losses cannot determine B_crit(L): "
-                        "4 and 3 are needed")
+                        "4 and 3 are needed; add batch sizes to the sweep file")
     log_B, p, *log_S = solve(B, L, S)
     left_out = [solve(B[B != b], L[B != b], S[B != b])[:2] for b in sizes]
     log_B_out, p_out = np.transpose(left_out)
@@ -152,9 +153,9 @@ def corrected(fit: dict, runs: dict) -> dict:
             "S_min": runs["tokens"] / (B + critical_batch), "C_min": flops / (1 + B / critical_batch)}
 
 
-def correct_study(fit: dict, folder: Path) -> str:
+def correct_study(fit: dict, folder: Path, runs: dict) -> str:
     """Write FOLDER/batch.csv. Returns the line that sets L(C_min) beside L(C) and how far it extrapolates."""
-    table = corrected(fit, read_table(folder / "runs.csv"))
+    table = corrected(fit, runs)
     rows = [dict(zip(table, row)) for row in zip(*table.values())]
     write_table(folder / "batch.csv", rows, list(table))
     low, high = fit["range"]["L"]
@@ -182,27 +183,43 @@ def report(fit: dict) -> str:
     return "\n".join(lines)
 
 
+def measured(folder: Path) -> list[dict]:
+    """The rows of points.csv, from a study's runs; none where it has points.csv alone. Raises UserError."""
+    rows, problems = logs.parse_study(folder) if folder.is_dir() else ([], [])
+    for problem in problems:
+        print(problem)
+    if not rows:
+        if not (folder / "points.csv").exists():
+            raise UserError(f"{folder} holds neither finished runs nor points.csv; "
+                            "run: python -m scaling.sweep scaling/sweeps/batch.py")
+        print(f"{folder}: points.csv, without its runs")
+        return []
+    sizes = {row["batch_tokens"] for row in rows}
+    print(f"{folder}: {amount(len(rows), 'run')} of {amount(len(sizes), 'batch size')}", flush=True)
+    found = list(points([read_curve(folder, row) for row in rows]))
+    if not found:
+        raise UserError(f"{folder}: no run was evaluated both before and after it came to a loss that all "
+                        "batch sizes reach; lower eval_interval, and train the study under another name")
+    return found
+
+
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m scaling.recipe.batch", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.recipe.batch", __doc__)
     parser.add_argument("study", help="out/batch, or a results directory with points.csv")
     parser.add_argument("--correct", help="a study directory with runs.csv")
     a = parser.parse_args(args)
     folder = Path(a.study)
-    rows = []
-    if folder.is_dir():
-        rows, problems = logs.parse_study(folder)
-        for problem in problems:
-            print(problem)
-    if rows:
-        write_table(folder / "points.csv", points([read_curve(folder, row) for row in rows]), COLUMNS)
-    elif not (folder / "points.csv").exists():
-        raise UserError(f"{folder} holds neither finished runs nor points.csv; "
-                        "run: python -m scaling.sweep scaling/sweeps/batch.py")
-    fit = critical(read_table(folder / "points.csv"))
+    runs = read_table(Path(a.correct) / "runs.csv") if a.correct else None
+    found = measured(folder)
+    table = {name: np.array([row[name] for row in found]) for name in COLUMNS}
+    fit = critical(table if found else read_table(folder / "points.csv"))
+    if found:
+        write_table(folder / "points.csv", found, COLUMNS)
     write_json(folder / "batch.json", fit)
     print(report(fit))
     if a.correct:
-        print(correct_study(fit, Path(a.correct)))
+        print(correct_study(fit, Path(a.correct), runs))
+    print(f"next: python -m scaling.plots {quote(str(folder))}")
     return 0
 
 

@@ -7,18 +7,19 @@ several widths. Under muP by the same amount at every width; under gpt2 by more 
 is why its best learning rate falls. Transfer: losses of scaling/sweeps/transfer.py by width and rate.
 Writes coordinates.csv and transfer.csv into the study.
 """
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
 
 from config.settings import Config
 from model import GPT
-from runtime.basics import UserError, exit_cleanly
+from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import logs
 from scaling.laws.frontiers import slope_of
+from scaling.report import amount
 from scaling.tables.csv import write_table
 
 WIDTHS = (32, 64, 128, 256)
@@ -107,17 +108,23 @@ def table_text(rows: list[dict], kind: str) -> str:
     factor = max(best.values()) / min(best.values())
     lines.append(f"the best learning rate moves by a factor {factor:.3g} over widths {min(best)} to "
                  f"{max(best)}")
+    tried = {width: [rate for d, rate in losses if d == width] for width in best}
+    edges = [f"d {width}" for width in sorted(best) if best[width] in (min(tried[width]), max(tried[width]))]
+    if edges:
+        lines.append(f"  at {', '.join(edges)} the best is at an edge of what was tried: add rates beyond it")
     return "\n".join(lines)
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m scaling.recipe.transfer", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.recipe.transfer", __doc__)
     parser.add_argument("study", help="out/transfer, trained by scaling/sweeps/transfer.py")
     folder = Path(parser.parse_args(args).study)
     table = transfer_table(folder)
     if {row["parametrization"] for row in table} != set(KINDS):
-        raise UserError(f"{folder} holds no finished runs of both {' and '.join(KINDS)}; train "
-                        "scaling/sweeps/transfer.py first")
+        raise UserError(f"{folder} holds no finished runs of both {' and '.join(KINDS)}; run: "
+                        "python -m scaling.sweep scaling/sweeps/transfer.py")
+    widths = {row["n_embd"] for row in table}
+    print(f"{folder}: {amount(len(table), 'run')} of {amount(len(widths), 'width')}", flush=True)
     rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
             for row in coordinate_check(kind, width, seed)]
     write_table(folder / "coordinates.csv", rows, list(rows[0]))
@@ -127,6 +134,7 @@ def main(args: list[str] | None = None) -> int:
     for name in ACTIVATIONS:
         mup, gpt2 = (growth(rows, kind, name) for kind in KINDS)
         print(f"{name} moves as width^{mup:.2f} under mup, width^{gpt2:.2f} under gpt2")
+    print(f"next: python -m scaling.plots {quote(str(folder))}")
     return 0
 
 

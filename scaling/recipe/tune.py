@@ -9,19 +9,20 @@ also take what is near the best). The batch is then a power law of D, as in Step
 stays that of the widest, as it should under muP, and how far it moved is reported. Two widths leave no error
 estimate; a third shows what the exponent is worth.
 """
-import argparse
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
 
 from config import settings
 from config.settings import Config
-from runtime.basics import UserError, exit_cleanly
+from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import plan
 from scaling.laws import counts
 from scaling.laws.forms import checked
 from scaling.laws.frontiers import parabola
+from scaling.report import amount
 from scaling.tables.csv import read_table
 
 SLACK = 0.01                               # loss given up for fewer steps
@@ -170,19 +171,24 @@ def config_text(path: str, folder: Path, rule: Rule) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m scaling.recipe.tune", description=__doc__.splitlines()[0])
+    parser = Parser("python -m scaling.recipe.tune", __doc__)
     parser.add_argument("study", help="out/tune, trained by scaling/sweeps/tune.py")
     parser.add_argument("--write", help="the config file to write, e.g. config/tuned.py")
     a = parser.parse_args(args)
     folder = Path(a.study)
     if not (folder / "runs.csv").exists():
         raise UserError(f"{folder} has no runs.csv; run: python -m scaling.sweep scaling/sweeps/tune.py")
-    rows, chosen = tune(*read_grid(folder / "runs.csv"))
+    grid, tokens = read_grid(folder / "runs.csv")
+    print(f"{folder}: {amount(len(grid), 'width')}, {sum(map(len, grid.values()))} batches, "
+          f"{sum(len(rates) for batches in grid.values() for rates in batches.values())} rates", flush=True)
+    rows, chosen = tune(grid, tokens)
     rule = fit_rule(chosen)
     print(report(rows, chosen, rule))
-    if a.write:
-        plan.write_new(a.write, config_text(a.write, folder, rule), "config")
-        print(f"wrote {a.write}; run: python train.py {a.write}")
+    if not a.write:
+        print(f"next: python -m scaling.recipe.tune {quote(str(folder))} --write=config/tuned.py")
+        return 0
+    plan.write_new(a.write, config_text(a.write, folder, rule), "config")
+    print(f"wrote {a.write}\nnext: python train.py {quote(a.write)}")
     return 0
 
 
