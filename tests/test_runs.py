@@ -245,6 +245,12 @@ def test_counts_in_millions_or_billions_are_refused(changes, message):
         select(t | {name: t[name] * factor for name, factor in changes.items()})
 
 
+def test_a_quick_look_at_a_study_of_ours_is_no_mistake():
+    row = {"study": "s", "run": "a", "commit": "0", "params_non_embedding": 900.0, "params_head": 96.0,
+           "tokens": 192.0, "val_loss": 5.9, "vocab_size": 84.0}
+    assert len(select(table_of(**{name: [value] for name, value in row.items()}))["L"]) == 1
+
+
 @pytest.mark.parametrize("name, values, message", [
     ("loss", lambda L: np.exp(L), "if these are perplexities take their logarithm, else take out"),
     ("val_ppl", lambda L: np.exp(L), "column 'val_ppl' holds perplexities: take its logarithm, which is the"),
