@@ -10,6 +10,8 @@ when the window moves on by one, everything in it changes.
 """
 import os
 
+import runtime  # noqa: F401    first: it says what is missing here
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve others; set before torch
 import json
 import math

@@ -9,10 +9,11 @@ Exit codes: 0 done, 2 something to mend, 3 interrupted (the same command goes on
 """
 import os
 
+import runtime  # noqa: F401    first: it says what is missing here
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # spinning threads starve others; set before torch
 import contextlib
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from config import settings
 from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
 from runtime import basics, console, cpu, rundir, system, text
-from runtime.basics import caught_signals, exit_cleanly, from_here
+from runtime.basics import caught_signals, exit_cleanly
 from runtime.devices import join_processes, on_machine
 from runtime.noise import NoiseScale, average_gradients
 from runtime.rundir import explained, require_finite
@@ -171,6 +172,10 @@ class Run:
         measured = c.dtype != "float16"                # in float16 gradients are scaled by then
         loss_sum = 0.0
         for i, ids in enumerate(micro_batches):
+            if self.watch.amid_step(i):                # the step is given up, and done anew later
+                if self.step:
+                    rundir.save(self)
+                raise Interrupted(self)
             last = i == len(micro_batches) - 1
             together = self.world == 1 or last         # ranks exchange gradients once a step
             with contextlib.nullcontext() if together else self.model.no_sync():
@@ -354,10 +359,7 @@ def main() -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     if int(os.environ.get("RANK", 0)) == 0:
-        console.say(f"{c.out_dir}: val_loss {result['val_loss']:.4f} nats per token, "
-                    f"{result['val_bits_per_byte']:.4f} bits per byte, {result['tokens']:,} tokens in "
-                    f"{result['wall_s']:.0f} s; next: python {from_here(basics.ROOT / 'sample.py')} "
-                    f"--out_dir={shlex.quote(c.out_dir)}")
+        console.say_end(c.out_dir, result)
     return 0
 
 

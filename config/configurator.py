@@ -9,12 +9,15 @@ are the modules, functions and classes that it imports or defines.
 import ast
 import dataclasses
 import inspect
+import os
 import re
+import shlex
 import sys
 import traceback
 import types
 from pathlib import Path
 
+from runtime import basics
 from runtime.basics import UserError, nearest
 
 
@@ -65,10 +68,12 @@ def read_file(path):
     if not path.endswith(".py"):
         raise UserError(f"{path}: a config file ends in .py, an override is --key=value")
     if not Path(path).is_file():
-        raise UserError(f"no such config file: {path}")
+        there = (basics.ROOT / path).is_file()
+        hint = f"; run from the repository's root: cd {shlex.quote(str(basics.ROOT))}" if there else ""
+        raise UserError(f"no such config file: {path}{hint}")
     space = {"__file__": path}
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
+        tree = ast.parse(Path(path).read_text(encoding="utf-8-sig"), path)
         exec(compile(tree, path, "exec"), space)
     except Exception as e:                            # the file is a program: its author mends it
         raise UserError(fault(e, path)) from None
@@ -119,6 +124,8 @@ def set_fields(c, values):
         if key not in kinds:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, kinds)}; --help lists them all")
         found[key] = convert(key, value, kinds[key], where)
+        if key in ("out_dir", "branch"):               # after a "=" no shell does it
+            found[key] = os.path.expanduser(found[key])
     return dataclasses.replace(c, **found)
 
 

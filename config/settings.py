@@ -115,6 +115,9 @@ def check(c: Config, meta: dict, world: int) -> None:
         near = next(h for h in range(min(c.n_head, c.n_embd), 0, -1) if c.n_embd % h == 0)
         raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; try n_head={near}")
     check_horizon(c)
+    if c.branch and Path(c.branch).resolve().parent == Path(c.out_dir).resolve():
+        raise UserError(f"branch {c.branch} lies in out_dir, whose log a branch begins anew; choose another "
+                        "out_dir")
     if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:
         raise UserError(f"vocab_size {c.vocab_size} is smaller than the dataset's {meta['vocab_size']}; "
                         "set it to -1")

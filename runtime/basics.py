@@ -25,6 +25,8 @@ class UserError(Exception):
 
 def exit_cleanly(main) -> None:
     """Run `main()`; print a UserError as one line on stderr and exit with 2. `| head` ends it quietly."""
+    if hasattr(sys.stdout, "reconfigure"):            # a text may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             sys.exit(main())

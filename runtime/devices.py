@@ -30,6 +30,10 @@ def join_processes(device: str) -> tuple[int, int, str]:
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     device = find_device(device)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(f"WORLD_SIZE is {world}, but not {' or '.join(missing)}: start ranks by "
+                        "torchrun, or unset WORLD_SIZE")
     if world > 1:
         if device == "cuda":
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -54,4 +58,8 @@ def on_machine(c: Config, device: str, world: int) -> Config:
         free = torch.cuda.mem_get_info()[0] if on_gpu else system.free_memory()
         needed = activation_bytes(c, 4 if c.dtype == "float32" else 2) * c.block_size * c.batch_size / world
         c.gradient_accumulation_steps = min(math.ceil(needed / (0.6 * free)), c.batch_size // world)
+        if world > 1:                                  # ranks agree on signals between their micro-batches
+            most = torch.tensor(c.gradient_accumulation_steps, device=device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            c.gradient_accumulation_steps = most.item()
     return c

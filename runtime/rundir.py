@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import time
 import zipfile
@@ -24,7 +25,7 @@ from runtime.basics import UserError, git_commit, load_json, whole_file, write_j
 CHECKPOINT = "ckpt.pt"
 PREVIOUS = "ckpt_prev.pt"               # the one before, should the last turn out to be corrupt
 START_OVER = "pass --resume=never to start over"
-# What a branch may change: what bears only on steps after it has left.
+# What a branch or a longer run may change: what bears only on steps after the checkpoint.
 LATER = {*settings.HORIZONS, "lr_decay_iters", "schedule", "min_lr", "cooldown_frac", "warmup_frac"}
 
 
@@ -55,18 +56,38 @@ def require_same_run(old: dict, c: Config, path: Path, but: set = frozenset()) -
     """What `path` recorded, `old`, must be the run `c` in all that bears on the result, `but` for some."""
     for name in settings.differences(old, dataclasses.asdict(c)):
         if name not in but:
+            restore = "restore the setting"
+            if name == "warmup_iters":                 # it may follow from the horizon
+                restore = f"give --{name}={old.get(name)} to keep the warmup"
             raise UserError(f"{path} was written with {name}={old.get(name)!r}, not {getattr(c, name)!r}: "
-                            f"choose another out_dir, restore the setting, or {START_OVER}")
+                            f"choose another out_dir, {restore}, or {START_OVER}")
 
 
 def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
-    """A branch must equal the run that it leaves, learning rates included, over the `steps` they share."""
+    """`c`, which goes on after `steps`, must equal the run before it up to there, learning rates included."""
     require_same_run(old, c, path, but=LATER)
     trunk = settings.from_dict(old)
     for step in range(steps):
         if learning_rate(step, c) != learning_rate(step, trunk):
-            raise UserError(f"{path} cannot be branched from: the learning rates differ at step {step}; a "
-                            "branch needs the same warmup_iters and a cooldown that begins later")
+            raise UserError(f"{path} is at step {steps}, and the learning rates differ at step {step}; "
+                            f"{earlier(path.parent, step)}; or train it whole, in another out_dir")
+    if steps >= c.max_iters:
+        raise UserError(f"{path} is at step {steps}, and this run ends at {c.max_iters}; give it a later end")
+
+
+def earlier(folder: Path, step: int) -> str:
+    """How to begin at `step` or before it, with a checkpoint that the run in `folder` kept."""
+    numbers = [path.stem.removeprefix("ckpt_") for path in folder.glob("ckpt_*.pt")]
+    before = [int(number) for number in numbers if number.isdecimal() and int(number) <= step]
+    if not before:
+        return "a run that is to go on must keep a checkpoint before that (keep_steps)"
+    branch = shlex.quote(str(folder / f"ckpt_{max(before)}.pt"))
+    return f"branch from an earlier one, in another out_dir: --branch={branch}"
+
+
+def goes_further(c: Config, old: dict) -> bool:
+    """Whether `c` ends later than the run that `old` records."""
+    return c.max_iters > old.get("max_iters", c.max_iters)
 
 
 def require_same_text(old: dict, c: Config, meta: dict, path: Path) -> None:
@@ -80,14 +101,18 @@ def require_same_text(old: dict, c: Config, meta: dict, path: Path) -> None:
 
 
 def finished(c: Config, meta: dict) -> dict | None:
-    """What result.json holds where the run is done, None where it is not."""
+    """What result.json holds where the run is done; None where it is not, or `c` goes on from its end."""
     path = Path(c.out_dir) / "result.json"
     if not path.exists():
         return None
     old = read_json(path.with_name("config.json"), "data_sha256")
-    require_same_run(old, c, path)
+    longer = goes_further(c, old) and path.with_name(CHECKPOINT).exists()
+    if longer:
+        require_same_start(old, c, path, old["max_iters"])
+    else:
+        require_same_run(old, c, path)
     require_same_text(old, c, meta, path)
-    return read_json(path, "val_loss")
+    return None if longer else read_json(path, "val_loss")
 
 
 # ---- checkpoints ----
@@ -99,6 +124,18 @@ class Corrupt(UserError):
     def __init__(self, path: Path, error: Exception):
         self.why = type(error).__name__
         super().__init__(f"{path} is corrupt ({self.why}); delete it, or {START_OVER}")
+
+
+def require_ours(path: Path) -> None:
+    """Raise UserError for a checkpoint that another program wrote: it is neither loaded nor removed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        ours = not isinstance(state, dict) or "data_sha256" in state
+    except Exception:                                  # unreadable: ours, where a run of ours was begun
+        ours = not path.exists() or path.with_name("log.jsonl").exists()
+    if not ours:
+        raise UserError(f"{path} is not a checkpoint of this project (nanoGPT writes such files) and cannot "
+                        "be gone on from; choose another out_dir")
 
 
 def save(run, name: str = CHECKPOINT) -> None:
@@ -128,14 +165,15 @@ def save(run, name: str = CHECKPOINT) -> None:
 def load(run, path: Path) -> None:
     """Have `run` go on from the checkpoint `path`: its own, or to branch, that of a run which begins alike.
 
-    Raises Corrupt for what is no whole checkpoint, UserError for one of another run or text.
+    Raises Corrupt for what is no whole checkpoint, UserError for one of another program, run or text.
     """
+    require_ours(path)
     try:
         with zipfile.ZipFile(path) as z:
             if z.testzip():                            # torch.load ignores the checksums of torch.save
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if path.name in (CHECKPOINT, PREVIOUS):
+        if path.parent == run.out and not goes_further(run.c, state["config"]):
             require_same_run(state["config"], run.c, path)
         else:
             require_same_start(state["config"], run.c, path, state["step"])
@@ -233,6 +271,7 @@ def remove_stale(out: Path, resumed: Path | None) -> None:
     """Remove what does not belong to the run that goes on from `resumed`, or starts over."""
     stale = [out / "result.json", *out.glob(".*.tmp")]      # .tmp: files that a kill left half
     if resumed is None:
+        require_ours(out / CHECKPOINT)
         stale += [out / PREVIOUS, out / CHECKPOINT, out / "log.jsonl"]
     elif resumed.name == PREVIOUS:                     # a corrupt ckpt.pt must not become the previous one
         stale.append(out / CHECKPOINT)

@@ -2,7 +2,8 @@
 
 A signal may reach one rank only, and clocks differ, yet all must stop and save at the same step: so ranks add
 up what each of them wants. That would slow fast steps down, and is done about four times a second. How many
-steps those are follows from what the ranks measured together, so that all count the same.
+steps those are follows from what the ranks measured together, so that all count the same. Steps that take
+longer than that are watched between their micro-batches, too.
 """
 import time
 
@@ -22,10 +23,15 @@ class Watch:
         self.agreed_at = self.saved_at
         self.every = 1                                 # steps from one agreement to the next
         self.steps = 0                                 # steps since the last one
+        self.parts = 1                                 # the like in micro-batches; 0: not amid a step
 
     def stop(self) -> bool:
         """Whether any rank caught a signal. All ranks must ask at the same point of their work."""
         return self.sums(len(self.caught))[0] > 0
+
+    def amid_step(self, part: int) -> bool:
+        """Whether to give up the step in progress, before micro-batch `part` of it. All ranks must ask."""
+        return self.parts > 0 and part > 0 and part % self.parts == 0 and self.stop()
 
     def after_step(self) -> tuple[bool, bool]:
         """Whether to stop, and whether a checkpoint is due. All ranks must ask after each step."""
@@ -38,6 +44,8 @@ class Watch:
         if self.run.world > 1:
             per_step = max(seconds, 1e-9) / self.run.world / self.steps
             self.every = max(1, min(STEPS, int(SECONDS / per_step)))
+            parts = self.run.c.gradient_accumulation_steps
+            self.parts = max(1, int(SECONDS / per_step * parts)) if per_step > SECONDS else 0
         self.agreed_at = now
         self.steps = 0
         return stop > 0, due > 0

@@ -138,6 +138,23 @@ def test_a_missing_file_a_folder_and_a_file_that_is_not_python(write, tmp_path):
     assert "n_layer=3: a config file ends in .py" in error("n_layer=3")
 
 
+def test_a_file_of_the_repository_that_is_asked_for_elsewhere(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(configurator.basics, "ROOT", tmp_path / "my lab")
+    (tmp_path / "my lab" / "config").mkdir(parents=True)
+    write("n_layer = 8\n", "my lab/config/a.py")
+    assert error("config/a.py") == ("no such config file: config/a.py; run from the repository's root: "
+                                    f"cd '{tmp_path}/my lab'")
+
+
+def test_home_is_found_in_a_run_directory(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert get("--out_dir=~/a").out_dir == get(write("out_dir = '~/a'\n")).out_dir == "/home/me/a"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(write):
+    assert get(write("\ufeffn_layer = 8\n")).n_layer == 8
+
+
 def test_a_syntax_error_is_named_with_its_line(write):
     assert error(write("n_layer = 4\nn_embd = = 2\n")) == "small.py:2: invalid syntax"
     assert error(write("n_layer = 4\n  n_embd = 2\n")) == "small.py:2: unexpected indent"

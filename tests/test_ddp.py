@@ -199,14 +199,18 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint(lab):
     assert step >= 15 and f"interrupted at step {step}" in out
 
 
-# The first run has steps of 1.5 s and a signal in its second. The other is signalled amid the evaluation of
-# its step 10, which takes each rank several rounds, and goes on. The signals reach one rank only.
+# The first run has steps of 1.5 s and a signal in its second. The next has steps of 3 s in four micro-batches
+# (what the rank with the least memory needs), is signalled in the second micro-batch of its second step, and
+# goes on at speed. The last is signalled amid the evaluation of its step 10, which takes each rank several
+# rounds, and goes on. The signals reach one rank only.
 STOPS = """
 import json, os, signal, sys, time
 import torch.distributed as dist
 import train
+from runtime import system
 
-slow, long, straight = [train.Config(**c) for c in json.load(open(sys.argv[1]))]
+system.free_memory = lambda: 2 ** 40 if os.environ["RANK"] == "0" else 1
+slow, long, straight, slower, equal = [train.Config(**c) for c in json.load(open(sys.argv[1]))]
 step, get = train.Run.train_step, train.Batches.get
 def tell():
     if os.environ["RANK"] == "1":
@@ -226,6 +230,13 @@ def counted_get(data, ids):
     if rounds == 3:
         tell()
     return get(data, ids)
+def slow_get(data, ids):
+    time.sleep(0.75)
+    global rounds
+    rounds += 1
+    if rounds == 6:
+        tell()
+    return get(data, ids)
 def stopped(c):
     try:
         train.train(c)
@@ -233,6 +244,10 @@ def stopped(c):
         print(e, flush=True)
 train.Run.train_step = slow_step
 stopped(slow)
+train.Run.train_step, train.Batches.get = step, slow_get
+rounds = 0
+stopped(slower)
+print("micro-batches", rounds, flush=True)
 train.Run.train_step, train.Batches.get = counted_step, counted_get
 rounds = -99
 stopped(long)
@@ -240,7 +255,8 @@ train.Run.train_step, train.Batches.get = step, get
 if dist.get_rank() == 0:
     print("logged", [json.loads(line)["step"] for line in open(long.out_dir + "/log.jsonl")], flush=True)
 train.train(long)
-train.train(straight)
+for c in (straight, slower, equal):
+    train.train(c)
 dist.destroy_process_group()
 """
 
@@ -252,15 +268,19 @@ def test_two_ranks_stop_within_a_slow_step_and_within_an_evaluation(module_lab):
     script, cases = lab.root / "stops.py", lab.root / "stops.json"
     script.write_text(STOPS)
     cases.write_text(json.dumps([lab.settings("slow2", **RUN), lab.settings("long2", **settings),
-                                 lab.settings("straight2", **settings)]))
+                                 lab.settings("straight2", **settings),
+                                 *[lab.settings(name, gradient_accumulation_steps=-1, **RUN)
+                                   for name in ("slower2", "equal2")]]))
     process = lab.spawn(*LAUNCHER, str(script), str(cases))
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert out.count("slow2: interrupted at step 2;") == out.count("long2: interrupted at step 10;") == 2
     assert lab.checkpoint("slow2")["step"] == 2 and "logged [5]" in out
+    assert out.count("slower2: interrupted at step 1;") == out.count("micro-batches 6\n") == 2
     told = ("step", "train_loss", "val_loss", "lr", "grad_norm")           # bit for bit
-    one, other = ([[r.get(k) for k in told] for r in lab.log(name)] for name in ("long2", "straight2"))
-    assert one == other and [r[0] for r in one] == [5, 10, 15, 20, 25]
+    for pair in (("long2", "straight2"), ("slower2", "equal2")):
+        one, other = ([[r.get(k) for k in told] for r in lab.log(name)] for name in pair)
+        assert one == other and [r[0] for r in one] == [5, 10, 15, 20, 25]
 
 
 def test_ranks_agree_by_the_pace_of_their_steps(monkeypatch):

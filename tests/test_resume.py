@@ -91,6 +91,8 @@ def cut_off(patch, where: str, at: int) -> None:
             rounds.clear()
 
     def batch(data, ids):
+        if not rounds and where == "SIGTERM amid" and now == [at]:
+            os.kill(os.getpid(), signal.SIGTERM)
         if rounds:
             rounds[0] += 1
             here = now == [RUN["max_iters"]] if where == "last evaluation" else late()
@@ -141,7 +143,7 @@ def cut_off(patch, where: str, at: int) -> None:
 
 
 PLACES = ["SIGTERM", "step", "evaluate", "evaluating", "last evaluation", "SIGTERM evaluating", "log",
-          "logged", "checkpoint", "SIGTERM saving", "renamed", "result"]
+          "logged", "checkpoint", "SIGTERM saving", "renamed", "result", "SIGTERM amid"]
 
 
 def run_into(lab, name, where, at, **settings) -> None:
@@ -217,9 +219,12 @@ def test_a_kept_step_whose_evaluation_was_cut_off_is_kept(lab):
     assert (lab.out("run") / "ckpt_12.pt").exists()
 
 
-def test_accumulation_goes_on_as_well(straight, name):
+@pytest.mark.parametrize("where, at", [("SIGTERM", 15), *[("SIGTERM amid", at) for at in (1, 14, 15, 29)]])
+def test_accumulation_goes_on_as_well(straight, name, where, at):
+    """Also where a signal comes between two micro-batches: the step before has the checkpoint."""
     settings = RUN | dict(gradient_accumulation_steps=3)
-    run_into(straight, name, "SIGTERM", 15, **settings)
+    run_into(straight, name, where, at, **settings)
+    assert straight.checkpoint(name)["step"] == at
     straight.train(name, **settings)
     assert_same_run(straight, name, "accumulated")
 
@@ -239,11 +244,23 @@ def test_killed_anywhere_after_a_checkpoint(straight, name, where, ckpt_minutes)
 def test_many_kills(straight, name, seed):
     """Up to 12 cuts at random places, some before the first checkpoint, some while going on from the last."""
     rng = random.Random(seed)
+    settings = RUN | (dict(gradient_accumulation_steps=3) if seed % 2 else dict(dropout=0.2))
     for _ in range(12):
-        run_into(straight, name, rng.choice(PLACES), rng.randint(1, 30), dropout=0.2,
-                 ckpt_minutes=rng.choice([0, 5]), **RUN)
-    straight.train(name, dropout=0.2, **RUN)
-    assert_same_run(straight, name, "dropout0.2")
+        run_into(straight, name, rng.choice(PLACES), rng.randint(1, 30),
+                 ckpt_minutes=rng.choice([0, 5]), **settings)
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "accumulated" if seed % 2 else "dropout0.2")
+
+
+def test_a_signal_amid_the_first_step_leaves_nothing_to_go_on_from(straight, name, monkeypatch):
+    settings, get = RUN | dict(gradient_accumulation_steps=3), train.Batches.get
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Batches, "get",
+                      lambda *args: (os.kill(os.getpid(), signal.SIGTERM), get(*args))[1])
+        assert straight.command(name, **settings)[0] == 3
+    assert not list(straight.out(name).glob("ckpt*"))
+    straight.train(name, **settings)
+    assert_same_run(straight, name, "accumulated")
 
 
 def test_a_checkpoint_does_not_disturb_the_run(straight, name):
@@ -373,6 +390,7 @@ def test_a_branch_equals_the_run_that_it_shortens(trunk, name, cut):
 @pytest.mark.parametrize("changes, says", [
     (dict(learning_rate=0.5), "learning_rate=0.001, not 0.5"), (dict(warmup_iters=4), "warmup_iters"),
     (dict(seed=2), "seed=1337, not 2"), (dict(max_iters=22), "the learning rates differ at step 19"),
+    (dict(max_iters=20, schedule="constant"), "at step 20, and this run ends at 20"),
     (dict(step=41), "the learning rates differ at step 25"), (dict(step=40), "no checkpoint")])
 def test_a_branch_that_does_not_fit_its_trunk_is_refused(trunk, name, changes, says):
     step = changes.get("step", 20)
@@ -389,3 +407,99 @@ def test_a_branch_whose_trunk_has_no_log_is_one_line(trunk, name):
     code, _, err = trunk.command(name, max_iters=30, branch=str(kept), **WSD)
     assert code == 2 and err.count("\n") == 1
     assert f"{folder / 'log.jsonl'}: No such file or directory; put it back" in err
+
+
+# ---------------------------------------------------------------- a later end
+
+STEADY = dict(schedule="constant", warmup_iters=3, dropout=0.2, log_interval=4, eval_interval=10)
+
+
+@pytest.mark.parametrize("cut", [None, 21, 26])                # 21: before the longer run's first checkpoint
+@pytest.mark.parametrize("later", [
+    dict(max_iters=40), dict(max_iters=None, target_tokens=40 * 256),
+    dict(max_iters=30, schedule="wsd")], ids=["steps", "tokens", "cooldown"])
+def test_a_run_goes_on_past_its_end_as_one_of_that_length(module_lab, name, later, cut):
+    lab, longer = module_lab, STEADY | later
+    lab.train(f"{name}-whole", **longer)
+    lab.train(name, max_iters=20, **STEADY)
+    if cut:
+        run_into(lab, name, "step", cut, ckpt_minutes=5 if cut == 21 else 0, **longer)
+        assert not (lab.out(name) / "result.json").exists()
+    lab.train(name, **longer)
+    assert_same_run(lab, name, f"{name}-whole")
+    config = json.loads((lab.out(name) / "config.json").read_text())
+    assert config["max_iters"] == lab.derived(**longer).max_iters
+    assert lab.command(name, max_iters=20, **STEADY)[0] == 2    # no way back
+
+
+def test_a_wsd_run_gets_a_later_end_before_it_cools_down(trunk, name):
+    run_into(trunk, name, "SIGTERM", 31, max_iters=50, **WSD)
+    trunk.train(name, max_iters=70, **WSD)
+    trunk.train(f"{name}-whole", max_iters=70, **WSD)
+    assert_same_run(trunk, name, f"{name}-whole")
+
+
+def copy_of(lab, trunk: str, name: str, *without: str) -> None:
+    shutil.copytree(lab.out(trunk), lab.out(name), ignore=shutil.ignore_patterns(*without))
+
+
+@pytest.mark.parametrize("changes, without, says", [
+    (dict(max_iters=70), (), "at step 50, and the learning rates differ at step 41; branch from an earlier"),
+    (dict(max_iters=70), ("ckpt_*",), "must keep a checkpoint before that (keep_steps)"),
+    (dict(max_iters=70), ("ckpt.pt",), "max_iters=50, not 70"),
+    (dict(max_iters=45), (), "max_iters=50, not 45"),
+    (dict(max_iters=70, schedule="cosine"), (), "differ at step 4; a run that is to go on must keep"),
+    (dict(max_iters=700, warmup_iters=-1), (), "give --warmup_iters=3 to keep the warmup"),
+    (dict(max_iters=70, seed=2), (), "seed=1337, not 2")])
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_end_that_cannot_be_moved_is_refused(trunk, name, finished, changes, without, says):
+    copy_of(trunk, "trunk", name, *without, *[] if finished else ["result.json"])
+    before = trunk.files()
+    code, _, err = trunk.command(name, keep_steps="20,41", **WSD | changes)
+    if "ckpt.pt" in without and not finished:
+        assert code == 0                               # there is nothing to go on from
+        return
+    assert code == 2 and says in err and err.count("\n") == 1
+    assert trunk.files() == before
+    if "branch from" in says:                          # what it says helps
+        kept = trunk.out(name) / "ckpt_41.pt"
+        assert f"in another out_dir: --branch={kept}; or" in err
+        assert trunk.command(f"{name}-branch", branch=str(kept), **WSD | changes)[0] == 0
+
+
+@pytest.mark.parametrize("file", ["ckpt.pt", "ckpt_prev.pt"])
+def test_a_branch_from_where_another_run_stands(module_lab, name, file):
+    lab, trunk = module_lab, module_lab.out(f"{name}-trunk")
+    run_into(lab, trunk.name, "step", 26, max_iters=30, ckpt_minutes=0, **STEADY)
+    before = lab.files()
+    lab.train(name, max_iters=40, branch=str(trunk / file), **STEADY)
+    assert before.items() <= lab.files().items()
+    lab.train(f"{name}-whole", max_iters=40, **STEADY)
+    whole, branch = lab.checkpoint(f"{name}-whole"), lab.checkpoint(name)
+    assert same(whole["model"], branch["model"]) and same(whole["optimizer"], branch["optimizer"])
+    assert same(lab.log(f"{name}-whole"), lab.log(name))
+
+
+def test_a_branch_into_the_directory_of_its_trunk_is_refused(trunk):
+    """It would begin by removing the log that it needs."""
+    before = trunk.files()
+    kept = trunk.out("trunk") / "ckpt_20.pt"
+    code, _, err = trunk.command("trunk", max_iters=30, branch=str(kept), resume="never", **WSD)
+    assert code == 2 and "lies in out_dir" in err and err.count("\n") == 1
+    assert trunk.files() == before
+
+
+def test_what_is_logged_and_kept_may_change_when_a_run_goes_on(straight, name):
+    run_into(straight, name, "SIGTERM", 10, dropout=0.2, **RUN)
+    changed = RUN | dict(log_interval=4, keep_steps="11,16")
+    straight.train(name, dropout=0.2, **changed)
+    whole = straight.log("dropout0.2")
+    records = {r["step"]: r for r in straight.log(name)}
+    assert list(records) == [7, 12, 16, 20, 24, 28, 30]
+    told = ("val_loss", "lr", "tokens", "grad_norm")
+    for r in whole:
+        if r["step"] in records:
+            assert [r.get(k) for k in told] == [records[r["step"]].get(k) for k in told]
+    assert same(straight.checkpoint(name)["model"], straight.checkpoint("dropout0.2")["model"])
+    kept = sorted(path.name for path in straight.out(name).glob("ckpt_*"))
+    assert kept == ["ckpt_11.pt", "ckpt_16.pt"]

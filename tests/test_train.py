@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, write_dataset
+from conftest import ROOT, SMALL, write_dataset
 from torch.nn import functional as F
 
+import runtime
 import train
 from config import settings
 from config.settings import Config
@@ -311,7 +313,7 @@ def test_a_finished_run_is_not_trained_again(lab, monkeypatch):
 
 
 @pytest.mark.parametrize("key, value", [
-    ("learning_rate", 0.5), ("seed", 2), ("max_iters", 30), ("n_layer", 2), ("batch_size", 4),
+    ("learning_rate", 0.5), ("seed", 2), ("max_iters", 5), ("n_layer", 2), ("batch_size", 4),
     ("eval_iters", 5), ("schedule", "linear"), ("dropout", 0.1), ("tie_weights", False),
     ("dataset", "other")])
 @pytest.mark.parametrize("finished", [True, False])
@@ -617,6 +619,25 @@ def test_a_corrupt_checkpoint_is_one_line_and_stays(interrupted, damage):
     assert lab.command(resume="never")[0] == 0
 
 
+NANOGPT = dict(model={}, optimizer={}, model_args=dict(n_layer=1), iter_num=5,
+               best_val_loss=torch.tensor(1e9), config=dict(batch_size=12))
+
+
+@pytest.mark.parametrize("state", [NANOGPT, None], ids=["nanoGPT's", "unreadable"])
+def test_a_checkpoint_of_another_program_stays_where_it_is(lab, state):
+    path = lab.out("run") / "ckpt.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"who knows") if state is None else torch.save(state, path)
+    before = path.read_bytes()
+    for changes in (dict(), dict(resume="never"), dict(name="branch", branch=str(path))):
+        code, _, err = lab.command(**changes)
+        assert code == 2 and f"{path} is not a checkpoint of this project" in one_line(err)
+        assert "choose another out_dir" in err and "--resume=never" not in err
+    assert path.read_bytes() == before and {p.name for p in path.parent.iterdir()} == {"ckpt.pt", "lock"}
+    torch.save(NANOGPT, lab.out("branch") / "ckpt.pt") # also where it lies beside a run of ours
+    assert lab.command("branch", resume="never")[0] == 2
+
+
 DAMAGE = ["", "{\"a\"", "[]", "{}"]
 
 
@@ -687,6 +708,64 @@ def test_a_kept_step_that_is_behind_is_named(lab):
     assert kept == ["ckpt_10.pt", "ckpt_15.pt"]
     state = torch.load(lab.out("run") / "ckpt_10.pt", weights_only=True)
     assert state["step"] == 10 and state["record"]["step"] == 10
+
+
+def test_a_loss_above_a_guess_s_is_warned_of(lab):
+    out = lab.command(learning_rate=30, grad_clip=0, warmup_iters=0, schedule="constant")[1]
+    guess = math.log(settings.load_meta("tiny")["vocab_size"])
+    warning, last = out.splitlines()[-2:]
+    assert warning.startswith("warning: val_loss") and f"uniformly (ln V = {guess:.4f})" in warning
+    assert "lower learning_rate (now 30)" in warning and "next: python " in last
+    assert "warning" not in lab.command("good", learning_rate=1e-2, max_iters=40)[1]
+
+
+def test_the_next_command_is_quoted_and_home_is_found(lab, monkeypatch):
+    monkeypatch.setenv("HOME", str(lab.root))
+    code, out, _ = lab.command(out_dir="~/a run")
+    assert code == 0 and out.endswith(f"sample.py --out_dir='{lab.root}/a run'\n")
+    assert (lab.root / "a run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("given, says", [
+    (dict(WORLD_SIZE="2"), "not RANK or MASTER_ADDR or MASTER_PORT"),
+    (dict(WORLD_SIZE="2", RANK="0"), "WORLD_SIZE is 2, but not MASTER_ADDR or MASTER_PORT")])
+def test_ranks_without_a_launcher_are_one_line(lab, monkeypatch, given, says):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = lab.command()
+    assert code == 2 and says in one_line(err) and "torchrun" in err
+
+
+# ---------------------------------------------------------------- the Python and the packages
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "runtime.bench_gpu"]])
+def test_a_package_that_is_not_installed_is_one_line(lab, program):
+    shutil.copy(ROOT / "requirements.txt", lab.root)
+    done = subprocess.run([sys.executable, "-S", *program], cwd=lab.root, capture_output=True, text=True)
+    assert done.returncode == 2 and "the package numpy is not installed here" in one_line(done.stderr)
+    assert "requirements.txt" in done.stderr and ".venv/bin/activate" in done.stderr
+
+
+def test_a_module_of_one_s_own_that_is_missing_is_shown_whole(capsys):
+    runtime.say_what_is_missing(ModuleNotFoundError, ModuleNotFoundError("no mine", name="mine"), None)
+    assert "ModuleNotFoundError: no mine" in capsys.readouterr().err
+
+
+def test_an_old_python_is_one_line(capsys):
+    runtime.require_python((3, 10, 0))
+    with pytest.raises(SystemExit) as end:
+        runtime.require_python((3, 9, 18, "final", 0))
+    assert end.value.code == 2 and "3.10 or newer is needed, not 3.9" in one_line(capsys.readouterr().err)
+
+
+def test_a_terminal_of_few_characters_is_no_traceback(lab):
+    command = [sys.executable, str(lab.root / "train.py"), *lab.arguments("caf\xe9", max_iters=2)]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "") and "out/caf\\xe9: val_loss" in done.stdout
 
 
 # ---------------------------------------------------------------- token ids
