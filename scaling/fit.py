@@ -35,6 +35,9 @@ class Options:
     flops: str = ""                 # how C is counted: 6nd (default), 6nd_attention, exact, chinchilla
     bootstrap: int = 1000           # resamples behind the intervals; 0: no intervals
     at: str = ""                    # budgets in FLOPs to find the best run for: 1e18,1e21
+    loss: str = ""                  # column of the losses; default: a validation loss, else loss
+    where: str = ""                 # rows to use: COLUMN=VALUE[,COLUMN=VALUE]; may be given several times
+    best_of: str = ""               # columns that were tuned, COLUMN,...: at each N and D the best counts
     curves: str = ""                # CURVES.csv, losses along the runs: the envelope and L(C) use them
     json: str = ""                  # file for all that was fitted; -: standard output
 
@@ -128,6 +131,10 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
     L = np.exp(np.bincount(group, np.log(L)) / seeds)
     best = frontiers.pareto(x[first], L)
+    left = np.setdiff1d(x, x[first][best])
+    if len(best) < 3 and len(left):
+        raise UserError(f"the best runs at each {name}, as far as more {name} went with less loss, are only "
+                        f"{len(best)}; a power law needs 3 or more")
     x = x[first][best]
     L = L[best]
     ratio = (D / N)[first][best]
@@ -138,6 +145,10 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
                    f"each {name}, had {ratio.min():.3g} to {ratio.max():.3g} tokens per parameter")
     if not floor:
         fit["note"] += "; three sizes cannot show a floor, so it has none"
+    if len(left):
+        values = ", ".join(f"{value:.3g}" for value in left[:5]) + (", ..." if len(left) > 5 else "")
+        fit["note"] += f"; {len(left)} of {len(left) + len(best)} values of {name} are left out, as less "
+        fit["note"] += f"{name} did better: {values}"
     judge(fit, noise_of(data) / np.sqrt(seeds[best].mean()))
     fit["forms"] = forms.compare_powers(x, L, name)
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
@@ -267,20 +278,22 @@ def fit_each(data: dict, bootstrap: int) -> dict:
 
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, curves: dict | None = None) -> dict:
+            at: list[float] | None = None, curves: dict | None = None, **chosen) -> dict:
     """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
-    that. `curves` is curves.csv, the losses along the runs of `table`. What the data cannot support is
+    that. `curves` is curves.csv, the losses along the runs of `table`; `chosen` are `loss`, `where` and
+    `tuned` for `select`. What the data cannot support is
     absent, with the reason under `skipped`. All is as JSON has it: None for nan and inf. Raises UserError for
     bad data.
     """
-    data = select(table, params, flops)
+    data = select(table, params, flops, **chosen)
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)
     result = fit_each(data, bootstrap)
     result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
-    shown = ("loss_column", "params", "flops", "notes", "curve_notes", "seed_noise", "seed_df")
+    shown = ("loss_column", "unit", "params", "flops", "notes", "curve_notes", "warnings", "separate",
+             "seed_noise", "seed_df")
     result["data"] = {k: data[k] for k in shown}
     result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
                        "lengths": len(np.unique(data["D"][data["last"]]))}
@@ -313,25 +326,34 @@ def fit_study(folder: str | Path, bootstrap: int = 1000) -> dict:
 # ---- The command line. ----
 
 def main(args: list[str] | None = None) -> None:
-    given, paths = read_args(sys.argv[1:] if args is None else args)
+    given, paths = read_args(sys.argv[1:] if args is None else args, Options, several=("where",))
     if {"help", "h"} & set(given) or not (given or paths):
         print(__doc__ + help_text(Options))
         return
     o = set_fields(Options(), given)
     if len(paths) != 1:
         raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
-    at = [convert("at", number, float, "--at") for number in o.at.split(",") if number]
+    at = [convert("at", number, float, "--at") for number in listed(o.at)]
     if o.bootstrap < 0 or not all(0 < C < np.inf for C in at):
         raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples are needed, and budgets "
                         "above 0")
+    if not Path(o.json).parent.is_dir():
+        raise UserError(f"cannot write {o.json}: there is no directory {Path(o.json).parent}; make it first")
     curves = read_table(o.curves) if o.curves else None
-    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves)
+    chosen = {"loss": o.loss, "where": listed(o.where), "tuned": listed(o.best_of)}
+    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves,
+                     **chosen)
+    if o.json not in ("", "-"):                        # before the text, which `| head` may cut short
+        with whole_file(o.json) as f:
+            f.write(json.dumps(result) + "\n")
     print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)
     if o.json == "-":
         print(json.dumps(result))
-    elif o.json:
-        with whole_file(o.json) as f:
-            f.write(json.dumps(result) + "\n")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of 'a,b'."""
+    return [part for part in text.split(",") if part]
 
 
 if __name__ == "__main__":
