@@ -89,16 +89,30 @@ def read_file(path):
     return found
 
 
-def read_args(args):
-    """Split the command line into {key: (text, '--key')} and a list of config files; a bare --key is True."""
+def read_args(args, options=None, several=()):
+    """Split the command line into {key: (text, '--key')} and a list of config files; a bare --key is True.
+
+    A field of the dataclass `options` that is no bool may have its value as the next argument. Of a key that
+    is given twice the last text counts or, for those of `several`, all of them, with commas between.
+    """
+    kinds = {f.name: f.type for f in dataclasses.fields(options)} if options else {}
     overrides = {}
     files = []
-    for arg in args:
-        if arg.startswith("-"):
-            key, equals, text = arg.lstrip("-").partition("=")
-            overrides[key] = (text if equals else True, f"--{key}")
-        else:
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith("-"):
             files.append(arg)
+            continue
+        key, equals, text = arg.lstrip("-").partition("=")
+        if not equals and kinds.get(key, bool) is not bool:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key} needs a value: --{key}=...")
+            text = rest.pop(0)
+            equals = "="
+        if key in several and key in overrides:
+            text = f"{overrides[key][0]},{text}"
+        overrides[key] = (text if equals else True, f"--{key}")
     return overrides, files
 
 

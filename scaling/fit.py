@@ -24,6 +24,7 @@ from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling.laws import counts, forms, frontiers, health
 from scaling.report import card, laws_of, summary, text
+from scaling.tables import columns
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
@@ -40,6 +41,9 @@ class Options:
     bootstrap: int = 1000           # resamples behind the intervals; 0: no intervals
     at: str = ""                    # budgets in FLOPs to find the best run for: 1e18,1e21
     residuals: str = "log"          # of the loss's logarithm, or linear: of the loss itself, of any sign
+    loss: str = ""                  # column of the losses; default: a validation loss, else loss
+    where: str = ""                 # rows to use: COLUMN=VALUE[,COLUMN=VALUE]; may be given several times
+    best_of: str = ""               # columns that were tuned, COLUMN,...: at each N and D the best counts
     curves: str = ""                # CURVES.csv, losses along the runs: the envelope and L(C) use them
     json: str = ""                  # file for all that was fitted; -: standard output
 
@@ -155,6 +159,10 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
     L = np.bincount(group, L) / seeds if data.get("signed") else np.exp(np.bincount(group, np.log(L)) / seeds)
     best = frontiers.pareto(x[first], L)
+    left = np.setdiff1d(x, x[first][best])
+    if len(best) < 3 and len(left):
+        raise UserError(f"the best runs at each {name}, as far as more {name} went with less loss, are only "
+                        f"{len(best)}; a power law needs 3 or more")
     x = x[first][best]
     L = L[best]
     ratio = (D / N)[first][best]
@@ -172,6 +180,10 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
                    f"{ratio.max():.3g} tokens per parameter")
     if fit["free"] == 2:
         fit["note"] += "; three sizes cannot show a floor, so it has none"
+    if len(left):
+        values = ", ".join(f"{value:.3g}" for value in left[:5]) + (", ..." if len(left) > 5 else "")
+        fit["note"] += f"; {len(left)} of {len(left) + len(best)} values of {name} are left out, as less "
+        fit["note"] += f"{name} did better: {values}"
     if not data.get("signed"):
         fit["forms"] = forms.compare_powers(x, L, name)
         bend(fit, x, L, name, bootstrap)
@@ -371,18 +383,20 @@ def fit_each(data: dict, bootstrap: int) -> dict:
 
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, curves: dict | None = None, residuals: str = "log") -> dict:
+            at: list[float] | None = None, curves: dict | None = None, residuals: str = "log",
+            **chosen) -> dict:
     """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
-    that. `curves` is curves.csv, the losses along the runs of `table`. What the data cannot support is
+    that. `curves` is curves.csv, the losses along the runs of `table`; `chosen` are `loss`, `where` and
+    `tuned` for `select`. What the data cannot support is
     absent, with the reason under `skipped`. All is as JSON has it: None for nan and inf. Raises UserError for
     bad data.
     """
     signed = residuals == "linear"
     if signed:
-        table, top = positive(table)
-    data = select(table, params, flops) | {"signed": signed}
+        table, top = positive(table, chosen.get("loss"))
+    data = select(table, params, flops, **chosen) | {"signed": signed}
     if signed:
         data["L"] = np.log(data["L"]) + top
         curves = None
@@ -390,7 +404,8 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
         data["along"] = along(data, table.get("schedule"), curves)
     result = fit_each(data, bootstrap)
     result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
-    shown = ("loss_column", "params", "flops", "notes", "curve_notes", "seed_noise", "seed_df")
+    shown = ("loss_column", "unit", "params", "flops", "notes", "curve_notes", "warnings", "separate",
+             "seed_noise", "seed_df")
     result["data"] = {k: data[k] for k in shown}
     result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
                        "lengths": len(np.unique(data["D"][data["last"]]))}
@@ -398,14 +413,13 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     return finite(result)
 
 
-def positive(table: dict) -> tuple[dict, float]:
+def positive(table: dict, loss: str | None) -> tuple[dict, float]:
     """(`table` with e^(loss - the largest one), that one), as losses are read that are above 0."""
-    names = [name for name in ("loss", "val_loss") if name in table]
-    if not names:
-        raise UserError("--residuals=linear needs the losses in a column 'loss' or 'val_loss'")
-    L = counts.column(table, names[0], "the fit")
-    top = float(L[np.isfinite(L)].max(initial=0.0))
-    return table | {names[0]: np.exp(L - top)}, top
+    table, _ = columns.renamed(table)
+    name, _, _ = columns.choose_loss(table, loss)
+    L = counts.column(table, name, "the fit")
+    top = float(L[np.isfinite(L)].max(initial=-np.inf))
+    return table | {name: np.exp(L - top)}, top
 
 
 def finite(result: dict) -> dict:
@@ -433,28 +447,36 @@ def fit_study(folder: str | Path, bootstrap: int = 1000) -> dict:
 # ---- The command line. ----
 
 def main(args: list[str] | None = None) -> None:
-    given, paths = read_args(sys.argv[1:] if args is None else args)
+    given, paths = read_args(sys.argv[1:] if args is None else args, Options, several=("where",))
     if {"help", "h"} & set(given) or not (given or paths):
         print(__doc__ + help_text(Options))
         return
     o = set_fields(Options(), given)
     if len(paths) != 1:
         raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
-    at = [convert("at", number, float, "--at") for number in o.at.split(",") if number]
+    at = [convert("at", number, float, "--at") for number in listed(o.at)]
     if o.bootstrap < 0 or not all(0 < C < np.inf for C in at):
         raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples are needed, and budgets "
                         "above 0")
     if o.residuals not in ("log", "linear"):
         raise UserError(f"--residuals={o.residuals}: there are log and linear")
+    if not Path(o.json).parent.is_dir():
+        raise UserError(f"cannot write {o.json}: there is no directory {Path(o.json).parent}; make it first")
     curves = read_table(o.curves) if o.curves else None
+    chosen = {"loss": o.loss, "where": listed(o.where), "tuned": listed(o.best_of)}
     result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves,
-                     o.residuals)
+                     o.residuals, **chosen)
+    if o.json not in ("", "-"):                        # before the text, which `| head` may cut short
+        with whole_file(o.json) as f:
+            f.write(json.dumps(result) + "\n")
     print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)
     if o.json == "-":
         print(json.dumps(result))
-    elif o.json:
-        with whole_file(o.json) as f:
-            f.write(json.dumps(result) + "\n")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of 'a,b'."""
+    return [part for part in text.split(",") if part]
 
 
 if __name__ == "__main__":

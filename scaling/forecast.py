@@ -284,7 +284,7 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved, anyway:
         "study": folder.resolve().name,
         "run": run,
         **predict(table, fit, resolved.N, resolved.D),
-        "warnings": fit["surface"]["health"]["lines"],
+        "warnings": [*fit["data"].get("warnings", []), *fit["surface"]["health"]["lines"]],
         "loss_column": fit["data"]["loss_column"],
         "target": target,
         "fit_sha256": digest(fit),

@@ -130,8 +130,9 @@ def require_determined(law: dict) -> None:
 
 
 def warnings(law: dict, where: str = "") -> list[str]:
-    """What the health of the law's fit has to say, as lines; nothing of a published law."""
-    return [f"warning: {where}{line}" for line in law.get("health", {}).get("lines", [])]
+    """What the law's fit doubts in its table, and its health, as lines; nothing of a published law."""
+    told = law.get("fit", {}).get("data", {}).get("warnings", [])
+    return [f"warning: {where}{line}" for line in [*told, *law.get("health", {}).get("lines", [])]]
 
 
 def loss_at(law: dict, N: float, D: float) -> float:
@@ -772,7 +773,7 @@ def show(plan: Plan) -> None:
 
 def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
-    given, names = read_args(args)
+    given, names = read_args(args, Options)
     if {"help", "h"} & set(given) or not (given or names):
         print(__doc__ + help_text(Options))
         return

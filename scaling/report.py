@@ -87,7 +87,8 @@ def rule_lines(verdict: dict) -> list[str]:
 def health_lines(result: dict) -> list[str]:
     """The first warning and how many more there are, or that there is none."""
     laws = laws_of(result)
-    warnings = [f"{name}: {line}" for name, fit in laws.items() for line in fit["health"]["lines"]]
+    warnings = [f"the table: {line}" for line in result["data"].get("warnings", [])]
+    warnings += [f"{name}: {line}" for name, fit in laws.items() for line in fit["health"]["lines"]]
     if not warnings:
         return [f"health: {no_warning(fit)}" for fit in laws.values()][:1]
     more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
@@ -190,6 +191,10 @@ def text(result: dict) -> str:
     if any(fit["ci"] for fit in laws.values()):
         head += "; brackets hold 95 % intervals"
     out = [head] + [f"  note: {note}" for note in data["notes"] + data.get("curve_notes", [])]
+    out += [f"  warning: {line}" for line in data.get("warnings", [])]
+    if data.get("separate"):
+        seeds = "" if data["seed_df"] else "; no seed was repeated"
+        out.append(f"  settings: rows of one size and tokens differ in {', '.join(data['separate'])}{seeds}")
     if data["seed_df"]:
         out.append(f"  noise between seeds: {data['seed_noise']:.2%} of the loss ({data['seed_df']} repeats)")
     for name, fit in laws.items():
@@ -278,7 +283,7 @@ def card(data: dict, result: dict, bootstrap: int) -> dict:
     fits = {name: fit_entry(fit) for name, fit in laws.items()}
     return {"hypothesis": {"equations": {name: fit["equation"] for name, fit in laws.items()},
                            "variables": f"N: {data['params']}; D: tokens; C: {data['flops']}; "
-                                        f"L: {data['loss_column']}, nats per token"},
+                                        f"L: {data['loss_column']}, {data['unit']}"},
             "training": training,
             "data": {"rows_read": data["rows_read"], "rows_used": len(data["L"]),
                      "filters": data["notes"] or "none",

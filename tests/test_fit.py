@@ -91,6 +91,47 @@ def test_json_alone_goes_to_standard_output(tmp_path):
     assert 0 < abs(result["surface"]["a"] - 0.33 / 0.57) < 0.1
 
 
+def test_values_may_follow_options_and_the_file_comes_before_the_text(tmp_path, monkeypatch):
+    t = study() | {"optimizer": np.array(["adamw"] * 24 + ["lion"], object), "arm": np.full(25, "a", object)}
+    path = save(tmp_path / "runs.csv", t)
+    command = [path, "--bootstrap", "0", "--at", "1e15", "--json", str(tmp_path / "f.json"),
+               "--where", "optimizer=adamw", "--where=budget=1e14", "--loss", "loss"]
+
+    def broken(*_, **__):
+        raise BrokenPipeError
+    monkeypatch.setattr("builtins.print", broken)
+    with pytest.raises(BrokenPipeError):               # as `| head` may
+        fit.main(command)
+    result = json.loads((tmp_path / "f.json").read_text())
+    assert result["data"]["rows"] == 5 and result["verdict"]["budgets"] == [1e15]
+    assert result["data"]["notes"][0].startswith("dropped 20 of 25 rows: --where=optimizer=adamw --where=b")
+
+
+def test_what_a_table_makes_doubtful_is_in_the_summary_and_the_text():
+    t = {"params": np.geomspace(1e6, 1e8, 5), "tokens": np.full(5, 1e9), "val_bpb":
+         np.array([1.2, 1.1, 1.0, 1.1, 1.2]), "lr": np.full(5, 3e-3)}
+    result = fit.fit_all(t, bootstrap=20)
+    told = "loss rises with N at equal D in rows 4, 5: larger models are untuned, diverged or overfitted"
+    assert any(line.startswith(f"warning: the table: {told}") for line in fit.summary(result))
+    assert f"  warning: {told}" in fit.text(result).splitlines()
+    assert "L: val_bpb, bits" in fit.summary(result)[-3]
+    law = result["loss_vs_params"]
+    assert law["note"].endswith("2 of 5 values of N are left out, as less N did better: 3.16e+07, 1e+08")
+    two = {name: values[[0, 1, 3, 4]] for name, values in t.items()}
+    two["val_bpb"] = np.array([1.2, 1.1, 1.1, 1.2])
+    assert fit.fit_all(two, bootstrap=0)["skipped"]["loss_vs_params"] == (
+        "the best runs at each N, as far as more N went with less loss, are only 2; a power law needs 3 or "
+        "more")
+
+
+def test_text_says_which_columns_make_settings():
+    t = {name: np.tile(values, 2) for name, values in study().items()}
+    t["loss"] = t["loss"] * np.repeat([1, 1.1], 25)
+    other = fit.text(fit.fit_all(t | {"weight_decay": np.repeat([0.1, 0.2], 25)}, bootstrap=0))
+    assert "  settings: rows of one size and tokens differ in weight_decay; no seed was repeated" in other
+    assert "settings:" not in fit.text(fit.fit_all(study(), bootstrap=0))
+
+
 def test_no_bootstrap_no_intervals(tmp_path, capsys):
     fit.main([save(tmp_path / "runs.csv", study()), "--bootstrap=0", "--json=" + str(tmp_path / "f.json")])
     result = json.loads((tmp_path / "f.json").read_text())
@@ -337,7 +378,7 @@ def test_losses_of_any_sign_are_fitted_by_their_own_residuals(tmp_path, capsys):
     assert found[1]["skipped"]["isoflop"] == "it takes the logarithm of a loss"
     said = capsys.readouterr().out
     assert ", residual 0.00" in said and "nan" not in said
-    with pytest.raises(UserError, match="or fit losses of any sign with --residuals=linear"):
+    with pytest.raises(UserError, match="or fit it with --residuals=linear"):
         fit.main([path])
     with pytest.raises(UserError, match="there are log and linear"):
         fit.main([path, "--residuals=none"])
@@ -448,7 +489,9 @@ def test_what_the_data_cannot_support_is_skipped_with_the_reason(change, name, m
     (["{}", "--card=card.json"], "unknown key 'card'"),
     (["{}", "--params=nonembedding"], "did you mean 'non_embedding'"),
     (["{}", "--params=total"], "params_total"),
-    (["{}", "--bootstrap=5", "--json=/nowhere/at/all.json"], "cannot write")])
+    (["{}", "--json=/nowhere/at/all.json"], "cannot write /nowhere/at/all.json: there is no"),
+    (["{}", "--json"], "--json needs a value: --json=..."), (["{}", "--at", "--json=-"], "--at needs a v"),
+    (["{}", "--where=loss"], "COLUMN=VALUE is needed"), (["{}", "--best_of=lr"], "no column 'lr'")])
 def test_bad_command_lines(tmp_path, args, message):
     path = save(tmp_path / "runs.csv", study())
     with pytest.raises(UserError) as e:

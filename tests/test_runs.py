@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.basics import UserError
+from scaling.tables.columns import HYPER
 from scaling.tables.csv import read_table
 from scaling.tables.runs import MAX_ROWS, SETTINGS, Kept, along, final_runs, groups, select
 
@@ -72,13 +73,20 @@ def test_repeated_seeds_need_equal_settings():
     assert select(three_seeds(**RECIPE))["seed_df"] == 2
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, "data_pct", "context", "epochs"])
 def test_a_setting_that_somebody_chose_separates(name):
-    data = select(three_seeds(**RECIPE | {name: [1, 1, 2]}))
-    assert data["seed_df"] == 1 and len(set(data["setting"])) == 2 and data["notes"] == []
+    """Known or not; where it is one that is tuned at each size, the best counts."""
+    data = select(three_seeds(**RECIPE | {name: [100, 100, 200]}))
+    assert data["separate"] == [name] and data["seed_df"] == 1
+    if HYPER.fullmatch(name):
+        assert data["rows"].tolist() == [0, 1]
+        assert data["notes"] == [f"dropped 1 of 3 rows: another choice of {name} was better at the same "
+                                 "size and tokens (row 3)"]
+    else:
+        assert len(set(data["setting"])) == 2 and data["notes"] == []
 
 
-@pytest.mark.parametrize("name", ["max_iters", "target_tokens", "target_flops", "tokens_per_param", "epochs",
+@pytest.mark.parametrize("name", ["max_iters", "target_tokens", "target_flops", "tokens_per_param",
                                   "eval_iters", "eval_interval", "log_interval", "wall_s"])
 def test_how_a_horizon_was_said_and_what_was_logged_does_not(name):
     assert select(three_seeds(**RECIPE | {name: [-1, -1, 2]}))["seed_df"] == 2
@@ -118,16 +126,17 @@ def test_a_row_that_stands_twice_makes_no_curve_of_its_run():
 
 def test_curves_have_no_best_rate():
     table = table_of(run=["a", "a", "b"], params=1e6, tokens=[1e7, 1e8, 1e8], loss=[4.0, 3.0, 3.1],
-                     learning_rate=[1e-3, 1e-3, 2e-3])
+                     learning_rate=[1e-3, 1e-3, 2e-3], schedule="constant")
     assert len(select(table)["L"]) == 3 and select(table)["last"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_committed_studies_keep_their_rows_with_a_recipe_beside_them(path):
     """The recipe of one study is the same in all of its rows, but for what follows from the horizon."""
-    table = {name: values for name, values in read_table(path).items() if name not in RECIPE}
+    table = {name: values for name, values in read_table(path).items()
+             if name not in RECIPE or name == "vocab_size"}
     steps = table["tokens"] / table["batch_tokens"]
-    recipe = {name: np.array([value] * len(steps)) for name, value in RECIPE.items()}
+    recipe = {name: np.array([value] * len(steps)) for name, value in RECIPE.items() if name not in table}
     recipe |= {"max_iters": steps, "lr_decay_iters": steps, "warmup_iters": np.round(0.02 * steps),
                "eval_interval": steps // 10, "target_flops": table["flops_6nd"]}
     plain, full = select(table), select(table | recipe)
@@ -160,3 +169,292 @@ def test_a_large_table_is_thinned_and_says_so(runs):
     assert f"of {n} rows, evenly spread" in data["notes"][-1]
     if data["curves"]:
         assert set(data["last"]) <= set(data["some"])
+
+
+# ---- Tables of others: whose columns, in what units. ----
+
+def isoflop(**columns):
+    """Twenty runs on four budgets and five sizes: L = 1.6 + 180/N^.30 + 700/D^.29, and other columns."""
+    C = np.repeat(np.geomspace(1e17, 1e20, 4), 5)
+    N = 0.1 * np.sqrt(C / 6) * np.tile([0.2, 0.5, 1, 2, 5], 4)
+    D = C / (6 * N)
+    return {"params": N, "tokens": D, "loss": 1.6 + 180 / N ** 0.30 + 700 / D ** 0.29} | columns
+
+
+def tiled(times, **columns):
+    """`isoflop` so many times over, and other columns."""
+    return {name: np.tile(values, times) for name, values in isoflop().items()} | columns
+
+
+def with_flops(change):
+    t = isoflop()
+    return t | {"flops": change(6 * t["params"] * t["tokens"], t["params"])}
+
+
+def words(text, each=20):
+    return np.repeat(np.array(text.split(), object), each)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda C, N: C / 8.64e19, "flops are 1.16e-20 times 6 N D in every row (in PF-days): they are no"),
+    (lambda C, N: C / 3e15, "in every row (the forward pass alone, 2 N D, in PFLOPs): they are no training"),
+    (lambda C, N: np.log10(1.2 * C), "flops holds log10 of the FLOPs, not FLOPs"),
+    (lambda C, N: np.log(C), "flops holds ln of the FLOPs, not FLOPs"),
+    (lambda C, N: 6.1 * N, "flops are those of one token, 6.1 N"),
+    (lambda C, N: C / 1e9 * (1 + 4e3 / N ** 0.5), "times 6 N D: they are no training FLOPs")])
+def test_flops_that_are_none_are_refused_with_the_factor(change, message):
+    with pytest.raises(UserError) as e:
+        select(with_flops(change))
+    assert message in str(e.value) and str(e.value).endswith("; pass --flops=6nd, and budgets in FLOPs")
+    C = select(with_flops(change), flops="6nd")["C"]
+    assert C == pytest.approx(np.repeat(np.geomspace(1e17, 1e20, 4), 5))
+
+
+@pytest.mark.parametrize("factor, message", [
+    (1 / 3, "are 0.333 times 6 N D in every row (the forward pass alone, 2 N D): they, or params, count"),
+    (1.34, "are 1.34 times 6 N D in every row (activations computed twice, 8 N D): they, or params,"),
+    (7.7, "are 7.7 times 6 N D in every row: they, or params, count something else, and budgets with t")])
+def test_flops_that_are_other_by_one_factor_are_used_and_doubted(factor, message):
+    data = select(with_flops(lambda C, N: factor * C))
+    assert data["warnings"][0].startswith(f"flops {message}") and data["flops"] == "as given"
+    assert data["C"][0] == pytest.approx(factor * 1e17)
+    assert select(with_flops(lambda C, N: factor * C), flops="6nd")["warnings"] == []
+
+
+def test_flops_of_head_and_attention_are_used_and_said():
+    data = select(with_flops(lambda C, N: C * (1 + 800 / N ** 0.5)))
+    low, high = (data["C"] / (6 * data["N"] * data["D"]))[[19, 0]]
+    assert data["notes"] == [f"flops are {low:.3g} to {high:.3g} times 6 N D"] and data["warnings"] == []
+    assert select(with_flops(lambda C, N: 1.01 * C))["notes"] == []
+    data = select(with_flops(lambda C, N: C * np.where(np.arange(20) == 7, 10, 1)))
+    assert data["warnings"] == ["flops are 10 times 6 N D in row 8, unlike those of their size"]
+    one = {name: values[[0, 0, 0]] * [1, 2, 4] if name == "tokens" else values[[0, 0, 0]]
+           for name, values in isoflop().items()}
+    data = select(one | {"flops": 6.6 * one["params"] * one["tokens"]})         # one size: no constant factor
+    assert data["notes"] == ["flops are 1.1 to 1.1 times 6 N D"]
+    data = select(with_flops(lambda C, N: C / 3 * (1 + 800 / N ** 0.5)))
+    assert "least for the largest: is the backward pass in them?" in data["warnings"][0]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"params": 1e-6}, "params is "), ({"params": 1e-9}, "params is "), ({"tokens": 1e-9}, "tokens is "),
+    ({"params": 1e-6, "tokens": 1e-9}, "params is "), ({"tokens": 1e-6}, "tokens is ")])
+def test_counts_in_millions_or_billions_are_refused(changes, message):
+    t = isoflop()
+    with pytest.raises(UserError, match=f"{message}.* to .*: no study has so few; .* write them out, as 12"):
+        select(t | {name: t[name] * factor for name, factor in changes.items()})
+
+
+def test_a_quick_look_at_a_study_of_ours_is_no_mistake():
+    row = {"study": "s", "run": "a", "commit": "0", "params_non_embedding": 900.0, "params_head": 96.0,
+           "tokens": 192.0, "val_loss": 5.9, "vocab_size": 84.0}
+    assert len(select(table_of(**{name: [value] for name, value in row.items()}))["L"]) == 1
+
+
+@pytest.mark.parametrize("name, values, message", [
+    ("loss", lambda L: np.exp(L), "if these are perplexities take their logarithm, else take out"),
+    ("val_ppl", lambda L: np.exp(L), "column 'val_ppl' holds perplexities: take its logarithm, which is the"),
+    ("train_loss", lambda L: L, "no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of train_loss"),
+    ("cost", lambda L: L, "; there are params, tokens, cost: rename them, or python -m scaling.logs FILE")])
+def test_losses_that_are_none(name, values, message):
+    t = isoflop()
+    with pytest.raises(UserError) as e:
+        select({"params": t["params"], "tokens": t["tokens"], name: values(t["loss"])})
+    assert message in str(e.value)
+
+
+def test_a_run_that_is_worse_than_a_guess_has_diverged():
+    t = isoflop()
+    t["loss"][[4, 9]] = 14, 80
+    data = select(t)
+    assert data["notes"] == ["dropped 2 of 20 rows: loss is worse than a guess (diverged) (rows 5, 10)"]
+    t["loss"][[4, 9]] = 4.8, 5.2                       # of 84 characters a guess costs 4.4 nats
+    assert len(select(t)["L"]) == 20 and len(select(t | {"vocab_size": np.full(20, 84.0)})["L"]) == 19
+
+
+@pytest.mark.parametrize("names, notes", [
+    ("N D L", ["params is the column 'N'", "tokens is the column 'D'"]),
+    ("Model_Size train-tokens val/loss", ["params is the column 'Model_Size'",
+                                          "tokens is the column 'train-tokens'"]),
+    ("num_params tokens bpb", ["params is the column 'num_params'",
+                               "bpb is in bits: so are the floor of a law and losses at a budget"])])
+def test_obvious_names_of_columns_are_known_and_said(names, notes):
+    data = select(dict(zip(names.split(), isoflop().values())))
+    assert data["notes"] == notes and data["loss_column"] == names.split()[2]
+    assert data["L"].tolist() == isoflop()["loss"].tolist()
+
+
+def test_a_validation_loss_goes_first_unless_another_is_asked_for():
+    t = isoflop(val_loss=isoflop()["loss"] + 0.1)
+    data = select(t)
+    assert data["L"].tolist() == t["val_loss"].tolist()
+    assert data["notes"] == ["loss is the column 'val_loss'; --loss=loss takes the other"]
+    assert select(t, loss="loss")["L"].tolist() == t["loss"].tolist()
+    with pytest.raises(UserError, match="no column 'eval', which the fit needs"):
+        select(t, loss="eval")
+
+
+# ---- What makes a setting, and what a seed. ----
+
+UNTOLD = {"wall_s": np.arange(40) / 7, "tokens_per_sec": np.arange(40) % 7 / 3, "commit": words("a b"),
+          "grad_norm": np.arange(40) / 9, "hellaswag_acc": np.arange(40) / 11, "Unnamed: 0": np.arange(40),
+          "name": np.array([f"r{i}" for i in range(40)], object), "GPU": words("a100 h100"),
+          "n_blocks": np.round(tiled(2)["params"] ** 0.3), "trial": np.repeat([1.0, 2], 20)}
+
+
+def seeds(**columns):
+    t = tiled(2, **columns)
+    return t | {"loss": t["loss"] * np.repeat([1.002, 0.998], 20)}
+
+
+def test_results_names_and_what_follows_from_size_and_tokens_part_no_seeds():
+    data = select(seeds(**UNTOLD))
+    assert data["seed_df"] == 20 and data["separate"] == [] and data["warnings"] == []
+    assert data["seed_noise"] == pytest.approx(0.002 * 2 ** 0.5, rel=1e-3)
+
+
+def test_any_other_number_makes_a_setting_and_says_how_to_keep_one():
+    data = select(seeds(quality=np.repeat([10.0, 80], 20)))
+    assert data["seed_df"] == 0 and data["separate"] == ["quality"] and len(data["L"]) == 40
+    assert data["warnings"] == ["rows of the same size and tokens differ in 'quality', which holds 2 values "
+                                "(10, 80): a law through all is none of theirs; --where=quality=80 keeps "
+                                "one, --best_of=quality the best"]
+    data = select(seeds(quality=np.repeat([10.0, 80], 20)), where=["quality=80"])
+    assert data["rows"].tolist() == list(range(20, 40)) and data["warnings"] == []
+    assert data["notes"] == ["dropped 20 of 40 rows: --where=quality=80 keeps the others (rows 1, 2, 3, 4, 5 "
+                             "and 15 more)"]
+    assert "take the column out" in select(seeds(arc=np.arange(40) / 7.0))["warnings"][0]
+
+
+@pytest.mark.parametrize("columns, message", [
+    ({"optimizer": words("adamw muon")}, "column 'optimizer' holds 2 values (adamw, muon): their losses do "
+                                         "not compare; keep one, with --where=optimizer=adamw"),
+    ({"init": words("mup sp")}, "differ in 'init', which holds 2 values (mup, sp): no law goes through all; "
+                                "keep one, with --where=init=mup")])
+def test_words_that_part_the_runs_are_refused(columns, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        select(seeds(**columns))
+    name, values = next(iter(columns.items()))
+    assert len(select(seeds(**columns), where=[f"{name}={values[-1]}"])["L"]) == 20
+    assert len(select(seeds(arm=words("x y"), **columns))["L"]) == 40          # a study that compares them
+
+
+def test_words_among_sizes_are_doubted_unless_they_are_names_of_the_sizes():
+    t = isoflop()
+    assert select(t | {"size": np.array([f"{n:.1g}" for n in t["params"]], object)})["warnings"] == []
+    data = select(t | {"attention": np.tile(np.array("full local sparse full".split(), object), 5)})
+    assert data["warnings"] == ["'attention' holds 3 values (full, local, sparse) among these runs: if their "
+                                "losses make no one law, keep one with --where=attention=full"]
+
+
+@pytest.mark.parametrize("pairs, message", [
+    (["loss"], "--where=loss: COLUMN=VALUE is needed"), (["los=3"], "of the table (did you mean 'loss'?)"),
+    (["loss="], "--where=loss=: no row has that; loss holds 20 values (2.6"),
+    (["quality=b"], "no row has that; quality holds 2 values (a, c)"),
+    (["quality=a", "kind=y"], "--where=quality=a --where=kind=y: no row has all of these")])
+def test_where_names_what_is_there(pairs, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        select(isoflop(quality=words("a c", 10), kind=words("x y", 10)), where=pairs)
+
+
+def test_of_a_grid_of_hyper_parameters_the_best_of_each_size_counts():
+    """Though the steps of a batch are rounded, so that tokens differ a little."""
+    t = {name: np.repeat(values, 8) for name, values in isoflop().items()}
+    rate = np.tile([1e-3, 2e-3, 4e-3, 8e-3], 40)
+    batch = np.tile(np.repeat([2 ** 15, 2 ** 16], 4), 20)
+    t["loss"] = t["loss"] * (1 + 0.02 * np.log2(rate / 2e-3) ** 2 + 0.01 * (batch == 2 ** 16))
+    data = select(t | {"peak_lr": rate, "batch_size": batch, "tokens": np.round(t["tokens"] / batch) * batch})
+    assert data["rows"].tolist() == list(range(1, 160, 8)) and data["seed_df"] == 0
+    assert data["separate"] == ["peak_lr", "batch_size"] and data["warnings"] == []
+    assert data["notes"] == ["dropped 140 of 160 rows: another choice of peak_lr and batch_size was better "
+                             "at the same size and tokens (rows 1, 3, 4, 5, 6 and 135 more)"]
+    other = {name: values[batch == 2 ** 15] for name, values in (t | {"shape": rate}).items()}
+    assert len(select(other)["L"]) == 80
+    note, = select(other, tuned=["shape"])["notes"]
+    assert note.startswith("dropped 60 of 80 rows: another choice of shape was better at the same size")
+
+
+def test_the_same_row_under_another_name_or_index_is_one_run():
+    names = np.array([f"r{i}" for i in range(40)], object)
+    for name, values in (("", np.arange(40.0)), ("Unnamed: 0", np.tile(np.arange(20.0), 2)),
+                         ("nr", np.arange(40.0) + 1), ("run", names), ("model_name", names)):
+        data = select(tiled(2, **{name: values}))
+        assert data["rows"].tolist() == list(range(20)) and data["seed_df"] == 0, name
+
+
+# ---- Rows halfway along a run. ----
+
+def curves(**columns):
+    """Three sizes and two horizons of ten rows each, halfway above the law as under a cosine."""
+    N, ratio, part = (v.ravel() for v in np.meshgrid([1e7, 3e7, 9e7], [20, 80], np.arange(1, 11) / 10,
+                                                     indexing="ij"))
+    D = N * ratio * part
+    L = (1.6 + 180 / N ** 0.30 + 700 / D ** 0.29) * (1 + 0.1 * (1 - part))
+    return {"run": np.array([f"{n:g}_{r:g}" for n, r in zip(N, ratio)], object), "params": N, "tokens": D,
+            "step": 1000 * part, "loss": L} | columns
+
+
+@pytest.mark.parametrize("columns, last", [
+    ({}, True), ({"schedule": words("cosine", 60)}, True), ({"lr_scheduler": words("linear", 60)}, True),
+    ({"schedule": words("constant", 60)}, False), ({"lr_schedule": words("WSD", 60)}, False)])
+@pytest.mark.parametrize("named", [True, False])
+def test_only_the_last_row_of_a_run_whose_rate_falls_is_one(columns, last, named):
+    table = curves(**columns)
+    if not named:
+        del table["run"]
+    data = select(table)
+    assert len(data["last"]) == 6 and data["seed_df"] == 0 and data["curves"] == (not last)
+    assert data["rows"].tolist() == (list(range(9, 60, 10)) if last else list(range(60)))
+    assert any("halfway along a run is no finished run" in note for note in data["notes"]) == last
+
+
+def test_curves_of_one_horizon_are_used_where_no_schedule_is_told_and_doubted():
+    table = {name: values[np.arange(60) % 20 < 10] for name, values in curves().items()}
+    table["tokens"] = table["tokens"] / table["params"] * 1e7
+    data = select(table)
+    assert len(data["L"]) == 30 and data["curves"] and "as if the rate never fell" in data["warnings"][0]
+    assert select(table | {"schedule": words("constant", 30)})["warnings"] == []
+    assert len(select(table | {"schedule": words("cosine", 30)})["L"]) == 3
+
+
+def test_finished_runs_that_tell_their_steps_are_no_curves():
+    t = isoflop()
+    assert len(select(t | {"step": np.round(t["tokens"] / 1e5)})["L"]) == 20
+    data = select(seeds(run=np.repeat([1.0, 2.0], 20)))                # a run of many sizes counts seeds
+    assert data["seed_df"] == 20 and data["run"] is None
+    sizes = np.array([f"{n:.3g}" for n in tiled(2)["params"]], object)
+    data = select(seeds(run=sizes, seed=np.repeat([1.0, 2.0], 20)))    # and here they name the models
+    assert data["seed_df"] == 20 and data["run"] is None
+
+
+# ---- What to doubt. ----
+
+def test_sizes_that_do_worse_for_good_are_doubted_and_named():
+    table = table_of(params=[1e6, 3e6, 1e7, 3e7], tokens=1e9, loss=[3.5, 3.2, 3.3, 3.4], name=list("abcd"))
+    assert select(table)["warnings"] == ["loss rises with N at equal D in rows 3 (c), 4 (d): larger models "
+                                         "are untuned, diverged or overfitted"]
+    table["loss"][3] = 3.1                             # one of another shape
+    assert select(table)["warnings"] == []
+    longer = table_of(params=1e7, tokens=[1e8, 2e8, 4e8], loss=[3.5, 3.3, 4.9])
+    assert select(longer)["warnings"] == ["loss rises with D at equal N in row 3: longer runs are untuned, "
+                                          "diverged or overfitted"]
+
+
+def test_a_best_rate_at_the_edge_of_its_grid_is_doubted():
+    table = table_of(params=[1e6] * 3 + [1e7] * 3, tokens=1e9, lr=[1e-3, 2e-3, 4e-3] * 2,
+                     loss=[3.5, 3.4, 3.6, 3.0, 3.1, 3.2])
+    assert select(table)["warnings"] == ["the best lr is the lowest or highest tried in row 4: a wider grid "
+                                         "may find a better one"]
+    assert select({name: values[[0, 1, 3, 4]] for name, values in table.items()})["warnings"] == []
+
+
+@pytest.mark.parametrize("columns, text", [
+    ({"step": [10, 10, 7], "max_iters": 10}, "step is less than max_iters in row 3: they ended early"),
+    ({"step": 1000, "batch_tokens": 1000}, "tokens are 100 to 100 times step x batch_tokens: one of these "
+                                           "counts something else"),
+    ({"target_tokens": [1e8, 3e8, 3e8]}, "tokens is less than target_tokens in rows 2, 3: they ended early"),
+    ({"State": ["finished", "crashed", "finished"]}, "state is crashed in row 2"),
+    ({"train_loss": [3.0, np.nan, 3.1]}, "train_loss is no number in row 2: did these diverge?")])
+def test_runs_that_did_not_end_well_are_doubted(columns, text):
+    table = table_of(params=[1e6, 2e6, 4e6], tokens=1e8, loss=[3.3, 3.2, 3.1], **columns)
+    assert select(table)["warnings"] == [text]

@@ -7,32 +7,24 @@ from config.settings import RECIPE
 from runtime.basics import UserError, nearest
 from scaling.laws import counts
 from scaling.laws.solver import clusters, seed_noise
+from scaling.tables import columns, doubts
+from scaling.tables.columns import HYPER, SEED, is_name, is_text, plain, rows_text, some
 
-# Two rows are one experiment where N, D and these columns are equal: the shape, and the recipe but for
-# min_lr. (A column that a table lacks separates nothing. What follows from the horizon, as warmup_iters does,
-# is empty or equal where N and D are.) Rows of one experiment that are equal in RATE too are one setting:
-# they differ in the seed alone. Of the settings of an experiment a fit uses the one with the best rates. Left
-# out, since seeds may differ in them:
-# - the ways to say a horizon (max_iters, target_tokens, target_flops, tokens_per_param, epochs): D says it;
-# - what is evaluated and logged, and when (eval_iters, eval_interval, log_interval): training is the same.
+# Rows of one N and D are one setting, and differ in the seed alone, where they are equal in every column but
+# those that name a run or tell what came of it (scaling/tables/columns.py). Of our own columns these make
+# settings: the shape, and the recipe. (What follows from the horizon is empty or equal where N and D are.) Of
+# the settings that differ in what is tuned, as the learning rate is, a fit uses the best.
 SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "batch_tokens", "schedule", "unique_tokens",
             *(name for name in RECIPE if name != "min_lr"))
-RATE = ("learning_rate", "min_lr")
 ONE_OF = ("dataset", "tokenizer", "config")    # losses do not compare across these: a table holds one of each
+MIXED = ("schedule", "parametrization", "arm")     # words that our own studies hold several of, knowingly
+SAME_TOKENS = 0.01                             # D differs by no more where steps of a batch were rounded
 MAX_ROWS = 5000                                # more rows than this would not sharpen a surface
 AS_GIVEN = "as given"                          # the convention of a column `params` or `flops`
 Array = np.ndarray
 
 
 # ---- Dropping and telling are one call. ----
-
-def rows_text(rows: Array) -> str:
-    """'rows 3, 8, 12, 13, 14 and 5 more' for zero-based data rows."""
-    text = ", ".join(str(r + 1) for r in rows[:5])
-    if len(rows) > 5:
-        text += f" and {len(rows) - 5} more"
-    return f"row {text}" if len(rows) == 1 else f"rows {text}"
-
 
 class Kept:
     """Which of n rows are still in use, as a mask; `notes` say how many went, why, and which."""
@@ -65,23 +57,96 @@ def groups(columns: Iterable[Array]) -> Array:
     return group
 
 
-def best_rates(table: dict, N: Array, D: Array, L: Array, rows: Array) -> tuple[Array, Array]:
-    """(those of `rows` at the learning rate that was best for their experiment on average, their settings).
+def nearly(N: Array, D: Array) -> Array:
+    """The index (n,) of each row's N and D, where D may differ a little."""
+    order = np.lexsort((D, N))
+    apart = (np.diff(N[order]) > 0) | (np.diff(np.log(D[order])) > SAME_TOKENS)
+    group = np.empty(len(N), int)
+    group[order] = np.append(0, np.cumsum(apart))
+    return group
 
-    A setting is a number: rows of one differ in nothing but the seed. Raises UserError for a learning rate
-    that is no number.
+
+def separate(table: dict, group: Array, used: Iterable[str]) -> list[str]:
+    """The columns in which rows of one `group` (n,) differ and that make another setting.
+
+    `used` are the columns that a fit takes for something else, as N.
     """
-    used = {name: v[rows] for name, v in table.items()}
-    experiment = groups([N[rows], D[rows], *(used[c] for c in SETTINGS if c in used)])
-    setting = groups([experiment, *(used[c] for c in RATE if c in used)])
-    if "learning_rate" not in used or "run" in used and len(set(used["run"])) < len(rows):
-        return rows, setting                           # the row of a curve is no finished run
-    counts.column(used, "learning_rate", "the fit")
-    mean = (np.bincount(setting, L[rows]) / np.bincount(setting))[setting]
+    found = []
+    for name, values in table.items():
+        word = plain(name)
+        known = name in SETTINGS or HYPER.fullmatch(word)
+        free = SEED.fullmatch(word) or columns.RESULT.fullmatch(word) or is_name(name, values)
+        if name in used or free and not known:
+            continue
+        if groups([group, values]).max() > group.max():
+            found.append(name)
+    return found
+
+
+def best_of(table: dict, experiment: Array, L: Array, tuned: list[str]) -> tuple[Array, Array]:
+    """(a mask (n,) of the rows at the best setting of their experiment, on average, each row's setting).
+
+    Settings of one `experiment` (n,) differ in the columns that are `tuned`. Raises UserError for one of
+    these that is no number.
+    """
+    setting = groups([experiment, *(counts.column(table, name, "the fit") for name in tuned)])
+    mean = (np.bincount(setting, L) / np.bincount(setting))[setting]
     order = np.lexsort((mean, experiment))             # stable: of equally good rates the first goes first
     first = order[np.unique(experiment[order], return_index=True)[1]]
-    best = setting == setting[first][experiment]
-    return rows[best], setting[best]
+    return setting == setting[first][experiment], setting
+
+
+# ---- Runs of several rows. ----
+
+def run_names(table: dict, N: Array) -> Array | None:
+    """The name (n,) of each row's run: the column `run`, or a number where steps were logged and start anew.
+
+    None where a row is a run, as far as the table says.
+    """
+    if "run" in table:
+        names = table["run"].astype(str).astype(object)
+        seeds = [values for key, values in table.items() if SEED.fullmatch(plain(key))]
+        if groups([names, N, *seeds]).max() == groups([names]).max():
+            return names
+        return None                                    # a run of several sizes or seeds is the name of others
+    if "step" not in table or is_text(table["step"]):
+        return None
+    gain = np.diff(table["step"])
+    new = np.append(True, (gain <= 0) | (np.diff(N) != 0))
+    run = np.cumsum(new) - 1
+    even = np.isclose(gain[1:], gain[:-1], 0.01) | new[2:] | new[1:-1]
+    if len(N) < 5 * (run.max() + 1) or not even.all():
+        return None                                    # finished runs, and how long each was
+    return run.astype(str).astype(object)
+
+
+def last_rows(run: Array | None, D: Array) -> Array:
+    """A mask (n,) of the rows with the most tokens of their run."""
+    group = clusters(run, len(D))
+    order = np.lexsort((D, group))
+    last = np.zeros(len(D), bool)
+    last[order[np.append(np.diff(group[order]) > 0, True)]] = True
+    return last
+
+
+def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
+    """Drop the rows halfway along runs whose learning rate was to fall until their end.
+
+    Where no schedule is told and all runs end at the same tokens, nothing but these rows tells of D: they
+    stay, and `add_runs` says what that rests on.
+    """
+    rows = np.flatnonzero(kept.mask)
+    if run is None:
+        return
+    halfway = np.zeros(len(D), bool)
+    halfway[rows] = ~last_rows(run[rows], D[rows])
+    ends = D[rows][~halfway[rows]]
+    schedule = table.get("schedule", np.full(len(D), "", object)).astype(str)
+    if set(schedule[rows]) <= {"", "nan"} and ends.max() < ends.min() * (1 + SAME_TOKENS):
+        return
+    steady = np.array([bool(columns.ENDING.search(word)) for word in schedule])
+    kept.drop(halfway & ~steady, "halfway along a run is no finished run, unless its schedule is constant or "
+              "WSD, as a column 'schedule' would say; the last row of each run is used")
 
 
 # ---- From the table to the arrays that fits use. ----
@@ -91,8 +156,12 @@ def choose_params(table: dict, convention: str | None) -> tuple[Array, str]:
     if convention in (None, AS_GIVEN):
         if "params" in table:
             return counts.column(table, "params", "the fit"), AS_GIVEN
-        if not any(name.startswith("params_") for name in table):
-            raise UserError(f"no column 'params'{nearest('params', table)}; the fit needs params,tokens,loss")
+        others = [name for name in table if name.startswith("params_")]
+        if not others:
+            raise columns.missing("'params'", "params", table)
+        if "params_non_embedding" not in table:
+            raise UserError(f"which parameters are N? There are {', '.join(others)}: pass --params=total, or "
+                            "call one of them params")
         if "params_head" not in table and "params_non_embedding" in table:
             raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                             "counted; pass --params=non_embedding to leave the head out")
@@ -111,65 +180,162 @@ def choose_flops(table: dict, N: Array, D: Array, convention: str | None, params
     return counts.flops(table, convention, params), convention
 
 
+def of_arms(table: dict, values: Array) -> bool:
+    """Whether a column follows from the column `arm`, in which a study says that it compares recipes."""
+    return "arm" in table and groups([table["arm"], values]).max() == groups([table["arm"]]).max()
+
+
 def check_one(table: dict) -> None:
-    """Raise UserError when the table mixes data sets, tokenizers or configurations."""
-    for name in ONE_OF:
-        found = sorted(set(map(str, table.get(name, ()))))
-        if len(found) > 1:
-            shown = ", ".join(found[:3])
-            if len(found) > 3:
-                shown += ", ..."
-            raise UserError(f"column {name!r} holds {len(found)} values ({shown}): their losses do not "
-                            "compare; keep one")
+    """Raise UserError when the table mixes data sets, tokenizers, configurations, optimizers or families."""
+    for name, values in table.items():
+        kind = plain(name) in columns.KINDS and is_text(values) and not of_arms(table, values)
+        if (kind or name in ONE_OF) and len(set(map(str, values))) > 1:
+            raise UserError(f"column {name!r} holds {some(values)}: their losses do not compare; keep one, "
+                            f"with --where={name}={values[0]}")
 
 
-def select(table: dict, params: str | None = None, flops: str | None = None) -> dict:
+def check_words(table: dict, names: list[str]) -> None:
+    """Raise UserError where one of the columns `names`, in which rows of one N and D differ, holds words."""
+    for name in names:
+        if is_text(table[name]) and name not in MIXED and not of_arms(table, table[name]):
+            raise UserError(f"rows of the same size and tokens differ in {name!r}, which holds "
+                            f"{some(table[name])}: no law goes through all; keep one, with "
+                            f"--where={name}={table[name][0]}")
+
+
+def select(table: dict, params: str | None = None, flops: str | None = None, loss: str | None = None,
+           where: Iterable[str] = (), tuned: Iterable[str] = ()) -> dict:
     """The arrays that the fits use: N, D, C, L, run, budget, U (unique tokens), epochs; None where absent.
 
-    Rows without a loss (or with an infinite one: diverged), at zero tokens, or twice in the table are
-    dropped, and so are all but the best learning rate of an experiment: `notes` say how many of `rows_read`
-    went, `rows` are the numbers of the others, and `table` holds these. Negative numbers and mixed data sets
-    raise UserError. `add_runs` names the other keys.
+    `loss` names the column of losses; of the rows those count that meet each COLUMN=VALUE of `where`; of what
+    differs in the columns `tuned`, besides those that are known to be tuned, the best counts.
+
+    Rows without a loss (or with an infinite one: diverged), at zero tokens, twice in the table, halfway along
+    a run that is finished later, or with worse hyper-parameters than another of their size and tokens are
+    dropped: `notes` say how many of `rows_read` went, `rows` are the numbers of the others, and `table` holds
+    these. `warnings` doubt what is left. Negative numbers, wrong units and mixed data sets raise UserError.
+    `add_runs` names the other keys.
     """
-    check_one(table)
-    name = "loss" if "loss" in table else "val_loss"
-    if name not in table:
-        raise UserError(f"no column 'loss' or 'val_loss'{nearest('loss', table)}; the fit needs "
-                        "params,tokens,loss")
+    given = table
+    table, notes = columns.renamed(table)
+    name, unit, more = columns.choose_loss(table, loss)
     L = counts.column(table, name, "the fit")
     if not len(L):
         raise UserError("the table has no rows; run the sweep first")
     N, params = choose_params(table, params)
-    said = []
-    if "tokens" not in table and "flops" in table:
-        said = ["no column 'tokens': D is taken to be C/(6 N)"]
+    if "tokens" not in table:
+        if "flops" not in table:
+            raise columns.missing("'tokens'", "tokens", table)
+        more = [*more, "no column 'tokens': D is taken to be C/(6 N)"]
         table = table | {"tokens": counts.column(table, "flops", "the fit") / (6 * N)}
     D = counts.column(table, "tokens", "the fit")
     C, flops = choose_flops(table, N, D, flops, params)
     kept = Kept(len(L))
-    kept.notes += said
+    kept.notes = notes + more
+    if where:
+        kept.drop(~columns.only(given | table, where), f"--where={' --where='.join(where)} keeps the others")
+    check_one({key: v[kept.mask] for key, v in table.items()})
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
-        if (v < 0).any():
-            fix = ", or fit losses of any sign with --residuals=linear" if label == name else ""
-            where = rows_text(np.flatnonzero(v < 0))
-            raise UserError(f"{label} is negative in {where}; mend or remove it{fix}")
-        kept.drop(np.isnan(v), f"{label} is missing")
-        kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
-        kept.drop(v == 0, f"{label} is zero")
-        kept.drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
-    first = np.unique(groups(table.values()), return_index=True)[1]
-    kept.keep(first, "the same row stands earlier in the table")
+        drop_unusable(kept, label, v)
+    run = run_names(table, N)
+    drop_repeated(kept, table, curves=run is not None and len(set(run)) < len(run))
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
-    rows, setting = best_rates(table, N, D, L, np.flatnonzero(kept.mask))
-    kept.keep(rows, "another learning rate was better at the same size and tokens")
-    data = {"N": N[rows], "D": D[rows], "C": C[rows], "L": L[rows], "setting": setting, "rows": rows,
-            "loss_column": name, "params": params, "flops": flops, "rows_read": len(L), "notes": kept.notes,
-            "curve_notes": [], "along": {}, "table": {name: v[rows] for name, v in table.items()}}
+    data = {"loss_column": name, "unit": unit, "params": params, "flops": flops, "rows_read": len(L),
+            "notes": kept.notes, "curve_notes": [], "warnings": [], "along": {}}
+    check_units(kept, data, table, N, D, C, L)
+    drop_halfway(kept, table, run, D)
+    setting = settle(kept, data, table, run, N, D, L, tuned)
+    rows = np.flatnonzero(kept.mask)
+    data |= {"N": N[rows], "D": D[rows], "C": C[rows], "L": L[rows], "setting": setting[rows], "rows": rows,
+             "run": None if run is None else run[rows], "table": {key: v[rows] for key, v in table.items()}}
     for key, column in (("budget", "budget"), ("U", "unique_tokens"), ("epochs", "epochs")):
         data[key] = counts.column(table, column, "the fit")[rows] if column in table else None
     add_runs(data)
+    data["warnings"] += doubts.doubts(data)
     return data
+
+
+def drop_unusable(kept: Kept, label: str, v: Array) -> None:
+    """Drop the rows whose `v` (n,) is no number that a law can have. Raises UserError for a negative one."""
+    negative = np.flatnonzero(kept.mask & (v < 0))
+    if len(negative):
+        fix = "" if label in ("params", "tokens", "flops") else ", or fit it with --residuals=linear"
+        raise UserError(f"{label} is negative in {rows_text(negative)}; mend or remove it{fix}")
+    kept.drop(np.isnan(v), f"{label} is missing")
+    kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
+    kept.drop(v == 0, f"{label} is zero")
+    kept.drop((v > 1e40) | (v < 1e-6), f"{label} is outside 1e-6 to 1e40, where no law can be computed")
+
+
+def drop_repeated(kept: Kept, table: dict, curves: bool) -> None:
+    """Drop the rows that equal an earlier one in all but their names; of `curves` runs are no mere names."""
+    rows = np.flatnonzero(kept.mask)
+    told = [v[rows] for key, v in table.items() if key == "run" and curves or not is_name(key, v)]
+    first = np.unique(groups(told), return_index=True)[1]
+    kept.keep(rows[first], "the same row stands earlier in the table")
+
+
+def check_units(kept: Kept, data: dict, table: dict, N: Array, D: Array, C: Array, L: Array) -> None:
+    """Refuse what is in wrong units, drop what is worse than a guess, and note how FLOPs were counted."""
+    rows = np.flatnonzero(kept.mask)
+    name = data["loss_column"]
+    N, D, C, L = (v[rows] for v in (N, D, C, L))
+    if not {"study", "run", "commit"} <= set(table):   # our own runs may be too few tokens to learn a thing
+        columns.check_counts("params", N, D)
+        columns.check_counts("tokens", D, N)
+        words = table.get("vocab_size", np.full(len(kept.mask), np.nan))
+        most = np.nan if is_text(words) else np.max(words[rows])
+        lost, odd = columns.check_loss(name, N, D, L, most, rows)
+        data["warnings"] += odd
+        worse = np.zeros(len(kept.mask), bool)
+        worse[rows] = lost
+        kept.drop(worse, f"{name} is worse than a guess (diverged)")
+    if data["flops"] == AS_GIVEN:
+        notes, warnings = columns.check_flops(C, N, D, rows)
+        kept.notes += notes
+        data["warnings"] += warnings
+
+
+def settle(kept: Kept, data: dict, table: dict, run: Array | None, N: Array, D: Array, L: Array,
+           tuned: Iterable[str]) -> Array:
+    """Drop all but the best hyper-parameters of each size and tokens; the setting (n,) of each row.
+
+    Rows of one setting differ in nothing but the seed. `data` gets `separate`, the columns that make settings
+    where sizes and tokens are equal, and warnings of what they bring.
+    """
+    rows = np.flatnonzero(kept.mask)
+    curves = run is not None and len(set(run[rows])) < len(rows)   # the row of a curve is no finished run
+    part = {key: v[rows] for key, v in table.items()}
+    group = groups([N[rows], D[rows]])
+    near = group if curves else nearly(N[rows], D[rows])
+    for name in tuned:
+        counts.column(part, name, "--best_of")
+    used = {"params", "tokens", "flops", "run", "step", data["loss_column"]}
+
+    def is_tuned(name):
+        return name in tuned or HYPER.fullmatch(plain(name))
+    best = [name for name in separate(part, near, used) if is_tuned(name)]
+    others = [name for name in separate(part, group, used) if not is_tuned(name)]
+    if best:
+        group = near
+    setting = np.zeros(len(N), int)
+    data["separate"] = best + others
+    if curves:
+        setting[rows] = groups([group, *(part[name] for name in best + others)])
+        return setting
+    check_words(part, others)
+    experiment = groups([group, *(part[name] for name in others)])
+    good, setting[rows] = best_of(part, experiment, L[rows], best)
+    what = "learning rate"
+    if not set(best) <= {"learning_rate", "min_lr"}:
+        what = f"choice of {' and '.join(best)}"
+    kept.keep(rows[good], f"another {what} was better at the same size and tokens")
+    data["warnings"] += doubts.edges(part, experiment, good, best, rows)
+    unknown = [name for name in others if name not in SETTINGS and not is_text(part[name])]
+    words = columns.mixed(part, N[rows], D[rows], (*SETTINGS, *MIXED, *others))
+    data["warnings"] += doubts.unlike(part, unknown, words)
+    return setting
 
 
 def add_runs(data: dict) -> None:
@@ -181,13 +347,7 @@ def add_runs(data: dict) -> None:
     `some` are the rows that a surface is fitted to.
     """
     n = len(data["L"])
-    data["run"] = None
-    if "run" in data["table"]:
-        data["run"] = data["table"]["run"].astype(str).astype(object)
-    group = clusters(data["run"], n)
-    order = np.lexsort((data["D"], group))
-    ends = np.append(np.diff(group[order]) > 0, True)
-    data["last"] = last = np.sort(order[ends])
+    data["last"] = last = np.flatnonzero(last_rows(data["run"], data["D"]))
     data["curves"] = len(last) < n
     if data["curves"]:
         data["notes"].append(f"{n} rows of {len(last)} runs: intermediate checkpoints are used, which is "
@@ -196,7 +356,8 @@ def add_runs(data: dict) -> None:
     data["seed_noise"], data["seed_df"] = seed_noise(data["setting"], np.log(data["L"][last]))
     data["some"] = np.arange(n)
     if n > MAX_ROWS:
-        data["some"] = thin(group, order, data["curves"])
+        group = clusters(data["run"], n)
+        data["some"] = thin(group, np.lexsort((data["D"], group)), data["curves"])
         data["notes"].append(f"the surface is fitted to {len(data['some'])} of {n} rows, evenly spread")
 
 

@@ -1,0 +1,282 @@
+"""What the columns of anybody's table are: which is which, what tells runs apart, and in what units.
+
+A column is held against what it can be computed from, and a number that cannot be what its name says is
+refused in one line: a fit of wrong units looks as good as one of right units.
+"""
+import math
+import re
+
+import numpy as np
+
+from runtime.basics import UserError, nearest
+from scaling.laws.counts import PF_DAY, is_number
+
+Array = np.ndarray
+
+# Other people's names of our columns, as `plain` has them; the first that a table has is taken.
+ALIASES = {
+    "params": "N n n_params num_params nparams parameters n_parameters num_parameters model_size",
+    "tokens": "D d n_tokens num_tokens ntokens train_tokens training_tokens tokens_trained tokens_seen",
+    "flops": "C training_flops training_flop train_flops total_flops",
+    "run": "run_name run_id",
+    "step": "steps iter iteration global_step",
+    "schedule": "lr_schedule lr_scheduler lr_scheduler_type scheduler",
+}
+LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
+          "val_bpb bpb bits_per_byte val_bits_per_byte").split()
+BITS = re.compile(r".*(bpb|bpc|bits_per).*|(\w+_)?bits")
+PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
+# Rows may differ in these and be one setting: the seed, ...
+SEED = re.compile(r"(\w+_)?(seed|trial|replicate|rep|repeat)(_\w+)?")
+# ... a name or a number of the row, ...
+NAME = re.compile(r"|unnamed_\d+|index|idx|id|row|name|run|study|experiment|(run|wandb|job|exp)_\w+"
+                  r"|\w+_(name|id)")
+# ... and what came of it, or where and when it ran. How long it was to be is what its tokens say.
+RESULT = re.compile(
+    r"(eval|val|valid|validation|test|log|ckpt|checkpoint|params|flops|tokens|target)(_\w+)?"
+    r"|.*(loss|ppl|perplexity|bpb|bpc|bits_per|accuracy|time|date|wall|elapsed|hours|minutes|seconds|duration"
+    r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file).*"
+    r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
+    r"|comments?|tags?|version|created|at)|project|entity|sweep|branch|cluster"
+    r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
+RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)|lr_(max|peak|base|scale|mult\w*)")
+HYPER = re.compile(       # what is tuned at each size: the best of it counts
+    "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|batch|batch_size|batch_tokens|wd|weight_decay|"
+    r"betas?_?[12]?|momentum|clip|clip_norm|dropout|eps|epsilon|init_std|init_scale)"
+    r"|(warmup|cooldown|decay_frac)\w*)")
+ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
+KINDS = ("optimizer optimiser opt architecture arch family model_family model_type corpus data_set "
+         "train_data").split()             # losses do not make one law across these words
+FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
+LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
+UNITS = {1: "", 1 / PF_DAY: "in PF-days", 1e-9: "in GFLOPs", 1e-12: "in TFLOPs", 1e-15: "in PFLOPs",
+         1e-18: "in EFLOPs", 1e-21: "in ZFLOPs", 1e3: "of params or tokens in thousands",
+         1e6: "of params or tokens in millions", 1e9: "of params or tokens in billions",
+         1e12: "of params and tokens in millions", 1e15: "of params in millions and tokens in billions",
+         1e18: "of params and tokens in billions"}
+PARTS = {1: "", 1 / 3: "the forward pass alone, 2 N D", 2 / 3: "the backward pass alone, 4 N D",
+         4 / 3: "activations computed twice, 8 N D", 1 / 6: "N D without the 6"}
+
+
+def plain(name: str) -> str:
+    """A column's name in small letters, unless it is one, with _ for all that is no letter or digit."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+    return name if len(name) == 1 else name.lower()
+
+
+# ---- Which column is which. ----
+
+def renamed(table: dict) -> tuple[dict, list[str]]:
+    """(the table under our names, a note for each column that had another one)."""
+    names = {plain(name): name for name in reversed(table)}
+    ours = {}
+    for name, others in ALIASES.items():
+        found = [names[other] for other in [name, *others.split()] if other in names]
+        if name not in table and found:
+            ours[found[0]] = name
+    if any(name.startswith("params_") for name in table):      # then counts.params knows how to count N
+        ours = {theirs: name for theirs, name in ours.items() if name != "params"}
+    notes = [f"{name} is the column {theirs!r}" for theirs, name in ours.items()]
+    return {ours.get(name, name): values for name, values in table.items()}, notes
+
+
+def missing(name: str, near: str, table: dict) -> UserError:
+    """That a fit lacks the column `name`, what there is, and how to say which it is."""
+    return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
+                     f"{', '.join(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
+                     "--map params=COLUMN tokens=COLUMN loss=COLUMN")
+
+
+def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
+    """(the column of losses, its unit, notes): the one `asked` for, or a validation loss before others.
+
+    Raises UserError where there is none, and for perplexities.
+    """
+    found = [name for known in LOSSES for name in table if plain(name) == known]
+    others = [name for name in table if "loss" in plain(name)]
+    if not (found or others):
+        found = [name for name in table if PERPLEXITY.fullmatch(plain(name))]
+    if not (asked or found) and others:
+        raise UserError(f"no column 'loss' or 'val_loss'{nearest('loss', table)}; pass --loss=COLUMN, one of "
+                        f"{', '.join(others)}")
+    if not (asked or found):
+        raise missing("'loss' or 'val_loss'", "loss", table)
+    name = asked or found[0]
+    if PERPLEXITY.fullmatch(plain(name)):
+        raise UserError(f"column {name!r} holds perplexities: take its logarithm, which is the loss in nats, "
+                        "as a column 'loss'")
+    notes = []
+    if not asked and len(found) > 1 and not BITS.fullmatch(plain(found[1])):
+        notes.append(f"loss is the column {name!r}; --loss={found[1]} takes the other")
+    unit = "nats per token"
+    if BITS.fullmatch(plain(name)):
+        unit = "bits"
+    if "loss_unit" in table:                           # as scaling.logs writes it
+        unit = next((word for word in table["loss_unit"] if word == word and word), unit)
+    if unit != "nats per token":
+        notes.append(f"{name} is in {unit}: so are the floor of a law and losses at a budget")
+    return name, unit, notes
+
+
+def only(table: dict, where: list[str]) -> Array:
+    """A mask (n,) of the rows that meet every COLUMN=VALUE of `where`. Raises UserError if none does."""
+    mask = np.ones(len(next(iter(table.values()))), bool)
+    for pair in where:
+        name, sign, value = pair.partition("=")
+        if name not in table or not sign:
+            raise UserError(f"--where={pair}: COLUMN=VALUE is needed, with a COLUMN of the table"
+                            f"{nearest(name, table)}")
+        equal = table[name] == value
+        if not is_text(table[name]) and value and is_number(value):
+            equal = table[name] == float(value)
+        if not np.any(equal):
+            raise UserError(f"--where={pair}: no row has that; {name} holds {some(table[name])}")
+        mask &= equal
+    if not mask.any():
+        raise UserError(f"--where={' --where='.join(where)}: no row has all of these")
+    return mask
+
+
+def some(values: Array) -> str:
+    """'3 values (a, b, c)', with the first three of more."""
+    found = sorted(set(map(str, values) if is_text(values) else values))
+    shown = ", ".join(value if is_text(values) else f"{value:g}" for value in found[:3])
+    if len(found) > 3:
+        shown += ", ..."
+    return f"{len(found)} values ({shown})"
+
+
+def rows_text(rows: Array) -> str:
+    """'rows 3, 8, 12, 13, 14 and 5 more' for zero-based data rows."""
+    text = ", ".join(str(r + 1) for r in rows[:5])
+    if len(rows) > 5:
+        text += f" and {len(rows) - 5} more"
+    return f"row {text}" if len(rows) == 1 else f"rows {text}"
+
+
+# ---- What tells runs apart. ----
+
+def is_text(values: Array) -> bool:
+    """Whether a column holds words."""
+    return values.dtype.kind in "OU"
+
+
+def is_name(name: str, values: Array) -> bool:
+    """Whether a column only names or counts the rows."""
+    n = len(values)
+    if NAME.fullmatch(plain(name)) or plain(name) == "":
+        return True
+    if is_text(values):
+        return len(set(values)) == n > 2
+    return n > 2 and np.array_equal(values - values[0], np.arange(n))
+
+
+def mixed(table: dict, N: Array, D: Array, own: tuple[str, ...]) -> list[str]:
+    """The columns of words, but for our `own`, that neither name the runs nor follow from their N and D."""
+    sizes = [np.round(np.log(v), 2) for v in (N, D, D / N, N * D)]
+    found = []
+    for name, values in table.items():
+        word = plain(name)
+        if name in own or not is_text(values) or is_name(name, values):
+            continue
+        if SEED.fullmatch(word) or RESULT.fullmatch(word):
+            continue
+        code = np.unique(values.astype(str), return_inverse=True)[1]
+        changes = [np.count_nonzero(np.diff(code[np.lexsort((code, v))])) for v in sizes]
+        if min(changes) > code.max():                  # small, medium, large would change twice along N
+            found.append(name)
+    return found
+
+
+# ---- Units. ----
+
+def check_counts(name: str, counts: Array, others: Array) -> None:
+    """Raise UserError where the `counts` of params or tokens are plainly in thousands, millions or billions.
+
+    `others` are the tokens to params, and the params to tokens: nobody trains ten million tokens a parameter,
+    nor a thousand parameters a token.
+    """
+    ratio = np.median(others / counts)
+    if counts.min() >= FEWEST and counts.max() >= 3000 and ratio < (1e7 if name == "params" else 1e3):
+        return
+    raise UserError(f"{name} is {counts.min():.6g} to {counts.max():.6g}: no study has so few; if these are "
+                    "thousands, millions, billions or logarithms write them out, as 124e6")
+
+
+def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
+               rows: Array) -> tuple[Array, list[str]]:
+    """(a mask (n,) of the rows that diverged, warnings), by what a guess costs: ln of the `vocabulary`.
+
+    `vocabulary` is nan where it is not known, `rows` are the numbers of the rows. A row that is worse than a
+    guess has diverged where others did well with no more parameters and tokens, or far better with about as
+    much compute. Raises UserError where too many are not of that kind: these are no nats.
+    """
+    most = LN_VOCABULARY
+    if vocabulary > 1:
+        most = 1.1 * math.log(vocabulary)
+    bad = most < L
+    lost = bad.copy()
+    for i in np.flatnonzero(bad):
+        no_more = (N <= N[i]) & (D <= D[i])
+        far_better = (N * D < 4 * N[i] * D[i]) & (1.5 * L < L[i])
+        lost[i] = ((no_more | far_better) & ~bad).any()
+    odd = bad & ~lost
+    text = f"{name} is {L.min():.4g} to {L.max():.4g}, and a guess among all tokens costs {most:.3g} nats"
+    if odd.sum() >= len(L) / 3:
+        raise UserError(f"{text}: if these are perplexities take their logarithm, else take out the rows "
+                        "that diverged")
+    return lost, [f"{text}; worse are {rows_text(rows[odd])}"] if odd.any() else []
+
+
+def cause(factor: float) -> str:
+    """': it counts ...' where a constant `factor` between flops and 6 N D is a known one."""
+    for unit, what in UNITS.items():
+        for part, which in PARTS.items():
+            if abs(factor / (unit * part) - 1) < 0.02:
+                return f" ({', '.join(words for words in (which, what) if words)})"
+    return ""
+
+
+def uneven(N: Array, ratio: Array) -> list[int]:
+    """The indices, five at most, where `ratio` is off by a factor of two from that of the next sizes."""
+    order = np.argsort(N, kind="stable")
+    r = np.log(ratio[order])
+    near = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(r, 2, "edge"), 5), axis=1)
+    return sorted(order[np.abs(r - near) > math.log(2)].tolist())[:5]
+
+
+def check_flops(C: Array, N: Array, D: Array, rows: Array) -> tuple[list[str], list[str]]:
+    """(notes, warnings) on how given FLOPs compare with 6 N D. Raises UserError for no training FLOPs.
+
+    That they are more or less than 6 N D by a factor that changes with N has good reasons: the head,
+    attention, embeddings that N counts. One that is the same for all sizes is another unit or another count.
+    `rows` are the numbers of the rows.
+    """
+    wide = np.ptp(np.log(N)) > math.log(2)
+    fix = "; pass --flops=6nd, and budgets in FLOPs"
+    for base, word in ((10, "log10"), (math.e, "ln")):
+        if (np.abs(C * math.log(base) - np.log(6 * N * D)) < math.log(10)).all():
+            raise UserError(f"flops holds {word} of the FLOPs, not FLOPs{fix}")
+    ratio = C / (6 * N * D)
+    low, high = ratio.min(), ratio.max()
+    middle = float(np.median(ratio))
+    text = f"flops are {low:.3g} to {high:.3g} times 6 N D"
+    if wide and high / low < 1.04:
+        text = f"flops are {middle:.3g} times 6 N D in every row{cause(middle)}"
+    once = ratio * D
+    if wide and np.ptp(np.log(D)) > math.log(2) and once.max() / once.min() < 1.5:
+        raise UserError(f"flops are those of one token, {6 * np.median(once):.3g} N{fix}")
+    if low < 0.01 or high > 100:
+        raise UserError(f"{text}: they are no training FLOPs{fix}")
+    if low > 0.97 and high < 1.03:
+        return [], []
+    if wide and high / low < 1.04:
+        return [], [f"{text}: they, or params, count something else, and budgets with them; --flops=6nd "
+                    "counts 6 N D"]
+    if odd := uneven(N, ratio):
+        return [], [f"flops are {', '.join(f'{ratio[i]:.3g}' for i in odd)} times 6 N D in "
+                    f"{rows_text(rows[odd])}, unlike those of their size"]
+    # Embeddings that N counts weigh less in large models, the head and attention too.
+    if wide and ratio[N.argmax()] < min(0.9, ratio[N.argmin()]):
+        return [], [f"{text}, and least for the largest: is the backward pass in them?{fix}"]
+    return [text], []

@@ -1,0 +1,139 @@
+"""What to doubt in rows that a fit can use: untuned or diverged sizes, rates at an edge, unfinished runs."""
+import numpy as np
+
+from scaling.tables.columns import RATE, is_text, plain, rows_text, some
+
+Array = np.ndarray
+WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
+HORIZON = {"step": "max_iters max_steps total_steps num_steps train_steps num_iterations horizon",
+           "tokens": "target_tokens max_tokens token_budget"}
+
+
+def doubts(data: dict) -> list[str]:
+    """A sentence, naming the rows, for each thing to doubt in the last rows of `select`'s runs."""
+    last = {name: values[data["last"]] for name, values in data["table"].items()}
+    return [*worse(data, "N", "D", "larger models"), *worse(data, "D", "N", "longer runs"),
+            *unfinished(last, data["rows"][data["last"]]), *unlogged(data), *unlike_steps(last),
+            *halfway(data)]
+
+
+def named(data: dict, last: Array) -> str:
+    """'rows 4 (large), 5 (xl)' for those of the last rows that the mask `last` marks."""
+    at = data["last"][last]
+    for key in ("run", "name", "model"):
+        names = data["table"].get(key)
+        if names is not None and is_text(names) and len(at) <= 5:
+            return "rows " + ", ".join(f"{data['rows'][i] + 1} ({names[i]})" for i in at)
+    return rows_text(data["rows"][at])
+
+
+def worse(data: dict, more: str, equal: str, who: str) -> list[str]:
+    """Where loss rises with the column `more` ("N") though `equal` ("D") is the same: its law must fall.
+
+    Rises from some size on and for good, that is: sizes differ in shape too, and one of them may do a little
+    worse. Of the settings of one size and tokens the best counts; what repeats its data is left out.
+    """
+    x, same, D, L = (data[name][data["last"]] for name in (more, equal, "D", "L"))
+    seeds = np.bincount(data["setting"])
+    mean = (np.bincount(data["setting"], np.log(L)) / np.maximum(seeds, 1))[data["setting"]]
+    margin = max(np.log1p(WORSE), 3 * np.nan_to_num(data["seed_noise"]))
+    fresh = np.ones(len(L), bool)
+    if data["U"] is not None:
+        fresh = ~(D > 1.5 * data["U"][data["last"]])
+    bad = np.zeros(len(L), bool)
+    for level in np.unique(same):
+        rows = np.flatnonzero((same == level) & fresh)
+        sizes = np.unique(x[rows])
+        lowest = np.array([mean[rows[x[rows] == size]].min() for size in sizes])
+        above = lowest - np.minimum.accumulate(lowest)
+        for_good = np.minimum.accumulate(above[::-1])[::-1] > 0
+        bad[rows] = np.isin(x[rows], sizes[(above > margin) & for_good | (above > 10 * margin)])
+    if not bad.any():
+        return []
+    return [f"loss rises with {more} at equal {equal} in {named(data, bad)}: {who} are untuned, diverged "
+            "or overfitted"]
+
+
+def edges(table: dict, experiment: Array, best: Array, tuned: list[str], rows: Array) -> list[str]:
+    """Where the `best` (n,) of three or more learning rates of an experiment is the last one tried."""
+    out = []
+    for name in tuned:
+        if not RATE.fullmatch(plain(name)) or plain(name).startswith("min"):
+            continue
+        rate = np.asarray(table[name], float)
+        pairs = np.unique(np.stack([experiment, rate], 1), axis=0)
+        tried = np.bincount(pairs[:, 0].astype(int))[experiment]
+        low, high = np.full((2, experiment.max() + 1), np.nan)
+        np.fmin.at(low, experiment, rate)
+        np.fmax.at(high, experiment, rate)
+        last = best & (tried > 2) & ((rate == low[experiment]) | (rate == high[experiment]))
+        if last.any():
+            out.append(f"the best {name} is the lowest or highest tried in {rows_text(rows[last])}: a wider "
+                       "grid may find a better one")
+    return out
+
+
+def unlike(table: dict, apart: list[str], words: list[str]) -> list[str]:
+    """Which columns may part the rows into several laws: `apart` those of size and tokens, `words` all."""
+    out = []
+    for name in apart:
+        fix = (f"a law through all is none of theirs; --where={name}={table[name].max():g} keeps one, "
+               f"--best_of={name} the best")
+        if len(set(table[name])) == len(table[name]):
+            fix = "if that is a result and no setting, take the column out"
+        values = some(table[name])
+        out.append(f"rows of the same size and tokens differ in {name!r}, which holds {values}: {fix}")
+    for name in words:
+        out.append(f"{name!r} holds {some(table[name])} among these runs: if their losses make no one law, "
+                   f"keep one with --where={name}={table[name][0]}")
+    return out
+
+
+def unfinished(table: dict, rows: Array) -> list[str]:
+    """Where a run ended before the horizon that the table tells of, or did not end well."""
+    out = []
+    words = {plain(name): name for name in table}
+    for done, horizons in HORIZON.items():
+        for name in [words[word] for word in horizons.split() if word in words]:
+            if done in table and not is_text(table[done]) and not is_text(table[name]):
+                short = table[done] < 0.98 * table[name]
+                if short.any():
+                    out.append(f"{done} is less than {name} in {rows_text(rows[short])}: they ended early")
+    for name in ("state", "status"):
+        if name in words and is_text(table[words[name]]):
+            states = np.array([word.strip().lower() for word in table[words[name]]], object)
+            bad = np.isin(states, ["crashed", "failed", "killed", "running", "diverged", "timeout"])
+            if bad.any():
+                out.append(f"{name} is {', '.join(sorted(set(states[bad])))} in {rows_text(rows[bad])}")
+    return out
+
+
+def unlogged(data: dict) -> list[str]:
+    """Where the training loss is no number and that of other runs is: they may have diverged."""
+    for name, values in data["table"].items():
+        if plain(name) in ("train_loss", "training_loss") and not is_text(values):
+            bad = ~np.isfinite(values[data["last"]])
+            if bad.any() and not bad.all():
+                return [f"{name} is no number in {named(data, bad)}: did these diverge?"]
+    return []
+
+
+def unlike_steps(table: dict) -> list[str]:
+    """Where the tokens are not what the steps and the batch make of them."""
+    steps, batch = (table.get(name) for name in ("step", "batch_tokens"))
+    if steps is None or batch is None or is_text(steps) or is_text(batch):
+        return []
+    made = steps * batch
+    ratio = table["tokens"][made > 0] / made[made > 0]
+    if len(ratio) == 0 or (0.9 < ratio.min() and ratio.max() < 1.1):
+        return []
+    return [f"tokens are {ratio.min():.3g} to {ratio.max():.3g} times step x batch_tokens: one of these "
+            "counts something else"]
+
+
+def halfway(data: dict) -> list[str]:
+    """Whether rows along runs are used though no schedule is told."""
+    if data["curves"] and "schedule" not in data["table"]:
+        return ["rows along the runs are used as if the rate never fell, which no column 'schedule' says: of "
+                "cosine or linear runs keep the last rows"]
+    return []
