@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from log_samples import LOW, SAMPLES
 
@@ -599,6 +599,7 @@ def test_a_log_that_is_not_understood_costs_three_lines(tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
+@example(".json", b'[{"val loss": 0.0, "": null, "step": 0.0}]')
 @given(st.sampled_from([".json", ".log", ".csv"]), st.binary(max_size=80) | st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(

@@ -13,14 +13,15 @@ from scaling.laws.counts import PF_DAY, is_number
 
 Array = np.ndarray
 
-# Other people's names of our columns, as `plain` has them; the first that a table has is taken.
+# What our columns are called, ours among them; of several that a table has, the first is taken.
 ALIASES = {
-    "params": "N n n_params num_params nparams parameters n_parameters num_parameters model_size",
-    "tokens": "D d n_tokens num_tokens ntokens train_tokens training_tokens tokens_trained tokens_seen",
-    "flops": "C training_flops training_flop train_flops total_flops",
-    "run": "run_name run_id",
-    "step": "steps iter iteration global_step",
-    "schedule": "lr_schedule lr_scheduler lr_scheduler_type scheduler",
+    "params": "params n_params num_params nparams parameters n_parameters num_parameters model_size N n",
+    "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
+              "training_tokens n_tokens num_tokens ntokens tokens D d",
+    "flops": "flops training_flops training_flop train_flops total_flops total_training_flops C",
+    "run": "run run_name run_id",
+    "step": "step steps iter iteration global_step",
+    "schedule": "schedule lr_schedule lr_scheduler lr_scheduler_type scheduler",
 }
 LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
@@ -71,7 +72,7 @@ def renamed(table: dict) -> tuple[dict, list[str]]:
     names = {plain(name): name for name in reversed(table)}
     ours = {}
     for name, others in ALIASES.items():
-        found = [names[other] for other in [name, *others.split()] if other in names]
+        found = [names[other] for other in others.split() if other in names]
         if name not in table and found:
             ours[found[0]] = name
     if any(name.startswith("params_") for name in table):      # then counts.params knows how to count N

@@ -320,6 +320,8 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     if has_steps(runs[0]) and not held_out(loss):
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
+    if kept and not points:
+        raise UserError(f"{path}: no {loss} after step 0; a log of a run that has trained is needed")
     size = counted(len(runs), "run") if has_steps(runs[0]) else counted(len(points), "row")
     what = f"{found.kind}, {size}; loss is {loss}"
     if unit(loss):

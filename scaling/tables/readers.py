@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from runtime.basics import UserError
+from scaling.tables.columns import ALIASES
 from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
 
 FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
@@ -22,13 +23,12 @@ FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, n
 
 # ---- What columns are called. ----
 
-NAMES = {                                              # of several that a table has, the first is used
-    "run": "run run_name run_id name",
-    "params": "params n_params num_params n_parameters num_parameters parameters N",
-    "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
-              "n_tokens num_tokens tokens D",
+NAMES = {                                              # of several that a log has, the first is used
+    "run": f"{ALIASES['run']} name",
+    "params": ALIASES["params"],
+    "tokens": ALIASES["tokens"],
     "step": "step global_step iteration iter _step",   # W&B's _step counts what it was told, so it comes last
-    "flops": "flops total_flops total_training_flops C",
+    "flops": ALIASES["flops"],
     "budget": "budget",
     "unique_tokens": "unique_tokens",
     "horizon": "horizon max_steps num_iterations max_iters"}
