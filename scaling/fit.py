@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import f as f_test
 from tqdm import tqdm
 
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling.laws import counts, forms, frontiers, health
 from scaling.report import card, laws_of, summary, text
+from scaling.tables import columns
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
 
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
+FAR = 10                                       # AICc by which another form is clearly better
+# How far beyond their intervals optima may lie: a profile is not quite a parabola, nor N_opt a power of C.
+SLACK = {"N_opt": 0.02, "D_opt": 0.02, "loss": 0.001}
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Options:
     flops: str = ""                 # how C is counted: 6nd (default), 6nd_attention, exact, chinchilla
     bootstrap: int = 1000           # resamples behind the intervals; 0: no intervals
     at: str = ""                    # budgets in FLOPs to find the best run for: 1e18,1e21
+    residuals: str = "log"          # of the loss's logarithm, or linear: of the loss itself, of any sign
     loss: str = ""                  # column of the losses; default: a validation loss, else loss
     where: str = ""                 # rows to use: COLUMN=VALUE[,COLUMN=VALUE]; may be given several times
     best_of: str = ""               # columns that were tuned, COLUMN,...: at each N and D the best counts
@@ -61,11 +67,24 @@ def noise_of(data: dict) -> float:
     return data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else 0.0
 
 
-def judge(fit: dict, noise: float) -> None:
-    """Judge the health of `fit`, also against the `noise` of the losses where that is known (not 0)."""
+def judge(fit: dict, data: dict, seeds: float = 1) -> None:
+    """Judge the health of `fit`, also against the noise of losses that are means of so many seeds."""
+    noise = noise_of(data) / np.sqrt(seeds)
     if noise:
-        fit["health"]["lack_of_fit"] = fit["noise"] / noise
+        ratio = fit["noise"] / noise
+        chance = f_test.sf(ratio ** 2, fit["n"] - fit["free"], data["seed_df"])
+        fit["health"] |= {"lack_of_fit": ratio, "lack_of_fit_chance": float(chance)}
     health.judge(fit)
+
+
+def floored(data: dict, inputs: dict, L: np.ndarray, run=None, bootstrap: int = 0) -> dict:
+    """The surface in N and D, or the power law in one of `inputs`, to losses of the sign that they have."""
+    if data.get("signed"):
+        return forms.fit_signed(inputs, L, run, bootstrap)
+    if len(inputs) == 2:
+        return forms.fit_surface(*inputs.values(), L, run, bootstrap=bootstrap)
+    (name, x), = inputs.items()
+    return forms.fit_power(x, L, run, name=name, bootstrap=bootstrap)
 
 
 def exponent(fit: Callable, *args) -> dict:
@@ -81,23 +100,30 @@ def exponent(fit: Callable, *args) -> dict:
 
 def surface(data: dict, bootstrap: int) -> dict:
     """Approach 3, and the profile of E."""
-    fit = forms.fit_surface(*rows(data), bootstrap=bootstrap)
-    if bootstrap:
+    N, D, L, run = rows(data)
+    fit = floored(data, {"N": N, "D": D}, L, run, bootstrap)
+    C = data["C"][data["some"]]
+    fit = forms.counted(fit, N, D, C)
+    if "cost" in fit:
+        times = np.sort(C / (6 * N * D))
+        fit["note"] = (f"budgets are counted as C is, {times[0]:.3g} to {times[-1]:.3g} times 6 N D in these "
+                       "rows; a and b are slopes from the smallest to the largest C")
+    if bootstrap and not data.get("signed"):
         fit["profile_E"] = forms.profile_E(*rows(data), min(bootstrap, 200))
         fit["health"]["profile_open"] = not fit["profile_E"]["identified"]
     if data["U"] is not None:
         fit["health"]["repeated_rows"] = int((data["D"] > 1.5 * data["U"]).sum())
-    judge(fit, noise_of(data))
+    judge(fit, data)
     return fit
 
 
 def isoflop(data: dict, bootstrap: int) -> dict:
     """Approach 2 on the last row of each run, and what the other ways to find a minimum say."""
-    N, C, L = ends(data, "NCL")
+    N, C, L, D = ends(data, "NCLD")
     budget = None if data["budget"] is None else data["budget"][data["last"]]
 
     def by(method, resamples):
-        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples)
+        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples, D=D)
     fit = by(frontiers.METHODS[0], bootstrap)
     fit["alternatives"] = {m: exponent(by, m, min(bootstrap, 300)) for m in frontiers.METHODS}
     return fit
@@ -109,11 +135,13 @@ def envelope(data: dict, bootstrap: int) -> dict:
     if not part:
         raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', "
                         "or --curves=CURVES.csv with validation losses along the runs)")
-    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap)
+    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap, D=part["D"])
 
 
 def loss_vs_compute(data: dict, bootstrap: int) -> dict:
     """The hull of all rows and of the losses along the runs, a cluster per run where there are curves."""
+    if np.ptp(data["N"]) == 0:
+        raise UserError("all runs have one size: their loss against compute is L(D), no frontier of sizes")
     C, L, run = data["C"], data["L"], data["run"]
     if data["along"]:
         C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
@@ -129,7 +157,7 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     """
     x, N, D, L = ends(data, name + "NDL")
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
-    L = np.exp(np.bincount(group, np.log(L)) / seeds)
+    L = np.bincount(group, L) / seeds if data.get("signed") else np.exp(np.bincount(group, np.log(L)) / seeds)
     best = frontiers.pareto(x[first], L)
     left = np.setdiff1d(x, x[first][best])
     if len(best) < 3 and len(left):
@@ -138,21 +166,63 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     x = x[first][best]
     L = L[best]
     ratio = (D / N)[first][best]
-    floor = len(best) != 3
-    fit = forms.fit_power(x, L, irreducible=floor, name=name, bootstrap=bootstrap)
-    limit = "data" if name == "N" else "model size"
-    fit["note"] = (f"holds only as far as {limit} was never the limit: these {len(best)} runs, the best at "
-                   f"each {name}, had {ratio.min():.3g} to {ratio.max():.3g} tokens per parameter")
-    if not floor:
+    if len(best) == 3 and not data.get("signed"):
+        fit = forms.fit_power(x, L, irreducible=False, name=name, bootstrap=bootstrap)
+    else:
+        fit = floored(data, {name: x}, L, bootstrap=bootstrap)
+    if forms.follows(N, D):
+        when = "only along these tokens per parameter"
+    else:
+        limit = "data" if name == "N" else "model size"
+        when = f"only as far as {limit} was never the limit"
+        fit["health"]["limited"] = limited(name, data, N[first][best], D[first][best])
+    fit["note"] = (f"holds {when}: these {len(best)} runs, the best at each {name}, had {ratio.min():.3g} to "
+                   f"{ratio.max():.3g} tokens per parameter")
+    if fit["free"] == 2:
         fit["note"] += "; three sizes cannot show a floor, so it has none"
     if len(left):
         values = ", ".join(f"{value:.3g}" for value in left[:5]) + (", ..." if len(left) > 5 else "")
         fit["note"] += f"; {len(left)} of {len(left) + len(best)} values of {name} are left out, as less "
         fit["note"] += f"{name} did better: {values}"
-    judge(fit, noise_of(data) / np.sqrt(seeds[best].mean()))
-    fit["forms"] = forms.compare_powers(x, L, name)
+    if not data.get("signed"):
+        fit["forms"] = forms.compare_powers(x, L, name)
+        bend(fit, x, L, name, bootstrap)
+    judge(fit, data, seeds[best].mean())
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
     return fit
+
+
+def limited(name: str, data: dict, N: np.ndarray, D: np.ndarray) -> dict | None:
+    """{own, other}: what a surface says that the loss at N, D falls by along x, `name`, and along the other
+    input, with its exponent of x. None where the other hardly counts, or where nothing tells."""
+    try:
+        p = floored(data, dict(zip("ND", ends(data, "ND"))), *ends(data, "L"))
+    except UserError:
+        return None
+    falls = {"N": np.ptp(p["A"] / N ** p["alpha"]), "D": np.ptp(p["B"] / D ** p["beta"])}
+    own = falls.pop(name)
+    other, = falls.values()
+    noise = p["noise"] * (1 if data.get("signed") else data["L"].mean())
+    if other < max(0.1 * own, 3 * noise):
+        return None
+    return {"own": float(own), "other": float(other), "exponent": p["alpha" if name == "N" else "beta"]}
+
+
+def bend(fit: dict, x: np.ndarray, L: np.ndarray, name: str, bootstrap: int) -> None:
+    """Where these data prefer the broken power law by far, add it to the power law `fit`, as `broken`."""
+    row = fit["forms"]["forms"]["broken power law"]
+    others = [other["aicc"] for other in fit["forms"]["forms"].values() if other.get("aicc")]
+    if row.get("aicc") != 0 or min(others, default=0) < FAR:
+        return
+    fit["broken"] = forms.fit_broken(x, L, name=name, bootstrap=bootstrap)
+    fit["health"]["bend"] = fit["broken"][f"{name}_break"]
+
+
+def loss_at_ratio(data: dict, bootstrap: int) -> dict:
+    """The compute law of runs whose D follows N: no surface can be told from them, but this can."""
+    if not forms.follows(*ends(data, "ND")):
+        raise UserError("D does not follow N in these runs: see loss_vs_compute")
+    return power("C", data, bootstrap)
 
 
 def repeated(data: dict, bootstrap: int) -> dict:
@@ -199,12 +269,17 @@ LAWS = {
                            loss_vs_compute),
     "loss_vs_params": Law("L = L_inf + (N_c/N)^alpha", "alpha N_c L_inf", partial(power, "N")),
     "loss_vs_tokens": Law("L = L_inf + (D_c/D)^alpha", "alpha D_c L_inf", partial(power, "D")),
+    "loss_at_ratio": Law("L = L_inf + (C_c/C)^alpha", "alpha C_c L_inf", loss_at_ratio),
     "repeated": Law("L = E + A/N'^alpha + B/D'^beta with repeats discounted", "E A B alpha beta R_D R_N",
                     repeated),
     "kaplan_nd": Law("L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D", "alpha_N alpha_D N_c D_c",
                      kaplan_nd),
     "kaplan_ns": Law("L = (N_c/N)^alpha_N + (S_c/S)^alpha_S", "alpha_N alpha_S N_c S_c", kaplan_ns),
 }
+
+
+# What losses of any sign have: the others take logarithms of them.
+SIGNED = ("surface", "loss_vs_params", "loss_vs_tokens", "loss_at_ratio")
 
 
 # ---- What compares laws, and is none. ----
@@ -217,43 +292,70 @@ def comparison(data: dict, bootstrap: int) -> dict:
 def accounting(data: dict, bootstrap: int) -> dict:
     """The exponent a of N_opt for each way to count parameters (rows) and FLOPs (columns), by the surface.
 
-    In each cell N is counted by the row and D is C/(6 N), with C counted by the column: so N_opt is what the
-    surface says for a budget counted that way, and the cells of the column 6nd are the plain surface.
+    The rows and their tokens are the same in all cells: N is counted by the row, and a budget by the column.
     """
     if not any(name.startswith("params_") for name in data["table"]):
         raise UserError("no columns params_total, params_non_embedding, params_head: N has one count only")
     part = {name: v[data["some"]] for name, v in data["table"].items()}
-    _, _, L, run = rows(data)
+    _, D, L, run = rows(data)
 
-    def recounted(params, flops):
+    def recounted(fit, N, *names):
+        return forms.counted(fit, N, D, counts.flops(part, *names))
+    matrix = {}
+    for params in counts.PARAMS:
         N = counts.params(part, params)
-        C = counts.flops(part, flops, params)
-        return forms.fit_surface(N, C / (6 * N), L, run, bootstrap=min(bootstrap, 200))
-    matrix = {p: {f: exponent(recounted, p, f) for f in counts.FLOPS} for p in counts.PARAMS}
-    for row in matrix.values():                # other columns move D a little, which proves nothing
-        if "refused" in row["6nd"]:
-            raise UserError(row["6nd"]["refused"])
+        fit = forms.fit_surface(N, D, L, run, bootstrap=min(bootstrap, 200))
+        matrix[params] = {flops: exponent(recounted, fit, N, flops, params) for flops in counts.FLOPS}
     return matrix
 
 
 def verdict(result: dict, at: list[float]) -> dict:
-    """a, b and the optimum at each budget of `at`, per approach; do the intervals of a share a point?"""
+    """a, b and the optimum at each budget of `at`, per approach; do their intervals share points?
+
+    Asked are a and, at the budgets inside all their data, N_opt, D_opt and the loss.
+    """
     approaches = {}
     for name, fit in laws_of(result).items():
         if {"a", "b"} <= set(fit):                     # exponents of N_opt and D_opt in C
             ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
             approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
-                                "at": [forms.optimum(fit, C) for C in at]}
-    spans = [row["ci"]["a"] for row in approaches.values() if "a" in row["ci"]]
+                                "at": [forms.optimum(fit, C) for C in at],
+                                "unknown": health.of_design(fit)}
+    known = [row for row in approaches.values() if not row["unknown"]]
+    rows = [row for row in known if "a" in row["ci"]]
     agree = None
-    words = "one approach only: nothing to compare" if approaches else "no approach could be fitted"
-    if len(spans) > 1:
-        lows, highs = zip(*spans)
-        agree = max(lows) <= min(highs)
-        words = "the approaches disagree: no exponent a lies in all of their 95 % intervals"
-    if agree:
-        words = f"the approaches agree: their 95 % intervals of a share {max(lows):.3f} to {min(highs):.3f}"
+    words = "no approach could be fitted"
+    if approaches:
+        words = "no approach can tell the best size from these runs"
+    if known:
+        words = "one approach only: nothing to compare"
+    if len(known) > 1:
+        words = "no intervals, so nothing says whether the approaches agree"
+    if len(rows) > 1:
+        apart = disagreements(rows)
+        agree = not apart
+        low, high = common([row["ci"]["a"] for row in rows])
+        words = f"the approaches agree: their 95 % intervals of a share {low:.3f} to {high:.3f}"
+    if agree is False:
+        words = f"the approaches disagree: no {', no '.join(apart)} lies in all of their 95 % intervals"
     return {"approaches": approaches, "budgets": at, "agree": agree, "text": words}
+
+
+def common(spans: list) -> tuple[float, float]:
+    """(low, high) of what intervals share; low > high where they share nothing."""
+    lows, highs = zip(*spans)
+    return max(lows), min(highs)
+
+
+def disagreements(rows: list[dict]) -> list[str]:
+    """What the intervals of these approaches do not share: the exponent, or an optimum inside the data."""
+    spans = {"exponent a": [row["ci"]["a"] for row in rows]}
+    for found in zip(*(row["at"] for row in rows)):
+        if not any("C" in best["outside"] for best in found):
+            for k, slack in SLACK.items():
+                spans[f"{k} at C = {found[0]['C']:.3g}"] = [
+                    (best["ci"][k][0] / (1 + slack), best["ci"][k][1] * (1 + slack)) for best in found]
+    return [name for name, each in spans.items() if np.greater(*common(each))]
 
 
 # ---- All of them. ----
@@ -263,6 +365,9 @@ def fit_each(data: dict, bootstrap: int) -> dict:
     result = {"skipped": {}}
     jobs = {name: law.fit for name, law in LAWS.items()}
     jobs |= {"comparison": comparison, "accounting": accounting}
+    if data.get("signed"):
+        result["skipped"] = {name: "it takes the logarithm of a loss" for name in jobs if name not in SIGNED}
+        jobs = {name: jobs[name] for name in SIGNED}
     with tqdm(jobs.items(), desc="fits", disable=None, leave=False) as bar:
         for name, job in bar:
             bar.set_postfix_str(name)
@@ -278,7 +383,8 @@ def fit_each(data: dict, bootstrap: int) -> dict:
 
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
-            at: list[float] | None = None, curves: dict | None = None, **chosen) -> dict:
+            at: list[float] | None = None, curves: dict | None = None, residuals: str = "log",
+            **chosen) -> dict:
     """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
@@ -287,7 +393,13 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     absent, with the reason under `skipped`. All is as JSON has it: None for nan and inf. Raises UserError for
     bad data.
     """
-    data = select(table, params, flops, **chosen)
+    signed = residuals == "linear"
+    if signed:
+        table, top = positive(table, chosen.get("loss"))
+    data = select(table, params, flops, **chosen) | {"signed": signed}
+    if signed:
+        data["L"] = np.log(data["L"]) + top
+        curves = None
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)
     result = fit_each(data, bootstrap)
@@ -299,6 +411,15 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
                        "lengths": len(np.unique(data["D"][data["last"]]))}
     result["card"] = card(data, result, bootstrap)
     return finite(result)
+
+
+def positive(table: dict, loss: str | None) -> tuple[dict, float]:
+    """(`table` with e^(loss - the largest one), that one), as losses are read that are above 0."""
+    table, _ = columns.renamed(table)
+    name, _, _ = columns.choose_loss(table, loss)
+    L = counts.column(table, name, "the fit")
+    top = float(L[np.isfinite(L)].max(initial=-np.inf))
+    return table | {name: np.exp(L - top)}, top
 
 
 def finite(result: dict) -> dict:
@@ -337,12 +458,14 @@ def main(args: list[str] | None = None) -> None:
     if o.bootstrap < 0 or not all(0 < C < np.inf for C in at):
         raise UserError(f"--bootstrap={o.bootstrap} --at={o.at}: 0 or more resamples are needed, and budgets "
                         "above 0")
+    if o.residuals not in ("log", "linear"):
+        raise UserError(f"--residuals={o.residuals}: there are log and linear")
     if not Path(o.json).parent.is_dir():
         raise UserError(f"cannot write {o.json}: there is no directory {Path(o.json).parent}; make it first")
     curves = read_table(o.curves) if o.curves else None
     chosen = {"loss": o.loss, "where": listed(o.where), "tuned": listed(o.best_of)}
     result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves,
-                     **chosen)
+                     o.residuals, **chosen)
     if o.json not in ("", "-"):                        # before the text, which `| head` may cut short
         with whole_file(o.json) as f:
             f.write(json.dumps(result) + "\n")

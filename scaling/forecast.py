@@ -171,11 +171,12 @@ def predict(table: dict, fit: dict, N: float, D: float) -> dict:
     for k, name in enumerate(("hoffmann", "kaplan")):
         predicted = float(np.exp(each[k, 0]))
         said[name] = {"predicted": predicted, "sd": float(own[k, 0]), "weight": float(weights[k])}
+    C = forms.flops_of(fit["surface"], N, D)
     return interval(mean, sd) | {
         "sd": float(sd),
         "forms": said,
         "why": why,
-        "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=6 * N * D),
+        "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=C),
         "rollout": rows}
 
 

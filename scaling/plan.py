@@ -191,9 +191,11 @@ def solve_goal(law: dict, C: float, N: float, D: float, L: float) -> tuple[float
         C = solve(lambda c: best(law, c)[0], N, f"a budget whose best run has {N:.3g} parameters")
     elif D and not (C or N):
         C = solve(lambda c: best(law, c)[1], D, f"a budget whose best run takes {D:.3g} tokens")
+    if D and not N:
+        N = solve(lambda n: forms.flops_of(law, n, D), C, f"{D:.3g} tokens for {C:.3g} FLOPs")
     if not N:
-        N = C / (6 * D) if D else best(law, C)[0]
-    return N, D or C / (6 * N)
+        N = best(law, C)[0]
+    return N, D or forms.tokens_of(law, N, C)
 
 
 def serving_optimum(law: dict, loss: float, served: float) -> tuple[float, float]:
@@ -405,7 +407,7 @@ def make_plan(law: dict, o: Options) -> Plan:
     if not (1 <= N <= MOST_PARAMS and 1 <= D <= MOST_TOKENS):
         raise UserError(f"{law['source']}: this law asks for {N:.3g} parameters on {D:.3g} tokens, which "
                         "cannot be meant; give another goal")
-    C = 6 * N * D
+    C = float(forms.flops_of(law, N, D))
     optimal = abs(math.log(N / best(law, C)[0])) < 1e-6
     if law["form"] == "frontier" and not optimal:
         loss_at(law, N, D)                             # which such a law cannot say
@@ -444,7 +446,8 @@ def batch(tokens: float, C: float, config: dict) -> dict:
 def predict(law: dict, N: float, D: float) -> dict:
     """{predicted, by} and, where known, {lo95, hi95}: the study's forecast, else the law's own."""
     if law["form"] == "frontier":
-        return {"predicted": best(law, 6 * N * D)[2], "by": "the frontier, were this its best run"}
+        predicted = best(law, forms.flops_of(law, N, D))[2]
+        return {"predicted": predicted, "by": "the frontier, were this its best run"}
     if law["runs"] and "unique" not in law:
         return forecast.predict(law["runs"], law["fit"], N, D) | {"by": "scaling.forecast, two forms"}
     found = {"predicted": float(loss_at(law, N, D)), "by": "the law; it has no interval"}
@@ -535,6 +538,9 @@ def plan_text(plan: Plan) -> str:
     c = plan.model
     rows = plan.config["batch_size"]
     loss = plan.loss
+    count = "6 N D"
+    if abs(math.log(6 * plan.N * plan.D / plan.C)) > 0.01:
+        count = "as the law's table counts it"
     steps = max(1, round(plan.tokens / (rows * c.block_size)))
     of_N, of_D = (span(*plan.ci[key]) if key in plan.ci else "" for key in ("N_opt", "D_opt"))
     band = span(loss["lo95"], loss["hi95"], "{:.4f}".format) if "lo95" in loss else ""
@@ -545,7 +551,7 @@ def plan_text(plan: Plan) -> str:
     out = [f"law       {law_text(plan.law)}{brackets}",
            f"target    N {amount(plan.N)}{of_N}, D {amount(plan.D)}{of_D}, "
            f"{plan.D / plan.N:.3g} tokens per parameter",
-           f"compute   C = 6 N D = {plan.C:.3g} FLOPs = {plan.C / counts.PF_DAY:.3g} PF-days",
+           f"compute   C = {count} = {plan.C:.3g} FLOPs = {plan.C / counts.PF_DAY:.3g} PF-days",
            f"model     {counted(c.n_layer, 'layer')} x {c.n_embd}, "
            f"{counted(c.n_head, 'head')} of {c.n_embd // c.n_head}, "
            f"vocabulary {c.vocab_size}, context {c.block_size}: {amount(plan.params)} parameters",
@@ -581,7 +587,7 @@ def neighbours(plan: Plan) -> list[str]:
     here = loss_at(plan.law, plan.N, plan.D)
     for m in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4):
         N = plan.N * m
-        D = plan.D / m
+        D = forms.tokens_of(plan.law, N, plan.C)
         loss = loss_at(plan.law, N, D)
         out.append(f"{amount(N):>10}{amount(D):>10}{D / N:>10.3g}{loss:>10.4f}{loss / here - 1:>+10.2%}"
                    f"  {m:.3g}x")
@@ -687,7 +693,7 @@ def multiplier(first: dict, second: dict, C: float) -> tuple[float, float, float
     q = forms.draws_of(second)
     n = min(len(p["E"]), len(q["E"]))
     order = np.random.default_rng(0).permutation(n)
-    draws = factor({k: v[:n] for k, v in p.items()}, {k: v[order] for k, v in q.items()})
+    draws = factor(first | {k: v[:n] for k, v in p.items()}, second | {k: v[order] for k, v in q.items()})
     lo, hi = np.percentile(draws, [2.5, 97.5], method="closest_observation")    # some may be infinite
     return float(factor(first, second)), float(lo), float(hi)
 

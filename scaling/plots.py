@@ -36,7 +36,7 @@ from scipy.stats import gmean
 from runtime import basics
 from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
-from scaling.laws.frontiers import group_budgets
+from scaling.laws.frontiers import group_budgets, named_budgets
 from scaling.laws.solver import DELTA, Array, huber, interval
 from scaling.report import amount
 from scaling.tables.csv import read_table
@@ -338,7 +338,7 @@ def isoflop(study: Study, law: dict) -> Figure:
     if level is None:
         level = group_budgets(study.C)
     else:
-        level = level[study.data["last"]]
+        level = named_budgets(level[study.data["last"]], study.C)
     ax = axes(study.n_label, loss_label(study.unit), title_of(law))
     colors = color_bar(ax, [p["C"] for p in law["points"]], "budget C (FLOPs)")
     for p in law["points"]:
@@ -435,6 +435,7 @@ def frontier(study: Study, law: dict) -> Figure:
     curves = study.curves
     new = study.forecasts
     C = 6 * study.N * study.D
+    law = of_6nd(law, C)
     C_new = 6 * new["params"] * new["tokens"]
     everywhere = np.append(C, C_new)
     ax = axes(C_LABEL["6nd"], f"loss ({study.unit})")
@@ -451,6 +452,13 @@ def frontier(study: Study, law: dict) -> Figure:
         forecast_marks(ax, C_new, new)
     losses = np.concatenate([study.L, new["predicted"], new["measured"]])
     return finish(ax, everywhere, losses[np.isfinite(losses)], fontsize=6.5)     # not every forecast has come
+
+
+def of_6nd(law: dict, C: Array) -> dict:
+    """The surface `law` as of budgets C = 6 N D, whatever its table counted."""
+    if not law.get("cost"):
+        return law
+    return law | {"cost": None, "range": law["range"] | {"C": [C.min(), C.max()]}}
 
 
 def forecast_marks(ax, x: Array, forecasts: dict) -> None:
@@ -473,6 +481,7 @@ def forecast_marks(ax, x: Array, forecasts: dict) -> None:
 def surface_contours(study: Study, law: dict) -> Figure:
     """Lines of equal loss over C and N, faint beyond the D of the runs; the efficient frontier N_opt(C)."""
     C = 6 * study.N * study.D
+    law = of_6nd(law, C)
     x = reach(C, 2)
     y = reach(study.N, 2)
     N = y[:, None]

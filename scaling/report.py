@@ -47,12 +47,15 @@ def law_lines(result: dict) -> list[str]:
     """The surface in numbers; without one, what the table supports instead."""
     data = result["data"]
     laws = laws_of(result)
-    if "surface" in laws:
+    unknown = result["verdict"]["approaches"].get("surface", {}).get("unknown")
+    if "surface" in laws and not unknown:
         out = [f"law: {in_numbers(laws['surface'])}, from {amount(data['runs'], 'run')}"]
     else:
         law = "law of N and D" if laws else "law"
         why = ", by design"
-        if min(data["sizes"], data["lengths"]) > 2:        # as many as a surface needs
+        if unknown:
+            why = ": it is not identified"
+        elif min(data["sizes"], data["lengths"]) > 2:        # as many as a surface needs
             why = f" ({result['skipped']['surface']})"
         sizes = amount(data["sizes"], "size")
         lengths = amount(data["lengths"], "training length")
@@ -67,8 +70,8 @@ def law_lines(result: dict) -> list[str]:
 
 
 def rule_lines(verdict: dict) -> list[str]:
-    """The best size for a budget by the first approach, what it means, and whether the others agree."""
-    name, row = next(iter(verdict["approaches"].items()), (None, None))
+    """The best size for a budget by the first approach that knows it, what it means, do the others agree."""
+    name, row = next(((k, v) for k, v in verdict["approaches"].items() if not v["unknown"]), (None, None))
     if not name or row["at"][0]["N_opt"] is None:
         return []
     k = row["at"][0]["N_opt"] / row["at"][0]["C"] ** row["a"]
@@ -87,7 +90,7 @@ def health_lines(result: dict) -> list[str]:
     warnings = [f"the table: {line}" for line in result["data"].get("warnings", [])]
     warnings += [f"{name}: {line}" for name, fit in laws.items() for line in fit["health"]["lines"]]
     if not warnings:
-        return ["health: good"] if laws else []
+        return [f"health: {no_warning(fit)}" for fit in laws.values()][:1]
     more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
     return [f"warning: {warnings[0]}{more}"]
 
@@ -120,7 +123,7 @@ def fit_text(name: str, fit: dict) -> list[str]:
     if "objective" in fit:
         head += f", objective {fit['objective']:.7g}"
     if (fit.get("noise") or 0) > 0:                    # None, from JSON, where it could not be measured
-        head += f", residual {fit['noise']:.2%}"
+        head += f", residual {fit['noise']:.4g}" if "residuals" in fit else f", residual {fit['noise']:.2%}"
     out = [head]
     for key in fit.get("parameters", fit["ci"]):
         out.append(f"  {key:<8} {spread(fit[key], fit['ci'].get(key))}")
@@ -135,7 +138,16 @@ def fit_text(name: str, fit: dict) -> list[str]:
         out.append(f"  note: {fit['note']}")
     if "forms" in fit:
         out += forms_text(fit["forms"]["forms"])
-    return out + ([f"  warning: {line}" for line in fit["health"]["lines"]] or ["  health: good"])
+    out += [f"  warning: {line}" for line in fit["health"]["lines"]] or [f"  health: {no_warning(fit)}"]
+    if "broken" in fit:
+        broken = fit_text("broken", fit["broken"])
+        out += [f"  {line.strip()}" for line in broken[:1]] + [f"  {line}" for line in broken[1:]]
+    return out
+
+
+def no_warning(fit: dict) -> str:
+    """What to say of a fit without a warning: without resamples half of them cannot be known."""
+    return "good" if fit["ci"] else "not judged: no resamples"
 
 
 def accounting_text(matrix: dict) -> list[str]:
@@ -155,6 +167,9 @@ def verdict_text(verdict: dict) -> list[str]:
     """The verdict as lines: a, b, and N_opt, D_opt and loss at each budget, per approach."""
     out = [f"\nverdict: {verdict['text']}"]
     for name, row in verdict["approaches"].items():
+        if row["unknown"]:
+            out.append(f"  {name:<9} {row['unknown'][0]}")
+            continue
         a, b = (spread(row[k], row["ci"].get(k)) for k in "ab")
         out.append(f"  {name:<9} a {a}  b {b}")
         for best in row["at"]:
@@ -232,13 +247,14 @@ def fit_entry(fit: dict) -> dict:
     """How one law was fitted."""
     entry = {"loss": "least squares in log-log", "optimiser": "closed form"}
     if "objective" in fit:
-        entry = {"loss": f"summed Huber, delta {DELTA:g}, of log-residuals", "objective": fit["objective"],
+        of = "residuals" if "residuals" in fit else "log-residuals"
+        entry = {"loss": f"summed Huber, delta {DELTA:g}, of {of}", "objective": fit["objective"],
                  "optimiser": "damped Newton with analytic gradients (scaling/laws/solver.py), no library "
                               "optimiser",
                  "starts": fit["health"]["starts"], "starts_that_agree": fit["health"]["agree"]}
     return entry | {"equation": fit["equation"], "n": fit["n"], "weights": "equal",
                     "intervals": fit["method"], "level": fit["level"],
-                    "health": fit["health"]["lines"] or "good"}
+                    "health": fit["health"]["lines"] or no_warning(fit)}
 
 
 def sizes(table: dict, N: np.ndarray) -> list[dict]:

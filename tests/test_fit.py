@@ -209,6 +209,9 @@ def test_summary_counts_the_warnings_and_shows_the_first():
     laws = [found for found in result.values() if "equation" in found]
     for found in laws:
         found["health"]["lines"] = []
+    assert "health: not judged: no resamples" in fit.summary(result)
+    for found in laws:
+        found["ci"] = {"a": [0.4, 0.6]}
     assert "health: good" in fit.summary(result)
     result["isoflop"]["health"]["lines"] = ["too few", "too wide"]
     assert "warning: isoflop: too few (and 1 more)" in fit.summary(result)
@@ -284,6 +287,103 @@ def test_our_own_table_with_every_convention(tmp_path):
     assert sizes[0]["n_layer"] == ["4.0"] and sizes[0]["learning_rate"] == ["0.001"]
 
 
+# ---- What the approaches are asked, and what runs cannot tell. ----
+
+def test_the_surface_and_the_budgets_answer_one_question():
+    """C counts a third of 6 N D, or what this tool counts as exact: N_opt, D_opt and loss are of that C."""
+    t = study(0.001)
+    third = fit.fit_all(t | {"flops": t["flops"] / 3}, bootstrap=50, at=[4e14 / 3])
+    plain = fit.fit_all(t, bootstrap=50, at=[4e14])
+    for name in ("surface", "isoflop"):
+        best, same = (r["verdict"]["approaches"][name]["at"][0] for r in (third, plain))
+        assert [best[k] for k in ("N_opt", "D_opt", "loss")] == pytest.approx(
+            [same[k] for k in ("N_opt", "D_opt", "loss")], rel=2e-3)
+        assert best["outside"] == {}
+    assert third["verdict"]["agree"] is True
+    assert plain["surface"]["range"]["C"] == pytest.approx([1e14, 1.6e15]) and "cost" not in plain["surface"]
+
+
+def test_a_table_without_tokens_has_them_from_its_compute_and_says_so():
+    t = study(0.001)
+    given = fit.fit_all(t, bootstrap=0)
+    del t["tokens"]
+    result = fit.fit_all(t, bootstrap=0)
+    assert result["isoflop"]["b"] == pytest.approx(given["isoflop"]["b"])
+    assert result["data"]["notes"] == ["no column 'tokens': D is taken to be C/(6 N)"]
+
+
+def test_approaches_agree_only_where_their_optima_do():
+    result = fit.fit_all(study(0.001), bootstrap=100, at=[4e14])
+    assert result["verdict"]["agree"] is True
+    result["isoflop"]["log_m"] += 0.5                  # of the same a, it says other tokens
+    result["isoflop"]["boot"]["log_m"] = [v + 0.5 for v in result["isoflop"]["boot"]["log_m"]]
+    found = fit.verdict(result, [4e14])
+    assert found["agree"] is False and "no D_opt at C = 4e+14 lies in all" in found["text"]
+    assert fit.verdict(result, [4e16])["agree"] is True                # nobody has seen what is best there
+
+
+def test_runs_whose_tokens_follow_their_size_have_a_compute_law_and_no_best_size():
+    N = np.geomspace(1e5, 1e8, 10)
+    L = forms.surface_loss(LAW, N, 15 * N) * np.exp(0.001 * np.random.default_rng(0).standard_normal(10))
+    result = fit.fit_all({"params": N, "tokens": 15 * N, "loss": L}, bootstrap=50)
+    assert result["verdict"]["agree"] is None and "no approach can tell" in result["verdict"]["text"]
+    law = result["loss_at_ratio"]
+    C = 6 * 15 * N ** 2
+    assert forms.loss_of(law, {"C": C}) == pytest.approx(L, rel=0.004)
+    assert "only along these tokens per parameter" in law["note"]
+    told = fit.summary(result)
+    assert told[0].endswith("no law of N and D: it is not identified")
+    assert not any(line.startswith("best size") for line in told)
+    assert any(line.startswith("  loss_at_ratio: L = ") for line in told)
+    assert "surface   N_opt is not identified: D = 15 N" in fit.text(result)
+
+
+def test_a_curve_that_bends_prints_the_law_that_bends():
+    D = np.geomspace(1e6, 1e9, 24)
+    law = {"form": "broken", "L_inf": 0.6, "A": 8.0, "c0": 0.03, "c1": 4.0, "x_break": 8e7, "f": 0.08}
+    L = forms.loss_of(law, {"x": D}) * np.exp(0.001 * np.random.default_rng(0).standard_normal(24))
+    result = fit.fit_all({"params": np.full(24, 1e7), "tokens": D, "loss": L}, bootstrap=50)
+    found = result["loss_vs_tokens"]
+    assert found["broken"]["c1"] == pytest.approx(4, rel=0.02) and found["broken"]["ci"]["D_break"]
+    assert any(line.startswith("the curve bends at 8e+07") for line in found["health"]["lines"])
+    assert re.search(r"\n  broken: .*n = 23", fit.text(result))
+    assert "one size" in result["skipped"]["loss_vs_compute"]
+
+
+def test_a_law_of_tokens_that_the_size_limited_says_so():
+    result = fit.fit_all(study(0.001), bootstrap=50)
+    for name, exponent in (("loss_vs_params", 0.24), ("loss_vs_tokens", 0.33)):
+        line, = [line for line in result[name]["health"]["lines"] if "was a limit too" in line]
+        assert float(line.split()[-1]) == pytest.approx(exponent, abs=0.02)
+        assert "a wider range" not in " ".join(result[name]["health"]["lines"])
+
+
+def test_losses_of_any_sign_are_fitted_by_their_own_residuals(tmp_path, capsys):
+    """What is added to all losses is added to E, and to nothing else."""
+    t = study(0.0)
+    noisy = t["loss"] + 0.004 * np.random.default_rng(0).standard_normal(25)
+    found = []
+    for lower in (0, 5):
+        path = save(tmp_path / "runs.csv", t | {"loss": noisy - lower})
+        fit.main([path, "--residuals=linear", "--bootstrap=50", "--at=4e14",
+                  f"--json={tmp_path / 'fit.json'}"])
+        found.append(json.loads((tmp_path / "fit.json").read_text()))
+    above, below = (r["surface"] for r in found)
+    assert [above[k] for k in ("E", "alpha", "beta")] == pytest.approx([1.8, 0.24, 0.33], rel=0.02)
+    assert above["E"] - below["E"] == pytest.approx(5) and above["alpha"] == pytest.approx(below["alpha"])
+    assert above["noise"] == pytest.approx(0.004, rel=0.3) and above["health"]["ok"]
+    best = [r["verdict"]["approaches"]["surface"]["at"][0] for r in found]
+    assert best[0]["loss"] - best[1]["loss"] == pytest.approx(5)
+    assert best[0]["N_opt"] == pytest.approx(best[1]["N_opt"])
+    assert found[1]["skipped"]["isoflop"] == "it takes the logarithm of a loss"
+    said = capsys.readouterr().out
+    assert ", residual 0.00" in said and "nan" not in said
+    with pytest.raises(UserError, match="or fit it with --residuals=linear"):
+        fit.main([path])
+    with pytest.raises(UserError, match="there are log and linear"):
+        fit.main([path, "--residuals=none"])
+
+
 # ---- What is dropped is said. ----
 
 def test_unfinished_diverged_empty_and_repeated_rows_are_dropped_and_named(tmp_path):
@@ -355,7 +455,7 @@ def broken(change):
     (lambda t: t.update(tokens=t["tokens"] * 0), "no usable row is left: dropped 25 of 25 rows: tokens is "),
     (lambda t: t.update(lose=t.pop("loss")), "no column 'loss' or 'val_loss' (did you mean 'lose'?)"),
     (lambda t: t.update(param=t.pop("params")), "no column 'params' (did you mean 'param'?)"),
-    (lambda t: t.pop("tokens"), "no column 'tokens'"),
+    (lambda t: [t.pop(k) for k in ("tokens", "flops")], "no column 'tokens'"),
     (lambda t: t.update(loss=np.array(["three"] * 25, object)), "hold numbers; data row 1 holds 'three'"),
     (lambda t: t.update(dataset=np.array(["c4"] * 24 + ["pile"], object)), "holds 2 values (c4, pile)"),
     (lambda t: t.update({k: v[:0] for k, v in t.items()}), "the table has no rows"),

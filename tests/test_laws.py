@@ -3,10 +3,12 @@ import json
 
 import numpy as np
 import pytest
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize_scalar
 
 from runtime.basics import UserError
+from scaling import fit as fits
 from scaling.laws import forms, frontiers, health, solver
+from scaling.tables.runs import select
 
 SURFACE = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
 BROKEN = {"form": "broken", "L_inf": 0.5, "A": 30.0, "c0": 0.1, "c1": 0.3, "x_break": 1e7,
@@ -28,6 +30,29 @@ def curves(rng, law, between=0.003, within=0.001, sizes=9, points=60):
     error = np.repeat(between * rng.standard_normal(sizes), points) + within * rng.standard_normal(len(N))
     run = np.repeat(np.arange(sizes).astype(str), points)
     return N, 6 * N * D, forms.surface_loss(law, N, D) * np.exp(error), run
+
+
+def flops_per_token(N):
+    """What a count of all matmuls gives where N is the body alone: it takes head and attention too."""
+    return 6 * N * (1 + 30 * N ** -0.25)
+
+
+def best_run(law, C):
+    """(N, D, loss) of the least loss for C FLOPs at `flops_per_token`, by a search."""
+    def loss(x):
+        return forms.surface_loss(law, np.exp(x), C / flops_per_token(np.exp(x)))
+    n = minimize_scalar(loss, bounds=(8, 30), method="bounded", options={"xatol": 1e-10})
+    return np.exp(n.x), C / flops_per_token(np.exp(n.x)), n.fun
+
+
+def other_flops(rng, sigma=0.004):
+    """`laptop` where C is not 6 N D: N, D, C, L of five sizes about the best one at each budget."""
+    budgets = np.geomspace(1e14, 1e16, 5)
+    C = np.repeat(budgets, 5)
+    off = np.repeat(np.exp(rng.uniform(-0.3, 0.3, 5)), 5) * np.tile(2.0 ** np.arange(-2, 3), 5)
+    N = np.repeat([best_run(SURFACE, c)[0] for c in budgets], 5) * off
+    D = C / flops_per_token(N)
+    return N, D, C, forms.surface_loss(SURFACE, N, D) * np.exp(sigma * rng.standard_normal(25))
 
 
 # ---- Gradients and the solver. ----
@@ -191,6 +216,52 @@ def test_optimum_agrees_with_a_search():
     assert o["ci"]["loss"][0] < o["loss"] < o["ci"]["loss"][1]
 
 
+# ---- Tokens are data, and C is what the table says. ----
+
+def test_the_cost_of_a_run_is_learned_from_the_table():
+    rng = np.random.default_rng(0)
+    N, D = 10 ** rng.uniform(5, 8, 40), 10 ** rng.uniform(7, 10, 40)
+    rounded = 6 * N * D * np.exp(0.009 * rng.uniform(-1, 1, 40))
+    assert forms.cost_of(N, D, rounded) is None
+    for C in (2 * N * D, flops_per_token(N) * D, 6 * N * D ** 1.1, flops_per_token(N) * D ** 0.9):
+        law = {"cost": forms.cost_of(N, D, C)}
+        assert forms.flops_of(law, N, D) == pytest.approx(C, rel=0.02)
+        assert forms.tokens_of(law, N, forms.flops_of(law, N, D)) == pytest.approx(D, rel=1e-9)
+    vague = forms.cost_of(N, D, 6 * N * D * rng.choice([1, 2], 40))    # two lengths of context, say
+    fit = forms.fit_surface(N, D, forms.surface_loss(SURFACE, N, D), bootstrap=0) | {"cost": vague}
+    assert "only to 3" in " ".join(health.judge(fit)["health"]["lines"])
+    third = SURFACE | {"cost": forms.cost_of(N, D, 2 * N * D)}
+    assert forms.surface_optimum(third, 2e15) == pytest.approx(forms.surface_optimum(SURFACE, 6e15), rel=1e-9)
+
+
+def test_all_approaches_find_the_runs_own_tokens():
+    """Where C is not 6 N D, D_opt is not C/(6 N), nor b = 1 - a."""
+    N, D, C, L = other_flops(np.random.default_rng(0), 0.0)
+    surface = forms.counted(forms.fit_surface(N, D, L, bootstrap=0), N, D, C)
+    lines = frontiers.fit_isoflop(N, C, L, bootstrap=0, D=D)
+    rows = np.repeat(np.geomspace(1e5, 1e8, 12), 80), np.tile(np.geomspace(1e6, 1e11, 80), 12)
+    at = flops_per_token(rows[0]) * rows[1]
+    run = np.repeat(np.arange(12), 80)
+    curves = frontiers.fit_envelope(rows[0], at, forms.surface_loss(SURFACE, *rows), run, 0, D=rows[1])
+    for c in (1e14, 1e15, 1e16):
+        for law, within in ((surface, 0.01), (lines, 0.03), (curves, 0.12)):
+            found = forms.optimum(law, c)
+            true = best_run(SURFACE, c)
+            assert [found["N_opt"], found["D_opt"]] == pytest.approx(true[:2], rel=within), law["form"]
+            assert found["loss"] == pytest.approx(true[2], rel=0.003)
+    for law in (surface, lines, curves):
+        assert law["a"] + law["b"] > 1.02                   # a token costs less than 6 N more, as N grows
+    without = frontiers.fit_isoflop(N, C, L, bootstrap=0)
+    assert without["a"] == lines["a"] and without["b"] == pytest.approx(1 - without["a"])
+    assert without["points"][0]["D_opt"] > 1.5 * lines["points"][0]["D_opt"]
+
+
+def test_a_budget_that_is_only_a_name_takes_the_compute_of_its_runs():
+    C = np.repeat([1e15, 4e15], 3)
+    assert frontiers.named_budgets(np.repeat([1.0, 2.0], 3), C) == pytest.approx(C)
+    assert (frontiers.named_budgets(1.005 * C, C) == 1.005 * C).all()
+
+
 # ---- Coverage: 95 % intervals hold the truth about 95 % of the time, for every form. ----
 
 def simulate_surface(rng):
@@ -263,6 +334,18 @@ def simulate_isoflop(rng):
     return fit["ci"] | forms.optimum(fit, 4.8e15)["ci"], {"a": 0.36 / 0.7, "N_opt": n, "loss": loss}
 
 
+def simulate_other_flops(rng):
+    N, D, C, L = other_flops(rng)
+    surface = forms.counted(forms.fit_surface(N, D, L, bootstrap=200), N, D, C)
+    lines = frontiers.fit_isoflop(N, C, L, bootstrap=200, D=D)
+    ends = np.log([best_run(SURFACE, c)[:2] for c in (1e14, 1e16)])
+    true = dict(zip("ab", np.diff(ends, axis=0)[0] / np.log(100)))
+    true |= dict(zip(("N_opt", "D_opt"), best_run(SURFACE, 1e16)[:2]))
+    found = {k: f["ci"] | forms.optimum(f, 1e16)["ci"] for k, f in (("surface", surface), ("lines", lines))}
+    return ({(k, name): ci[name] for k, ci in found.items() for name in true},
+            {(k, name): v for k in found for name, v in true.items()})
+
+
 def simulate_envelope(rng):
     law = {"E": 1.5, "A": 50.0, "B": 200.0, "alpha": 0.3, "beta": 0.34}
     return frontiers.fit_envelope(*curves(rng, law), bootstrap=200)["ci"], {"a": 0.34 / 0.64}
@@ -287,6 +370,7 @@ BOUNDS = {200: (0.90, 0.98), 100: (0.89, 0.99)}
 SIMULATIONS = [(simulate_surface, 200), (simulate_clustered, 200), (simulate_power, 200),
                (simulate_power_without_floor, 200), (simulate_kaplan_nd, 200), (simulate_kaplan_ns, 200),
                (simulate_repeated, 100), (simulate_broken, 100), (simulate_isoflop, 200),
+               (simulate_other_flops, 100),
                (simulate_envelope, 100), (simulate_frontier_of_curves, 100), (simulate_frontier_of_runs, 200)]
 
 
@@ -320,6 +404,96 @@ def test_profile_of_e_covers_and_knows_when_e_is_not_identified():
 
 
 # ---- Health, comparison, refusals. ----
+
+def clean_table(design, seed, sigma):
+    """A study that is what it seems: a law and its noise."""
+    rng = np.random.default_rng(seed)
+    C = np.repeat(np.geomspace(1e14, 1.6e16, 5), 5)
+    best, _, _ = forms.surface_optimum(SURFACE, C)
+    if design == "isoflop":
+        N = best * np.tile([0.25, 0.5, 1, 2, 4], 5)
+        D = C / (6 * N)
+    if design == "grid":
+        N, D = np.repeat(np.geomspace(1e5, 1e7, 5), 5), np.tile(np.geomspace(1e7, 1e9, 5), 5)
+    if design == "random":
+        N, D = 10 ** rng.uniform(5, 7.5, 40), 10 ** rng.uniform(7, 9.5, 40)
+    if design == "sizes":
+        N, D = np.geomspace(1e4, 1e8, 10), np.full(10, 1e12)
+    L = forms.surface_loss(SURFACE, N, D) * np.exp(sigma * rng.standard_normal(len(N)))
+    return select({"params": N, "tokens": D, "loss": L})
+
+
+@pytest.mark.parametrize("design", ["isoflop", "grid", "random", "sizes"])
+def test_clean_tables_are_not_called_sick(design):
+    """In simulation at most 2 % are; of these few, none."""
+    laws = {"sizes": ["loss_vs_params"], "isoflop": ["surface", "isoflop"]}.get(design, ["surface"])
+    for seed, sigma in enumerate((0.0005, 0.001, 0.002, 0.004)):
+        data = clean_table(design, seed, sigma)
+        for name in laws:
+            assert fits.LAWS[name].fit(data, 100)["health"]["lines"] == [], (name, sigma)
+    if design in ("grid", "random"):                   # runs that happen to lie near are no budgets
+        with pytest.raises(UserError, match="these runs have 0"):
+            fits.isoflop(data, 0)
+
+
+def test_a_sharp_profile_is_a_floor_that_is_known():
+    """However narrow the interval of E is, the profile rises on both of its sides, and agrees with it."""
+    for sigma in (1e-6, 1e-4):
+        rows = laptop(np.random.default_rng(0), sigma)
+        found = forms.profile_E(*rows, bootstrap=60)
+        low, high = forms.fit_surface(*rows, bootstrap=200)["ci"]["E"]
+        assert found["identified"] and low < SURFACE["E"] < high
+        assert found["hi"] - found["lo"] == pytest.approx(high - low, rel=0.6)
+
+
+@pytest.mark.parametrize("power, said", [(1.0, "N in all runs"), (0.7, "D ~ N^0.7")])
+def test_what_falls_with_n_and_with_d_cannot_be_told_where_d_follows_n(power, said):
+    rng = np.random.default_rng(0)
+    N = np.geomspace(1e5, 1e8, 10)
+    D = 20 * N ** power * np.exp(0.01 * rng.uniform(-1, 1, 10))        # whole steps
+    L = forms.surface_loss(SURFACE, N, D) * np.exp(0.002 * rng.standard_normal(10))
+    for bootstrap in (0, 50):
+        h = forms.fit_surface(N, D, L, bootstrap=bootstrap)["health"]
+        assert said in h["lines"][0] and h["lines"][0] in h["undetermined"]
+        assert not any("a wider range would pin it" in line for line in h["lines"])
+    assert forms.fit_surface(N, D * np.tile([1, 3], 5), L, bootstrap=0)["health"]["D_follows_N"] is None
+
+
+def test_a_sharp_break_is_found_within_the_bounds():
+    x = np.geomspace(1e6, 1e9, 30)
+    law = BROKEN | {"c0": 0.03, "c1": 6.0, "A": 8.0, "x_break": 8e7, "f": 0.05, "L_inf": 0.7}
+    fit = forms.fit_broken(x, forms.loss_of(law, {"x": x}), name="x", bootstrap=0)
+    assert fit["health"]["lines"] == []
+    del law["form"]
+    assert {k: fit[k] for k in law} == pytest.approx(law, rel=1e-3)
+
+
+def test_two_runs_of_one_budget_are_one_corner_of_the_hull():
+    C = np.geomspace(1e13, 1e16, 7)
+    L = (1e25 / C) ** 0.055
+    alone = frontiers.fit_loss_vs_compute(C, L, bootstrap=0)
+    near = frontiers.fit_loss_vs_compute(np.append(C, 0.9996 * C), np.append(L, 1.02 * L), bootstrap=0)
+    assert near["alpha"] == pytest.approx(alone["alpha"]) == pytest.approx(0.055)
+    assert near["hull"]["C"] == alone["hull"]["C"]
+
+
+def test_the_worst_of_twelve_clean_runs_is_no_finding():
+    """Without it an exponent moves by two standard errors in one study of eight, by chance."""
+    moved = named = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        N, D = 10 ** rng.uniform(5, 7.5, 12), 10 ** rng.uniform(7, 9.5, 12)
+        L = forms.surface_loss(SURFACE, N, D) * np.exp(0.002 * rng.standard_normal(12))
+        h = forms.fit_surface(N, D, L, bootstrap=60)["health"]
+        moved += h["influence"]["shift"] > 2
+        named += "standard errors" in " ".join(h["lines"])
+    assert moved > 3 and named < 2
+
+
+def test_too_few_runs_for_aicc_is_inf_and_no_nan():
+    x = np.geomspace(1e6, 1e8, 4)
+    found = forms.compare_powers(x, 2 + (1e7 / x) ** 0.3)
+    assert found["forms"]["power law"]["aicc"] == np.inf
 
 def test_one_run_that_carries_the_fit_is_named():
     rng = np.random.default_rng(1)

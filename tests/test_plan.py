@@ -20,6 +20,9 @@ from scaling.tables.csv import read_table, write_table
 
 ROOT = Path(__file__).parents[1]
 HOFFMANN, BESIROGLU, KAPLAN = (plan.PUBLISHED[k] for k in ("hoffmann", "besiroglu", "kaplan"))
+# As a table may count compute: C is no 6 N D, and a frontier has a line of its own for tokens.
+COUNTED = HOFFMANN | {"cost": {"f": [0.02, -0.1, 0.2], "by_D": 0.0, "center": 22.0, "sizes": [-3.0, 3.0]}}
+OWN_TOKENS = KAPLAN | {"log_m": -5.0, "b": 0.3}
 MUENNIGHOFF = plan.PUBLISHED["muennighoff"]
 
 
@@ -86,12 +89,13 @@ def test_serving_as_sardana_et_al_compute_it():
 
 # ---- Goals. ----
 
-@pytest.mark.parametrize("law", [HOFFMANN, KAPLAN], ids=["hoffmann", "kaplan"])
+@pytest.mark.parametrize("law", [HOFFMANN, KAPLAN, COUNTED, OWN_TOKENS], ids=lambda law: law["source"])
 def test_every_goal_alone_finds_the_same_optimum(law):
     C = 1e21
     N, D = goal(law, C)
     for other in (dict(N=N), dict(D=D), dict(L=plan.best(law, C)[2])):
         assert goal(law, **other) == pytest.approx((N, D), rel=1e-6)
+    assert (N, D) == pytest.approx(plan.best(law, C)[:2]) and forms.flops_of(law, N, D) == pytest.approx(C)
 
 
 def test_two_goals_fix_size_and_tokens():
@@ -99,6 +103,9 @@ def test_two_goals_fix_size_and_tokens():
     L = plan.loss_at(HOFFMANN, N, D)
     for pair in (dict(C=C, N=N), dict(C=C, D=D), dict(N=N, D=D), dict(N=N, L=L), dict(D=D, L=L)):
         assert goal(HOFFMANN, **pair) == pytest.approx((N, D), rel=1e-6)
+    spent = float(forms.flops_of(COUNTED, N, D))
+    for pair in (dict(N=N), dict(D=D)):
+        assert goal(COUNTED, C=spent, **pair) == pytest.approx((N, D))
     with pytest.raises(UserError, match="give fewer"):
         goal(HOFFMANN, C=1e20, L=2.5)
     with pytest.raises(UserError, match="cannot be reached.*2.053"):

@@ -27,12 +27,15 @@ from scaling.laws.solver import (
     fit_law,
     huber,
     interval,
+    intervals,
     profile,
+    span,
 )
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
 ALPHA_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0)
 E_STARTS = (0.1, 0.5, 0.9)
+SAME = 0.01                                             # C within this of 6 N D is 6 N D
 # Muennighoff et al. 2023, fitted to C4: E, A, B, alpha = beta, and the two constants of repeated data.
 C4 = {"E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974), "alpha": 0.3526596,
       "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743}
@@ -270,6 +273,8 @@ def loss_of(fit: dict, inputs: dict) -> Array:
     Everything broadcasts. A law in one input takes the first.
     """
     form = FORMS[fit["form"]]
+    if fit.get("residuals") == "linear":               # its floor may be negative
+        return loss_of(fit | {"residuals": "log", fit["floor"]: 0.0}, inputs) + fit[fit["floor"]]
     names = form.inputs.split()
     if names == ["x"]:
         names = list(inputs)[:1]
@@ -324,6 +329,37 @@ def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
     lo = np.array(lo)
     hi = np.array(hi)
     return Problem(law.model, X, np.log(L), np.stack(starts, 1), lo, hi, lo == hi, names, natural)
+
+
+def absolute(problem: Problem, floor: str, shift: float) -> Problem:
+    """`problem`, of losses that are `shift` too high as is the `floor`, with residuals of the loss itself."""
+    def model(theta, X):
+        log_loss, grad = problem.model(theta, X)
+        L = np.exp(log_loss)
+        return L, grad * L[:, None]
+
+    def natural(theta):
+        found = problem.natural(theta)
+        return found | {floor: found[floor] - shift}
+    return problem._replace(model=model, natural=natural, y=np.exp(problem.y))
+
+
+def fit_signed(inputs: dict, L: Array, run=None, bootstrap: int = 1000) -> dict:
+    """The surface, or a power law with a floor in one of `inputs` {N, D: (n,)}, of losses L (n,) of any sign.
+
+    It minimises the residuals of the loss itself, not of its logarithm. Losses are seen from as far below the
+    smallest as four times their range: a lower floor is none. Raises UserError.
+    """
+    form, floor = ("surface", "E") if len(inputs) == 2 else ("power", "L_inf")
+    inputs = dict(zip(inputs, checked("a law with a floor", 3, **inputs)))
+    shift = 4 * np.ptp(L) - L.min()
+    bounds = additive_bounds(L + shift, len(inputs), None)
+    problem = problem_of(form, *centred(*inputs.values()), L + shift, *bounds, next(iter(inputs)))
+    fit = fit_law(form, absolute(problem, floor, shift), inputs | {"loss": L}, run, bootstrap, 0)
+    if form == "surface":
+        fit["health"]["D_follows_N"] = follows(*inputs.values())
+        fit["range"]["C"] = span(C=6 * inputs["N"] * inputs["D"])["C"]
+    return judge(fit | {"residuals": "linear", "floor": floor})
 
 
 def fit_form(form: str, inputs: dict, L: Array, bounds: tuple, run, bootstrap: int, seed: int) -> dict:
@@ -385,7 +421,20 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     UserError.
     """
     N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
-    return fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
+    fit = fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
+    fit["health"]["D_follows_N"] = follows(N, D)
+    return judge(fit)
+
+
+def follows(N: Array, D: Array) -> list[float] | None:
+    """[s, r] where D = r N^s, s > 0, in all runs (to 5 %): then the two terms of a surface are one."""
+    n, d = np.log([N, D])
+    if np.ptp(n) < 0.5:
+        return None
+    s, r = np.polyfit(n, d, 1)
+    if s < 0.05 or np.abs(d - r - s * n).max() > 0.05:
+        return None
+    return [float(s), float(np.exp(r))]
 
 
 def surface_problem(N: Array, D: Array, L: Array) -> Problem:
@@ -461,27 +510,136 @@ def with_noise(loss: Array, noise: float) -> Array:
     return (loss * np.exp(noise * z)).reshape(-1, loss.shape[1])
 
 
+# ---- What a run costs, as its table counts it. ----
+
+def cost_of(N: Array, D: Array, C: Array) -> dict | None:
+    """How the FLOPs C of runs (n,) follow from their N and D; None where C is 6 N D, to a percent.
+
+    log C = log(6 N D) + f(log N) + by_D log D, where f is a polynomial of the lowest degree that serves, at
+    most the third, and a straight line beyond the sizes of the table. `off` is what this misses: a standard
+    deviation of log C.
+    """
+    n = np.log(N)
+    x = n - n.mean()
+    rest = np.log(C / (6 * N * D))
+    if np.abs(rest).max() < SAME:
+        return None
+    sizes = len(np.unique(n))
+    for by_D, degree in [(by_D, degree) for by_D in (0, 1) for degree in range(min(sizes, 4))]:
+        design = np.vander(x, degree + 1)
+        if by_D:
+            design = np.column_stack([design, np.log(D)])
+        found = np.linalg.lstsq(design, rest, rcond=None)[0]
+        off = float(np.std(rest - design @ found))
+        if off < SAME / 2:
+            break
+    f, by_D = np.split(found, [degree + 1])
+    return {"f": f.tolist(), "by_D": float(by_D.sum()), "center": float(n.mean()),
+            "sizes": [float(x.min()), float(x.max())], "off": off}
+
+
+def beyond_6nd(cost: dict, n: Array) -> tuple[Array, Array]:
+    """f and its derivative at n = log N."""
+    x = n - cost["center"]
+    inside = np.clip(x, *cost["sizes"])
+    slope = np.polyval(np.polyder(cost["f"]), inside)
+    return np.polyval(cost["f"], inside) + slope * (x - inside), slope
+
+
+def flops_of(law: dict, N: Array, D: Array) -> Array:
+    """C of N parameters on D tokens, as the table counts it that `law` was fitted to.
+
+    A frontier knows it on its own line alone.
+    """
+    C = 6 * N * D
+    if "log_m" in law:
+        C = np.exp((np.log(N * D) - law["log_k"] - law["log_m"]) / (law["a"] + law["b"]))
+    if law.get("cost"):
+        C = C * np.exp(beyond_6nd(law["cost"], np.log(N))[0]) * D ** law["cost"]["by_D"]
+    return C
+
+
+def tokens_of(law: dict, N: Array, C: Array) -> Array:
+    """D that C FLOPs buy N parameters: the inverse of `flops_of`."""
+    D = C / (6 * N)
+    if "log_m" in law:
+        D = np.exp(law["log_k"] + law["log_m"] + (law["a"] + law["b"]) * np.log(C)) / N
+    if law.get("cost"):
+        D = (D * np.exp(-beyond_6nd(law["cost"], np.log(N))[0])) ** (1 / (1 + law["cost"]["by_D"]))
+    return D
+
+
+def counted(fit: dict, N: Array, D: Array, C: Array) -> dict:
+    """The surface `fit` with the `cost` of its runs (n,), if that is not 6 N D.
+
+    Then no power of C gives the best size: a and b are the slopes of log N_opt and log D_opt over its C.
+    """
+    cost = cost_of(N, D, C)
+    ends = [float(C.min()), float(C.max())]
+    if not cost or ends[0] == ends[1]:
+        return fit
+    fit = fit | {"cost": cost, "range": fit["range"] | {"C": ends}}
+
+    def slopes(p):
+        low, high = (surface_optimum(p | {"cost": cost}, c)[:2] for c in ends)
+        return {k: np.log(h / l) / np.log(ends[1] / ends[0]) for k, l, h in zip("ab", low, high)}
+
+    if has_draws(fit):
+        found = intervals({k: v[:, 0] for k, v in slopes(draws_of(fit)).items()})
+        fit |= {key: fit[key] | found[key] for key in ("ci", "boot")}
+    return fit | {k: float(v) for k, v in slopes(fit).items()}
+
+
 def surface_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
-    """(N_opt, D_opt, loss) of a surface for C = 6 N D FLOPs (Hoffmann et al. 2022, eq. 4)."""
+    """(N_opt, D_opt, loss) of a surface for C FLOPs, counted as `flops_of` has it.
+
+    For C = 6 N D this is Hoffmann et al. 2022, eq. 4.
+    """
     alpha = p["alpha"]
     beta = p["beta"]
     G = (np.log(alpha / beta) + np.log(p["A"]) - np.log(p["B"])) / (alpha + beta)
     N = np.exp(G + beta / (alpha + beta) * np.log(C / 6))
-    D = C / (6 * N)
+    if p.get("cost"):
+        N = np.exp(cheapest(p, C, np.log(N)))
+    D = tokens_of(p, N, C)
     return N, D, surface_loss(p, N, D)
 
 
+def cheapest(p: dict, C: Array, n: Array) -> Array:
+    """log N_opt of a surface with a cost of its own, from a first guess.
+
+    Near any N the cost is a power law, 6 N^r D^s e^.., for which the optimum has a closed form; doing this
+    again at the N found converges, since r hardly changes with N.
+    """
+    alpha = p["alpha"]
+    beta = p["beta"]
+    s = 1 + p["cost"]["by_D"]
+    for _ in range(40):
+        f, slope = beyond_6nd(p["cost"], n)
+        r = np.maximum(1 + slope, 0.05)
+        d = (np.log(C / 6) - f + slope * n) / s         # log D + r n / s, the same all along the tangent
+        G = np.log(alpha / beta) + np.log(p["A"]) - np.log(p["B"]) + np.log(s / r)
+        n = (G + beta * d) / (alpha + beta * r / s)
+    return n
+
+
 def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
-    """(N_opt, D_opt, loss) where N_opt = k C^a and loss = L_inf + (C_c/C)^gamma (nan without gamma)."""
+    """(N_opt, D_opt, loss) where N_opt = k C^a, D_opt = m C^b and loss = L_inf + (C_c/C)^gamma.
+
+    Without m (a published law) D is C/(6 N); without gamma the loss is nan.
+    """
     N = np.exp(p["log_k"] + p["a"] * np.log(C))
+    D = C / (6 * N)
+    if "log_m" in p:
+        D = np.exp(p["log_m"] + p["b"] * np.log(C))
     loss = N * np.nan
     if "gamma" in p:
         loss = loss_of(p | {"form": "frontier"}, {"C": C})
-    return N, C / (6 * N), loss
+    return N, D, loss
 
 
 def optimum(fit: dict, C: float) -> dict:
-    """The compute-optimal run for C = 6 N D FLOPs, by a surface or by a frontier's power laws in C.
+    """The compute-optimal run for C FLOPs, as the table counts them, by a surface or a frontier's power laws.
 
     Returns {C, N_opt, D_opt, tokens_per_param, loss, ci: {each: [lo, hi]}, outside}. The interval of the loss
     is that of the law, without a run's noise. Raises UserError.
@@ -496,7 +654,7 @@ def optimum(fit: dict, C: float) -> dict:
     ci = {}
     if has_draws(fit):
         with np.errstate(over="ignore"):               # of a resample that determines nothing
-            ci = {k: interval(np.ravel(v)) for k, v in at(draws_of(fit)).items()}
+            ci = {k: interval(np.ravel(v)) for k, v in at(fit | draws_of(fit)).items()}
     return {"C": float(C),
             **{k: float(v) for k, v in at(fit).items()},
             "ci": ci,
@@ -529,10 +687,10 @@ def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1
     X, _ = centred(x)
     low = np.log(L.min())
     # The break lies within the data: beyond them nothing tells it from no break at all.
-    lo = [low - 14, low - 14, 1e-3, -2.0, X.min(), np.log(0.02)]
-    hi = [low + 0.1, np.log(L.max()) + 5, 3.0, 2.0, X.max(), np.log(3.0)]
+    lo = [low - 14, low - 30, -2.0, -20.0, X.min(), np.log(0.005)]
+    hi = [low + 0.1, np.log(L.max()) + 30, 20.0, 20.0, X.max(), np.log(20.0)]
     at = np.quantile(X, (0.25, 0.5, 0.75))
-    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1), at, (-2.0, -0.5))
+    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1, 2.0), at, (-2.0, -0.5))
     rest = np.log(np.median(L) - share * L.min())
     starts = [np.log(share) + low, rest, c0, c1, at, log_f]
     return fit_form("broken", {name: x}, L, (starts, lo, hi), run, bootstrap, seed)
@@ -610,7 +768,8 @@ def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict
     scored = {name: row for name, row in table.items() if "aicc" in row}
     least = min((row["aicc"] for row in scored.values()), default=0)
     for row in scored.values():
-        row["aicc"] = float(row["aicc"]) - float(least)         # of floats: inf - inf is nan without a word
+        # Too few runs for AICc: none is better than none.
+        row["aicc"] = float(row["aicc"] - least) if np.isfinite(row["aicc"]) else np.inf
     best = {}
     if scored:
         best = {by: min(scored, key=lambda name: scored[name][by]) for by in ("aicc", "held_out")}

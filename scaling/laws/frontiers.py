@@ -2,15 +2,18 @@
 
 Where `forms` fits a formula to all runs, these find the best run at each compute C and then, in log-log, a
 line: N_opt = k C^a (Hoffmann et al. 2022, approaches 1 and 2) or L = (C_c/C)^alpha (Kaplan et al. 2020).
+
+Tokens are data: D_opt = m C^b is a line of its own, through the runs' tokens at each optimum. Only where
+there are none, or where C is 6 N D, they are C/(6 N).
 """
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 from scipy.stats import f as f_test
 
 from runtime.basics import UserError, nearest
-from scaling.laws.forms import additive_bounds, checked, problem_of, scale
+from scaling.laws.forms import SAME, additive_bounds, checked, cost_of, problem_of, scale
 from scaling.laws.health import judge
-from scaling.laws.solver import DRAW, Array, clusters, interval, intervals, minimise, span, t_ratio
+from scaling.laws.solver import DRAW, Array, chance, clusters, interval, intervals, minimise, span, t_ratio
 
 METHODS = ("parabola5", "parabola", "akima")
 GRID = 1000                                # points from the smallest to the largest N to search a spline on
@@ -24,27 +27,52 @@ def group_budgets(C: Array) -> Array:
     """The IsoFLOP level (geometric mean of C) of each run, nan for runs that share none.
 
     Sorted by C, runs closer than TOLERANCE (relative) to their neighbour share a budget; a chain of them
-    that spans more than twice that is a continuum, not a budget, and neither is a group of fewer than three.
+    that spans more than twice that is a continuum, not a budget, and neither is a group of fewer than three,
+    nor one that spans a third of its distance to the next run. Budgets are a design: where they hold less
+    than half of all runs, these only happen to lie near each other, and there are none.
     """
     level = np.full(len(C), np.nan)
     u = np.log(C)
     apart = np.log1p(TOLERANCE)
     order = np.argsort(u, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(u[order]) > apart) + 1):
-        if len(rows) >= 3 and np.ptp(u[rows]) <= 2 * apart:
+    cuts = np.flatnonzero(np.diff(u[order]) > apart) + 1
+    gaps = np.concatenate([[np.inf], np.diff(u[order])[cuts - 1], [np.inf]])
+    for rows, gap in zip(np.split(order, cuts), np.minimum(gaps[1:], gaps[:-1])):
+        if len(rows) >= 3 and np.ptp(u[rows]) <= min(2 * apart, gap / 3):
             level[rows] = np.exp(u[rows].mean())
+    if np.isfinite(level).mean() < 0.5:
+        level[:] = np.nan
     return level
 
 
-def profile_of(N, L):
-    """The profile (3, sizes) of the runs of one budget: log N (distinct, sorted), mean log-loss, and runs."""
+def crossed(N: Array, D: Array) -> bool:
+    """Is this a grid, each size at each length of training? Then its diagonals are no budgets."""
+    sizes, lengths = (len(np.unique(np.round(np.log(v), 4))) for v in (N, D))
+    return sizes * lengths == len(N)
+
+
+def named_budgets(budget: Array, C: Array) -> Array:
+    """The level of each run: its `budget` where that is its C, to a percent, else the budget's mean C."""
+    level = np.array(budget, float)
+    for name in np.unique(level[np.isfinite(level)]):
+        own = budget == name
+        mean = np.exp(np.log(C[own]).mean())
+        if abs(name - mean) > SAME * mean:
+            level[own] = mean
+    return level
+
+
+def profile_of(N, L, D):
+    """The profile (4, sizes) of the runs of one budget: log N (distinct, sorted), the means of log-loss and
+    of log D, and how many runs."""
     x, where, count = np.unique(np.log(N), return_inverse=True, return_counts=True)
-    return np.array([x, np.bincount(where, np.log(L)) / count, count])
+    y, d = (np.bincount(where, np.log(v)) / count for v in (L, D))
+    return np.array([x, y, d, count])
 
 
 def lowest_five(profile):
     """The five sizes of a profile around its smallest loss."""
-    _, y, _ = profile
+    y = profile[1]
     start = max(0, min(y.argmin() - 2, len(y) - 5))
     return profile[:, start:start + 5]
 
@@ -92,7 +120,7 @@ def profile_noise(profiles):
     """(standard deviation of log-loss about the parabolas of all budgets, pooled, degrees of freedom)."""
     total = 0.0
     df = 0
-    for x, y, count in profiles:
+    for x, y, _, count in profiles:
         design = np.vander(x - x.mean(), 3)
         rest = y - design @ (np.linalg.pinv(design) @ y)
         total += (count * rest ** 2).sum()
@@ -115,25 +143,31 @@ def line(u, v, w):
 
 
 def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, method: str = "parabola5",
-                noise: float = 0.0, bootstrap: int = 1000, seed: int = 0) -> dict:
-    """N_opt = k C^a from the minimum over N at each budget (Hoffmann et al. 2022, approach 2).
+                noise: float = 0.0, bootstrap: int = 1000, seed: int = 0, D: Array | None = None) -> dict:
+    """N_opt = k C^a, D_opt = m C^b: the minimum over N at each budget (Hoffmann et al. 2022, approach 2).
 
-    N parameters, C FLOPs, L losses, each (n,), one row per finished run; `budget` (n,) names the level of
-    each row and is found by `group_budgets` where None. `method`: parabola5, a parabola in log N through the
-    five sizes around the smallest loss; parabola, through all; akima, the minimum of an Akima spline (Porian
-    et al. 2024). `noise`, the standard deviation of log-loss between seeds, is taken from the scatter about
-    the parabolas where it is 0. Raises UserError.
+    N parameters, C FLOPs, L losses, D tokens, each (n,), one row per finished run; `budget` (n,) names the
+    level of each row and is found by `group_budgets` where None. `method`: parabola5, a parabola in log N
+    through the five sizes around the smallest loss; parabola, through all; akima, the minimum of an Akima
+    spline (Porian et al. 2024). `noise`, the standard deviation of log-loss between seeds, is taken from the
+    scatter about the parabolas where it is 0. Raises UserError.
     """
     if method not in METHODS:
         raise UserError(f"unknown IsoFLOP method {method!r}{nearest(method, METHODS)}; there are "
                         + ", ".join(METHODS))
     N, C, L = checked(params=N, flops=C, loss=L)
-    level = group_budgets(C) if budget is None else np.asarray(budget, float)
+    level = np.full(len(C), np.nan)
+    if budget is not None:
+        level = named_budgets(budget, C)
+    elif not crossed(N, C / N if D is None else D):
+        level = group_budgets(C)
+    if D is None or cost_of(N, D, C) is None:
+        D = level / (6 * N)
     levels = np.unique(level[np.isfinite(level)])
     if len(levels) < 2:
         raise UserError("IsoFLOP needs two or more budgets of three or more sizes each; these runs have "
                         f"{len(levels)}")
-    profiles = [profile_of(N[level == c], L[level == c]) for c in levels]
+    profiles = [profile_of(N[level == c], L[level == c], D[level == c]) for c in levels]
     near = [lowest_five(profile) for profile in profiles]
     # A spline passes through all of its points, so its scatter is that about the five-point parabolas.
     sd, df = profile_noise(profiles if method == "parabola" else near)
@@ -142,15 +176,17 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         sd = noise
         df = 1000                                      # known well enough
         how = "noise between seeds"
-    if df == 0:                                        # three sizes per budget: nothing to draw from
+    how = f"Gaussian bootstrap of the losses, {bootstrap} resamples, {how}"
+    if df == 0:
         bootstrap = 0
+        how = "none: three sizes per budget leave no scatter to draw from"
     rng = np.random.default_rng(seed)
     points = []
     used = []
     draws = []
     for c, whole, profile in zip(levels, profiles, near if method == "parabola5" else profiles):
         point, draw = one_budget(c, profile, method, sd * t_ratio(df), bootstrap, rng)
-        points.append(point | {"sizes": whole.shape[1], "runs": int(whole[2].sum())})
+        points.append(point | {"sizes": whole.shape[1], "runs": int(whole[3].sum())})
         if not point["refused"]:
             used.append(point)
             draws.append(draw)
@@ -165,14 +201,13 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
             "points": points,
             "noise": sd,
             "n": len(N),
-            "method": f"Gaussian bootstrap of the losses, {bootstrap} resamples, {how}; "
-                      f"widened {fit['health']['widened']:.2f} for scatter about the line"}
+            "method": f"{how}; widened {fit['health']['widened']:.2f} for scatter about the line"}
     return judge(fit)
 
 
 def one_budget(C, profile, method, sd, bootstrap, rng):
-    """The optimum of one IsoFLOP profile as a point, and `bootstrap` draws of (log N*, log-loss there)."""
-    x, y, count = profile
+    """The optimum of one IsoFLOP profile as a point, and `bootstrap` draws of log N*, log-loss and log D."""
+    x, y, _, count = profile
     point = {"C": float(C), "refused": refusal(x, y, method)}
     if point["refused"]:
         return point, ()
@@ -181,9 +216,10 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     truth = y if method == "akima" else least + curvature * (x - middle) ** 2
     worlds = truth + sd / np.sqrt(count) * rng.standard_normal((bootstrap, len(x)))
     draw = vertices(x, worlds, method)
-    N = np.exp(vertex)
-    point |= {"N_opt": float(N),
-              "D_opt": float(C / 6 / N),
+    near, _, d, _ = lowest_five(profile)
+    tokens = np.polynomial.Polynomial.fit(near, d, 2)   # log D is smooth in log N, and a line for C = 6 N D
+    point |= {"N_opt": float(np.exp(vertex)),
+              "D_opt": float(np.exp(tokens(vertex))),
               "loss": float(np.exp(value)),
               "curvature": float(curvature),
               "left": int((x < vertex).sum()),
@@ -191,44 +227,48 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     if np.isfinite(draw[0]).sum() > bootstrap / 2:
         point["ci"] = {"N_opt": interval(np.exp(draw[0])), "loss": interval(np.exp(draw[1]))}
         point["edge"] = float(np.isnan(draw[0]).mean())
-    return point, draw
+    return point, (*draw, tokens(draw[0]))
 
 
 def frontier(points, draws):
-    """N_opt = k C^a and L_inf + (C_c/C)^gamma through the budgets' optima, with their draws carried along."""
-    C, N, L = (np.array([p[k] for p in points]) for k in ("C", "N_opt", "loss"))
-    draws = np.stack(draws, -1)                         # log N* and log-loss there, each (bootstrap, K)
-    u = np.log(C)
-    x = np.log(N)
-    K = len(C)
-    weight, spread = weights_of(draws[0])
-    (p,), (a,) = line(u, x[None], weight)
+    """N_opt = k C^a, D_opt = m C^b and L_inf + (C_c/C)^gamma through the budgets' optima and their draws."""
+    u, x, d, y = np.log([[p[k] for p in points] for k in ("C", "N_opt", "D_opt", "loss")])
+    X, Y, Z = np.stack(draws, -1)                       # log N*, log-loss and log D there: (bootstrap, K)
+    usable = np.isfinite(X).sum(1) >= 2
+    (log_k, a), size_draws, health = power_line(u, x, X[usable])
+    (log_m, b), token_draws, _ = power_line(u, d, Z[usable])
+    loss, loss_draws = frontier_loss(u, y, Y[usable])
+    return {**optimal(log_k, a, log_m, b, loss),
+            **intervals(optimal(*size_draws, *token_draws, loss_draws)),
+            "budgets": len(u),
+            "range": span(C=np.exp(u), N=np.exp(x)),
+            "health": health | {"edge": float(1 - usable.mean()) if len(usable) else 0.0}}
+
+
+def power_line(u, x, X):
+    """The line x = p + q u through the optima at u (K,) and their draws X (B, K): (p, q), (p (B,), q (B,))
+    and what it says of its health."""
+    weight, spread = weights_of(X)
+    (p,), (q,) = line(u, x[None], weight)
+    K = len(u)
     # Scatter beyond the optima's own: the noise was underestimated, or no power law holds exactly.
     expected = (weight * spread ** 2).sum() * (K - 2) / K
-    scatter = (weight * (x - p - a * u) ** 2).sum()
+    scatter = (weight * (x - p - q * u) ** 2).sum()
     widen = 1.0
     if expected > 0:
         widen = max(1.0, float(np.sqrt(scatter / expected)))
-    usable = np.isfinite(draws[0]).sum(1) >= 2
-    X, Y = draws[:, usable]
-    p_draw, a_draw = line(u, X, weight)
+    p_draw, q_draw = line(u, X, weight)
     # Widened about the middle, where the line's height and its slope are independent.
     middle = (weight * u).sum() / weight.sum()
-    height = p + a * middle + widen * (p_draw + a_draw * middle - p - a * middle)
-    a_draw = a + widen * (a_draw - a)
-    loss, loss_draws = frontier_loss(u, np.log(L), Y)
-    return {**optimal(float(p), float(a), loss),
-            **intervals(optimal(height - a_draw * middle, a_draw, loss_draws)),
-            "budgets": K,
-            "range": span(C=C, N=N),
-            "health": {"widened": widen,
-                       "edge": float(1 - usable.mean()) if len(usable) else 0.0,
-                       "influence": leave_one_out(u, x, weight, a, a_draw)}}
+    height = p + q * middle + widen * (p_draw + q_draw * middle - p - q * middle)
+    q_draw = q + widen * (q_draw - q)
+    health = {"widened": widen, "influence": leave_one_out(u, x, X, weight, widen)}
+    return (float(p), float(q)), (height - q_draw * middle, q_draw), health
 
 
-def optimal(log_k, a, loss):
-    """The parameters of N_opt = k C^a, D_opt = C^b / (6 k) and the `loss` there, or their draws."""
-    return {"log_k": log_k, "a": a, "b": 1 - a, **loss}
+def optimal(log_k, a, log_m, b, loss):
+    """The parameters of N_opt = k C^a, D_opt = m C^b and the `loss` there, or their draws."""
+    return {"log_k": log_k, "a": a, "log_m": log_m, "b": b, **loss}
 
 
 def weights_of(X):
@@ -244,16 +284,22 @@ def weights_of(X):
     return (limit / np.maximum(spread, limit)) ** 2, spread
 
 
-def leave_one_out(u, x, weight, a, a_draw):
-    """{log_C, without, shift}: the budget without which the exponent moves most, in standard errors."""
+@np.errstate(invalid="ignore", divide="ignore")         # a draw with one optimum left has no line
+def leave_one_out(u, x, X, weight, widen):
+    """The budget without which the exponent moves most, as `influence` in scaling/laws/solver.py has it."""
     K = len(u)
-    if K < 3:
+    if K < 3 or len(X) < 10:
         return {}
-    _, without = line(u, x, weight * (1 - np.eye(K)))
-    shift = np.abs(without - a)
+    some = weight * (1 - np.eye(K))
+    _, q = line(u, np.vstack([x, X]), weight)
+    _, without = line(u, x, some)
+    drawn = np.array([line(u, X, w)[1] for w in some]) - q[1:]
+    shift = np.abs(without - q[0])
+    error = max(widen * np.std(q[1:]), 1e-12)
+    luck = np.maximum(widen * np.nanstd(drawn, axis=1), 1e-12)          # how far it would move by chance
     i = shift.argmax()
-    error = max(np.std(a_draw), 1e-12) if len(a_draw) else np.inf
-    return {"log_C": float(u[i]), "without": float(without[i]), "shift": float(shift[i] / error)}
+    return {"log_C": float(u[i]), "without": float(without[i]), "shift": float(shift[i] / error),
+            "carries": float(luck[i] / error), "chance": chance(shift[i] / luck[i], K, np.inf)}
 
 
 def frontier_loss(u, y, Y):
@@ -281,33 +327,47 @@ def frontier_loss(u, y, Y):
 
 # ---- Approach 1: the envelope of learning curves. ----
 
-def best_of_curves(u, v, run):
-    """On a grid of log C: (log C, the first row of the run that is best there, its log-loss).
+def by_compute(p, p_tokens, q, q_tokens):
+    """(log_k, a, log_m, b) where log C = p + q log N and log D = p_tokens + q_tokens log N."""
+    b = q_tokens / q
+    return -p / q, 1 / q, p_tokens - p * b, b
 
-    Each run's curve of log-losses `v` at u = log C is interpolated between its first and its last row.
+
+def best_of_curves(u, v, d, run):
+    """On a grid of log C: (log C, the first row of the run that is best there, its log-loss, its log D).
+
+    Each run's curves of log-losses `v` and of log-tokens `d` at u = log C are interpolated between its first
+    and its last row.
     """
     _, first, group = np.unique(run, return_index=True, return_inverse=True)
     grid = np.linspace(u.min(), u.max(), CELLS)
     curves = []
+    tokens = []
     for i in range(len(first)):
         rows = np.flatnonzero(group == i)
         rows = rows[np.argsort(u[rows])]
         curves.append(np.interp(grid, u[rows], v[rows], left=np.inf, right=np.inf))
+        tokens.append(np.interp(grid, u[rows], d[rows]))
     value = np.min(curves, 0)
     seen = np.isfinite(value)
-    return grid[seen], first[np.argmin(curves, 0)[seen]], value[seen]
+    best = np.argmin(curves, 0)
+    tokens = np.array(tokens)[best, np.arange(CELLS)]
+    return grid[seen], first[best[seen]], value[seen], tokens[seen]
 
 
-def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000, seed: int = 0) -> dict:
-    """N_opt = k C^a from the lower envelope of learning curves (Hoffmann et al. 2022, approach 1).
+def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000, seed: int = 0,
+                 D: Array | None = None) -> dict:
+    """N_opt = k C^a, D_opt = m C^b from the envelope of curves (Hoffmann et al. 2022, approach 1).
 
-    N, C, L, run: a row per checkpoint, each (n,). A run is optimal at the geometric middle of the computes at
-    which no other run is better; the first and the last such runs are left out, because the range of sizes
-    cuts their stretch short. So each run gives one point, and since the error is in C, log C is regressed on
-    log N. Raises UserError.
+    N, C, L, run, D: a row per checkpoint, each (n,). A run is optimal at the geometric middle of the computes
+    at which no other run is better; the first and the last such runs are left out, because the range of sizes
+    cuts their stretch short. So each run gives one point, and since the error is in C, and with it in D,
+    these are regressed on N. Raises UserError.
     """
     N, C, L = checked(params=N, flops=C, loss=L)
-    u, best, value = best_of_curves(np.log(C), np.log(L), np.asarray(run).astype(str))
+    if D is None or cost_of(N, D, C) is None:
+        D = C / (6 * N)
+    u, best, value, d = best_of_curves(*np.log([C, L, D]), np.asarray(run).astype(str))
     won = np.log(N[best])                               # runs of one size (seeds) count together
     sizes = np.unique(won)
     if len(sizes) < 5:
@@ -315,29 +375,29 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
                         f"{len(sizes)}")
     x = sizes[1:-1]
     K = len(x)
-    middle = np.array([u[won == w].mean() for w in x])
+    middle, tokens = np.array([[v[won == w].mean() for w in x] for v in (u, d)])
     height = np.interp(middle, u, value)
-    (p,), (q,) = line(x, middle[None], 1)
+    p, q = line(x, np.array([middle, tokens]), 1)
     df = K - 2
-    scatter = np.sqrt(((middle - p - q * x) ** 2).sum() / df)
+    scatter = np.sqrt(((middle - p[0] - q[0] * x) ** 2).sum() / df)
     noise = scatter * t_ratio(df) * np.random.default_rng(seed).standard_normal((bootstrap, K))
-    p_draw, q_draw = line(x, middle + noise, 1)
+    (p_draw, q_draw), (p_tokens, q_tokens) = (line(x, v + noise, 1) for v in (middle, tokens))
     loss, loss_draws = frontier_loss(middle, height, height - np.gradient(height, middle) * noise)
-    best = np.exp([middle, x, height])
+    best = np.exp([middle, x, tokens, height])
     fit = {"form": "envelope",
-           **optimal(float(-p / q), float(1 / q), loss),
-           **intervals(optimal(-p_draw / q_draw, 1 / q_draw, loss_draws)),
+           **{k: float(v) for k, v in optimal(*by_compute(*p, *q), loss).items()},
+           **intervals(optimal(*by_compute(p_draw, p_tokens, q_draw, q_tokens), loss_draws)),
            "n": len(C),
            "method": f"Gaussian bootstrap of {K} optima about their line, {bootstrap} resamples, "
                      f"Student's t({df})",
-           "points": [dict(zip(("C", "N_opt", "loss"), point)) for point in best.T.tolist()],
+           "points": [dict(zip(("C", "N_opt", "D_opt", "loss"), point)) for point in best.T.tolist()],
            "range": span(C=best[0], N=best[1]),
            "scatter": float(scatter),
            "health": {"winners": len(sizes)}}
     return judge(fit)
 
 
-# ---- Loss against compute: a row (log C, log L, the run's index) per point of curves and of their hull. ----
+# ---- Loss against compute: a row (log C, log L, run, budget) per point of curves and of their hull. ----
 
 def own_hulls(curves):
     """The vertices of each run's own hull alone: the hull of these is that of all points."""
@@ -371,10 +431,30 @@ def pareto(u: Array, v: Array) -> Array:
     return order[v[order] < before]
 
 
+def cells(curves):
+    """The number of each point's budget: runs that end within SAME of each other share one, as steps round
+    it; other points stand for themselves."""
+    u, _, run = curves.T
+    order = np.lexsort([u, run])
+    ends = order[np.append(np.diff(run[order]) > 0, True)]
+    cell = np.arange(len(u))
+    first = None
+    for i in ends[np.argsort(u[ends])]:
+        if first is None or u[i] > u[first] + SAME:
+            first = i
+        cell[i] = first
+    return cell
+
+
 def efficient_hull(curves):
-    """The lower hull without the runs to the right of its lowest point: they spend more and do worse."""
+    """The lower hull without the runs to the right of its lowest point: they spend more and do worse.
+
+    Of the ends of one budget only the best counts: two would be a chord of any slope.
+    """
+    order = np.lexsort(curves.T[[1, 3]])
+    curves = curves[order[np.unique(curves[order, 3], return_index=True)[1]]]
     hull = curves[lower_hull(*curves.T[:2])]
-    _, v, run = hull.T
+    _, v, run, _ = hull.T
     low = v.argmin()
     return hull[(np.arange(len(v)) <= low) | (run == run[low])]
 
@@ -451,15 +531,16 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
     curves = np.column_stack([np.log(C), np.log(L), group])
     if G < n:
         curves = own_hulls(curves)
+    curves = np.column_stack([curves, cells(curves)])
     hull = efficient_hull(curves)
-    u, v, of = hull.T
+    u, v, of, _ = hull.T
     alone = int((of == of[-1]).argmax())                # from here on the hull is the last run's own curve
     kink = find_kink(u, v, alone)
     start = np.log(kink["between"][1]) - 1e-9 if kink else -np.inf
     late = hull[u >= start]
     if len(late) < 3:
         raise UserError(f"the hull of loss against compute has {len(late)} points; three or more are needed")
-    late_u, late_v, _ = late.T
+    late_u, late_v, _, _ = late.T
     slopes = slopes_of(late)
     widen = np.sqrt((G - G // 3) / (G // 3)) * t_ratio(G - 2)
 

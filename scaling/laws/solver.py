@@ -20,6 +20,7 @@ DELTA = 1e-3                               # Huber's delta on log-residuals
 LEVEL = 0.95                               # level of every interval
 SMALL = 20                                 # fewer runs than this: Gaussian bootstrap, see `resample`
 CHUNK = 500_000                            # gradient entries (B p n) of one batch of problems: about 4 MB
+NEAR = np.geomspace(1e-7, 0.4, 23)         # how far from the optimum a profile looks: it may be very sharp
 DRAW = (60, 1e-6)                          # steps and tolerance of a resample, which need not be exact
 
 Array = np.ndarray
@@ -313,29 +314,64 @@ def evidence(problem: Problem, theta: Array) -> dict:
             "condition": float(np.linalg.cond(H / scale / scale[:, None]))}
 
 
+def chance(t: float, tries: int, df: float) -> float:
+    """How likely the largest of so many errors is `t` standard errors, by Student's t with `df`."""
+    return float(min(1, 2 * tries * student.sf(t, max(df, 1))))
+
+
 def influence(problem: Problem, best, group, boot: dict, ci: dict) -> dict | None:
-    """The run without which an exponent moves most, in standard errors of that exponent."""
-    G = group.max() + 1
+    """The run without which an exponent moves most: {row, parameter, shift, without, carries, chance}.
+
+    `shift` is in standard errors of that exponent, and so is `carries`, how far it would move by chance:
+    large where the run alone determines it. `chance` is the probability that, of so many runs, one is as far
+    off what the others say.
+    """
+    G = int(group.max()) + 1
     names = [k for k in ci if k.startswith(("alpha", "beta", "c0", "R_"))]
     if G > 500 or not names:                            # one of more than 500 runs cannot carry a fit
         return None
     w = 1.0 * (group != np.arange(G)[:, None])
     theta, _ = minimise(problem, np.repeat(best, G, 0), problem.y, w, *DRAW)
+    moves, t, M = deleted(problem, best, group, G)
     point = problem.natural(best)
     moved = problem.natural(theta)
     shift = {k: np.abs(moved[k] - point[k]) / np.std(boot[k]) for k in names}
     worst = max(names, key=lambda k: shift[k].max())
     run = shift[worst].argmax()
+    slope = (problem.natural(best + 1e-4 * np.eye(best.shape[1]))[worst] - point[worst]) / 1e-4
     return {"row": int((group == run).argmax()),
             "parameter": worst,
             "shift": float(shift[worst][run]),
-            "without": float(moved[worst][run])}
+            "without": float(moved[worst][run]),
+            "carries": float(abs(moves[run] @ slope) / np.sqrt(slope @ M @ slope)),
+            "chance": chance(t[run], G, G - problem.free() - 1)}
+
+
+def deleted(problem: Problem, best, group, G: int) -> tuple[Array, Array, Array]:
+    """For each of G runs: how far theta moves without it by chance (G, p), where the noise is 1, and its own
+    studentised residual (G,). And M (p, p), the inverse of the gradients' Gram matrix.
+
+    To first order, theta moves by M J r / (1 - h) without a run of leverage h (Cook 1977). A curve counts as
+    one observation, the mean of its rows.
+    """
+    f, J = problem.model(best, problem.X)
+    J = np.where(problem.frozen[:, None], 0, J[0])
+    M = np.linalg.pinv(J @ J.T, hermitian=True)
+    rows = np.bincount(group)
+    r = np.bincount(group, problem.y - f[0]) / rows
+    own = np.array([np.bincount(group, j) for j in J])                  # (p, G)
+    moves = (M @ own).T
+    left = np.maximum(1 - (own.T * moves).sum(1) / rows, 1e-9)          # 1 - h
+    df = max(G - problem.free(), 2)
+    without = np.sqrt(np.maximum((r ** 2).sum() - r ** 2 / left, 0) / (df - 1))
+    return moves / np.sqrt(left)[:, None], np.abs(r) / (np.maximum(without, 1e-12) * np.sqrt(left)), M
 
 
 # ---- Profiles: how far can one parameter move before the data object? ----
 
 def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
-    """Profile likelihood of theta[k], a logarithm: refit all the others at each value of `grid` (G,).
+    """Profile likelihood of theta[k], a logarithm: refit all the others at each value of `grid` (G,), and
+    near the optimum.
 
     `deviance` is 2 n log(F/F_min), minus twice the Laplace log-likelihood whose scale is fitted too. Its
     cutoff is not that of chi-squared, which would take the noise to be Laplace, but comes from the bootstrap:
@@ -345,6 +381,7 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     """
     n = len(problem.y)
     best, theta, F = problem.best()
+    fine = best[0, k] + np.outer([-1, 1], NEAR).ravel()
     near = np.vstack([best, theta[np.argsort(F)[:: max(1, len(F) // 12)]]])     # a dozen starts or so
     held = np.arange(best.shape[1]) == k
     others = problem._replace(frozen=problem.frozen | held)
@@ -352,9 +389,16 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     def excess(F, least):
         return 2 * n * np.log(np.maximum(F / np.maximum(least, 1e-300), 1))
 
-    starts = np.where(held, grid[:, None, None], near).reshape(-1, len(held))   # each of `near` at each value
-    _, refitted = minimise(others, starts, problem.y, np.ones((1, n)), *DRAW)
-    deviance = excess(refitted.reshape(len(grid), -1).min(1), F.min())
+    def refitted(grid, near):
+        starts = np.where(held, grid[:, None, None], near).reshape(-1, len(held))   # all of `near` at each
+        _, least = minimise(others, starts, problem.y, np.ones((1, n)), *DRAW)
+        return excess(least.reshape(len(grid), -1).min(1), F.min())
+
+    deviance = np.concatenate([refitted(grid, near), refitted(fine, best), [0.0]])
+    grid = np.concatenate([grid, fine, best[0, [k]]])
+    order = np.argsort(grid)
+    grid = grid[order]
+    deviance = deviance[order]
     y, w, _ = resample(problem, best, clusters(run, n), bootstrap, seed)
     many = np.repeat(best, bootstrap, 0)
     _, there = minimise(others, many, y, w, *DRAW)
@@ -372,8 +416,13 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
 
 
 def crossing(x, deviance, cutoff: float) -> float | None:
-    """e^x where `deviance` first rises above `cutoff`, between grid points; None where it does not."""
-    for a, b, low, high in zip(x, x[1:], deviance, deviance[1:]):
-        if low <= cutoff < high:
-            return float(np.exp(a + (b - a) * (cutoff - low) / (high - low)))
+    """e^x where `deviance` first rises above `cutoff`, between grid points; None where it does not.
+
+    Its root is a line where the deviance is a parabola.
+    """
+    root = np.sqrt(deviance)
+    height = np.sqrt(cutoff)
+    for a, b, low, high in zip(x, x[1:], root, root[1:]):
+        if low <= height < high:
+            return float(np.exp(a + (b - a) * (height - low) / (high - low)))
     return None

@@ -220,12 +220,15 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     table, notes = columns.renamed(table)
     name, unit, more = columns.choose_loss(table, loss)
     L = counts.column(table, name, "the fit")
-    if "tokens" not in table:
-        raise columns.missing("'tokens'", "tokens", table)
-    D = counts.column(table, "tokens", "the fit")
     if not len(L):
         raise UserError("the table has no rows; run the sweep first")
     N, params = choose_params(table, params)
+    if "tokens" not in table:
+        if "flops" not in table:
+            raise columns.missing("'tokens'", "tokens", table)
+        more = [*more, "no column 'tokens': D is taken to be C/(6 N)"]
+        table = table | {"tokens": counts.column(table, "flops", "the fit") / (6 * N)}
+    D = counts.column(table, "tokens", "the fit")
     C, flops = choose_flops(table, N, D, flops, params)
     kept = Kept(len(L))
     kept.notes = notes + more
@@ -257,7 +260,8 @@ def drop_unusable(kept: Kept, label: str, v: Array) -> None:
     """Drop the rows whose `v` (n,) is no number that a law can have. Raises UserError for a negative one."""
     negative = np.flatnonzero(kept.mask & (v < 0))
     if len(negative):
-        raise UserError(f"{label} is negative in {rows_text(negative)}; mend or remove it")
+        fix = "" if label in ("params", "tokens", "flops") else ", or fit it with --residuals=linear"
+        raise UserError(f"{label} is negative in {rows_text(negative)}; mend or remove it{fix}")
     kept.drop(np.isnan(v), f"{label} is missing")
     kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
     kept.drop(v == 0, f"{label} is zero")
@@ -378,7 +382,7 @@ def final_runs(table: dict, params: str | None = None) -> dict:
 # ---- Learning curves beside the table. ----
 
 def along(data: dict, schedule: Array | None, curves: dict) -> dict:
-    """N, C, L, run (n,) of the validation losses along the runs, before the last; {} where there are none.
+    """N, D, C, L, run (n,) of the validation losses along the runs, before the last; {} where there are none.
 
     A loss halfway is that of a shorter run only where the schedule has not begun to end: of WSD runs only the
     rows at the peak rate are used. What a branch repeats of its trunk is used once. What is left out is noted
@@ -402,7 +406,7 @@ def along(data: dict, schedule: Array | None, curves: dict) -> dict:
         np.fmax.at(peak, at, rate)                     # by run, over the rows that have a rate
         cooling = ~(rate >= 0.999 * peak[at])
         kept.drop(cooling & (schedule[data["rows"][at]] == "wsd"), "the rate is below its peak")
-    part = {"N": data["N"][at], "C": data["C"][at] * tokens / D, "L": L, "run": run}
+    part = {"N": data["N"][at], "D": tokens, "C": data["C"][at] * tokens / D, "L": L, "run": run}
     order = np.argsort(-D, kind="stable")              # a trunk before its branches
     order = order[kept.mask[order]]
     same = groups([part["N"], part["C"], L])
