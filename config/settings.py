@@ -5,6 +5,7 @@ Whatever plans, trains, forecasts or compares runs takes these facts from here, 
 import dataclasses
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ def check(c: Config, meta: dict, world: int) -> None:
         near = next(h for h in range(min(c.n_head, c.n_embd), 0, -1) if c.n_embd % h == 0)
         raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; try n_head={near}")
     check_horizon(c)
-    if c.branch and Path(c.branch).resolve().parent == Path(c.out_dir).resolve():
+    if c.branch and os.path.dirname(os.path.abspath(c.branch)) == os.path.abspath(c.out_dir):
         raise UserError(f"branch {c.branch} lies in out_dir, whose log a branch begins anew; choose another "
                         "out_dir")
     if c.vocab_size != -1 and c.vocab_size < meta["vocab_size"]:

@@ -71,7 +71,7 @@ def law_lines(result: dict) -> list[str]:
 
 def rule_lines(verdict: dict) -> list[str]:
     """The best size for a budget by the first approach that knows it, what it means, do the others agree."""
-    name, row = next(((k, v) for k, v in verdict["approaches"].items() if not v["unknown"]), (None, None))
+    name, row = next(((k, v) for k, v in verdict["approaches"].items() if not v.get("unknown")), (None, None))
     if not name or row["at"][0]["N_opt"] is None:
         return []
     k = row["at"][0]["N_opt"] / row["at"][0]["C"] ** row["a"]
@@ -167,7 +167,7 @@ def verdict_text(verdict: dict) -> list[str]:
     """The verdict as lines: a, b, and N_opt, D_opt and loss at each budget, per approach."""
     out = [f"\nverdict: {verdict['text']}"]
     for name, row in verdict["approaches"].items():
-        if row["unknown"]:
+        if row.get("unknown"):                         # older fits lack it
             out.append(f"  {name:<9} {row['unknown'][0]}")
             continue
         a, b = (spread(row[k], row["ci"].get(k)) for k in "ab")
