@@ -31,6 +31,7 @@ from model import GPT
 from runtime import basics
 from runtime.basics import UserError, exit_cleanly, from_here
 from runtime.devices import find_device
+from runtime.rundir import require_ours
 
 # Parameters below which one thread samples faster than two (by 1.1 to 1.4 on two shared cores).
 FEW_PARAMS = 10e6
@@ -76,6 +77,7 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
     again = "choose another run, or train it again, with its own command and --resume=never"
     if not (out / "ckpt.pt").exists():
         raise UserError(f"{out / 'ckpt.pt'} is missing; {known_runs(str(out))}")
+    require_ours(out / "ckpt.pt", "sampled from; choose another run")
     try:
         state = torch.load(out / "ckpt.pt", map_location="cpu", weights_only=True)
         data = state["data_sha256"]
@@ -86,8 +88,7 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
     except FileNotFoundError as e:
         raise UserError(f"{e.filename} is missing; {again}") from None
     except Exception as e:                             # unpickling garbage can raise almost anything
-        raise UserError(f"{out}: ckpt.pt or config.json is corrupt or another project's "
-                        f"({type(e).__name__}); {again}") from None
+        raise UserError(f"{out}: ckpt.pt or config.json is corrupt ({type(e).__name__}); {again}") from None
     meta = load_meta(c.dataset)
     # A char vocabulary is its text's, so it must be the same text; byte and gpt2 are the same for every text.
     other = "other text, " if tokenizer == "char" and meta["train_sha256"] != data else ""

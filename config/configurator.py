@@ -8,6 +8,7 @@ are the modules, functions and classes that it imports or defines.
 """
 import ast
 import dataclasses
+import difflib
 import inspect
 import os
 import re
@@ -65,12 +66,8 @@ def fault(error, path):
 
 def read_file(path):
     """{name: (value, 'file:line')} of the public names that the config file `path` assigns."""
-    if not path.endswith(".py"):
-        raise UserError(f"{path}: a config file ends in .py, an override is --key=value")
-    if not Path(path).is_file():
-        there = (basics.ROOT / path).is_file()
-        hint = f"; run from the repository's root: cd {shlex.quote(str(basics.ROOT))}" if there else ""
-        raise UserError(f"no such config file: {path}{hint}")
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise UserError(no_config(path))
     space = {"__file__": path}
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8-sig"), path)
@@ -87,6 +84,19 @@ def read_file(path):
         if not name.startswith("_") and (name in lines or not helper):
             found[name] = value, f"{path}:{lines.get(name, 1)}"
     return found
+
+
+def no_config(path):
+    """What to say of a config file that is none: where it is, or which was meant."""
+    if path.endswith(".py") and (basics.ROOT / path).is_file():
+        root = shlex.quote(str(basics.ROOT))
+        return f"no such config file: {path}; run from the repository's root: cd {root}"
+    known = {file.stem: file for file in (basics.ROOT / "config").glob("*_*.py")}
+    meant = difflib.get_close_matches(Path(path).stem, known, n=1)
+    guess = f"; did you mean config/{meant[0]}.py?" if meant else ""
+    if path.endswith(".py"):
+        return f"no such config file: {path}{guess}"
+    return f"{path}: a config file ends in .py, an override is --key=value{guess}"
 
 
 def read_args(args, options=None, several=()):
@@ -120,9 +130,11 @@ def set_fields(c, values):
     """Return `c` with `values` {key: (value, where)} checked, converted and set. Raises UserError."""
     kinds = {f.name: f.type for f in dataclasses.fields(c)}
     found = {}
+    if unknown := [key for key in values if key not in kinds]:     # all at once: nanoGPT's configs have five
+        names = ", ".join(f"{key!r}{nearest(key, kinds)}" for key in unknown)
+        word = "key" if len(unknown) == 1 else "keys"
+        raise UserError(f"{values[unknown[0]][1]}: unknown {word} {names}; --help lists them all")
     for key, (value, where) in values.items():
-        if key not in kinds:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, kinds)}; --help lists them all")
         found[key] = convert(key, value, kinds[key], where)
         if key in ("out_dir", "branch"):               # after a "=" no shell does it
             found[key] = os.path.expanduser(found[key])

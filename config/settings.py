@@ -116,6 +116,8 @@ def check(c: Config, meta: dict, world: int) -> None:
         near = next(h for h in range(min(c.n_head, c.n_embd), 0, -1) if c.n_embd % h == 0)
         raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; try n_head={near}")
     check_horizon(c)
+    if not c.out_dir:
+        raise UserError("out_dir is empty; give the run a directory, such as out/run")
     if c.branch and os.path.dirname(os.path.abspath(c.branch)) == os.path.abspath(c.out_dir):
         raise UserError(f"branch {c.branch} lies in out_dir, whose log a branch begins anew; choose another "
                         "out_dir")

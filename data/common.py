@@ -26,7 +26,7 @@ GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0b
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
 FORMATS = {".txt": "text", ".raw": "text", ".tokens": "text",
            ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-CONVERT = "convert it: iconv -f LATIN1 -t UTF-8 OLD > NEW (LATIN1, or what it is written in)"
+CONVERT = "convert it: iconv -f {0} -t UTF-8 OLD > NEW ({0}, or what it is written in)"
 
 
 # ---- command line ----
@@ -63,6 +63,13 @@ def out_dir(args: argparse.Namespace) -> Path:
     return args.out_dir or basics.ROOT / "data" / (args.name + suffix)
 
 
+def require_own_name(args: argparse.Namespace) -> None:
+    """Raise UserError for text of the user's own that would pass for the dataset's: no sweep could tell."""
+    if args.input and not args.val_input and not args.out_dir:
+        raise UserError(f"--input without --val_input is text of your own, and data/{args.name} is for what "
+                        "it is called after; add --out_dir=data/NAME")
+
+
 def count(text: str) -> int:
     """A number of tokens from the command line: 100000 or 1e5, at least 1."""
     number = float(text)
@@ -97,11 +104,17 @@ def read_bytes(path: Path) -> bytes:
 
 
 def to_text(data: bytes, name) -> str:
-    """UTF-8 to str, without byte-order mark, every line end a newline. UserError for other bytes."""
+    """UTF-8 to str, without byte-order marks, every line end a newline. UserError for other bytes."""
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return data.decode().replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
-        raise UserError(f"{name}: byte {e.start} is not UTF-8; {CONVERT}") from None
+        raise UserError(f"{name}: byte {e.start} is not UTF-8; {convert(e)}") from None
+
+
+def convert(e: UnicodeDecodeError) -> str:
+    """How to bring a text that is not UTF-8 into it."""
+    wide = e.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return CONVERT.format("UTF-16" if wide else "LATIN1")
 
 
 def describe(args: argparse.Namespace, hub: tuple) -> dict:
@@ -207,13 +220,13 @@ def texts(stream) -> Iterator[str]:
             if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
                 raise UserError(f"{place(stream)}: no text in a field 'text' of {str(row):.80}; rename the "
                                 "field that holds it")
-            text = row["text"] or ""
+            text = (row["text"] or "").replace("\ufeff", "")     # a mark amid it: of files that were joined
             text.encode()                             # JSON can hold halves of surrogate pairs
             yield text
     except UserError:
         raise
     except UnicodeDecodeError as e:
-        raise UserError(f"{place(stream)}: not UTF-8 ({e.reason}); {CONVERT}") from None
+        raise UserError(f"{place(stream)}: not UTF-8 ({e.reason}); {convert(e)}") from None
     except Exception as e:                            # damaged files and lost connections, of many libraries
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
         raise UserError(f"{place(stream)}: reading stopped ({why}); check the files or the network, then run "

@@ -131,7 +131,7 @@ def stop_signals() -> list:
 
     Where a system lacks one it is left out; so is one that nohup or a shell has this process ignore.
     """
-    others = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2")]
+    others = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")]
     return [signal.SIGINT, signal.SIGTERM] + [
         number for number in others if number and signal.getsignal(number) != signal.SIG_IGN]
 

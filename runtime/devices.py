@@ -27,6 +27,10 @@ def find_device(device: str) -> str:
 
 def join_processes(device: str) -> tuple[int, int, str]:
     """(rank, world size, device) of this process. Under torchrun: nccl on GPUs, gloo elsewhere."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserError(f"{name} is {os.environ[name]!r}, which is no number; start ranks by torchrun or "
+                            "unset it")
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     device = find_device(device)

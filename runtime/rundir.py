@@ -57,7 +57,8 @@ def require_same_run(old: dict, c: Config, path: Path, but: set = frozenset()) -
     for name in settings.differences(old, dataclasses.asdict(c)):
         if name not in but:
             restore = "restore the setting"
-            if name == "warmup_iters":                 # it may follow from the horizon
+            # It may follow from the horizon; but a run whose rate was to fall until its end has no other.
+            if name == "warmup_iters" and c.schedule in ("constant", "wsd"):
                 restore = f"give --{name}={old.get(name)} to keep the warmup"
             raise UserError(f"{path} was written with {name}={old.get(name)!r}, not {getattr(c, name)!r}: "
                             f"choose another out_dir, {restore}, or {START_OVER}")
@@ -126,16 +127,16 @@ class Corrupt(UserError):
         super().__init__(f"{path} is corrupt ({self.why}); delete it, or {START_OVER}")
 
 
-def require_ours(path: Path) -> None:
+def require_ours(path: Path, fix: str = "gone on from; choose another out_dir") -> None:
     """Raise UserError for a checkpoint that another program wrote: it is neither loaded nor removed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         ours = not isinstance(state, dict) or "data_sha256" in state
     except Exception:                                  # unreadable: ours, where a run of ours was begun
-        ours = not path.exists() or path.with_name("log.jsonl").exists()
+        ours = not path.exists() or path.with_name("config.json").exists()
     if not ours:
         raise UserError(f"{path} is not a checkpoint of this project (nanoGPT writes such files) and cannot "
-                        "be gone on from; choose another out_dir")
+                        f"be {fix}")
 
 
 def save(run, name: str = CHECKPOINT) -> None:
@@ -167,13 +168,16 @@ def load(run, path: Path) -> None:
 
     Raises Corrupt for what is no whole checkpoint, UserError for one of another program, run or text.
     """
-    require_ours(path)
+    own = path.parent == run.out
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; {earlier(path, run.c.max_iters)}")
+    require_ours(path, *([] if own else ["branched from; name another"]))
     try:
         with zipfile.ZipFile(path) as z:
             if z.testzip():                            # torch.load ignores the checksums of torch.save
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if path.parent == run.out and not goes_further(run.c, state["config"]):
+        if own and not goes_further(run.c, state["config"]):
             require_same_run(state["config"], run.c, path)
         else:
             require_same_start(state["config"], run.c, path, state["step"])
@@ -301,7 +305,8 @@ def trim_log(path: Path, step: int) -> None:
 def append_log(out: Path, record: dict) -> None:
     """Add a line to log.jsonl."""
     path = out / "log.jsonl"
-    with named_errors(path, "free some space, then run the same command"), open(path, "ab") as f:
+    fix = "free some space, then" if out.exists() else "the directory was removed;"
+    with named_errors(path, f"{fix} run the same command"), open(path, "ab") as f:
         f.write((json.dumps(record) + "\n").encode())
 
 

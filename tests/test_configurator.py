@@ -113,11 +113,13 @@ def test_a_wrong_type_in_a_file_is_named_with_its_line(write, text, kind):
 # ---------------------------------------------------------------- mistakes
 
 
-def test_an_unknown_key_on_the_command_line_gets_the_nearest_one():
+def test_an_unknown_key_on_the_command_line_gets_the_nearest_one(write):
     assert error("--n_layr=3") == ("--n_layr: unknown key 'n_layr' (did you mean 'n_layer'?); "
                                    "--help lists them all")
     assert "did you mean 'learning_rate'?" in error("--learning-rate=1")
     assert error("--zzz=3") == "--zzz: unknown key 'zzz'; --help lists them all"
+    assert error(write("yyy = 1\nn_layer = 2\nzzz = 3\n")) == (
+        "small.py:1: unknown keys 'yyy', 'zzz'; --help lists them all")
 
 
 def test_a_misspelt_key_in_a_file_names_its_last_line_and_the_nearest_key(write):
@@ -133,6 +135,9 @@ def test_values_overruled_on_the_command_line_hide_no_misspelt_key(write):
 def test_a_missing_file_a_folder_and_a_file_that_is_not_python(write, tmp_path):
     (tmp_path / "folder.py").mkdir()
     assert error("nope.py") == "no such config file: nope.py"
+    assert error("config/scale_d23.py") == (
+        "no such config file: config/scale_d23.py; did you mean config/scale_d32.py?")
+    assert error("scale_d64").endswith("an override is --key=value; did you mean config/scale_d64.py?")
     assert error("folder.py") == "no such config file: folder.py"
     assert "small.txt: a config file ends in .py, an override is --key=value" == error(write("", "small.txt"))
     assert "n_layer=3: a config file ends in .py" in error("n_layer=3")

@@ -245,7 +245,9 @@ def test_wikitext2_formats_agree_and_repeats_are_dropped(tmp_path):
     write_lines(tmp_path / "t.txt", train), write_jsonl_gz(tmp_path / "t.jsonl.gz", train)
     heldout = write_lines(tmp_path / "v.txt", val)
     # The same with a byte-order mark in front; and as one list, as `json.dump` writes it.
-    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.txt").read_bytes())
+    # and amid it, as `cat` leaves them.
+    first, rest = (tmp_path / "t.txt").read_bytes().split(b"\n", 1)
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + first + b"\n\xef\xbb\xbf" + rest)
     (tmp_path / "bom.txt.gz").write_bytes(gzip.compress((tmp_path / "bom.txt").read_bytes()))
     write_jsonl_gz(tmp_path / "bom.jsonl.gz", train, "utf-8-sig")
     listed = json.dumps([{"text": doc} for doc in train], indent=1)

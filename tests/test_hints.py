@@ -168,7 +168,7 @@ def test_a_damaged_dataset(online, name):
 
 
 @pytest.mark.parametrize("command, later", [
-    ("python data/c4/prepare.py --tokenizer=byte --input my.txt", "too little text for training"),
+    ("python data/c4/prepare.py --tokenizer=byte --out_dir=data/a --input my.txt", "too little text"),
     ("python data/tinyshakespeare/prepare.py --input train.jsonl", "not Tiny Shakespeare")])
 def test_text_that_is_not_for_that_command(online, command, later):
     leads_on(command, rf"own text, run: {PREPARE}", later=later, FILES="my.txt", DIR="data/own")
@@ -182,7 +182,7 @@ def test_text_in_another_encoding(here, name, encoding):
     Path("old.txt").write_text(known if encoding == "UTF-16" else f"caf\xe9\n{known}", encoding=encoding)
     command = f"python data/{name}/prepare.py --tokenizer=byte --out_dir=data/own --input"
     code, line = run(f"{command} old.txt")
-    convert = re.search(r"convert it: (iconv .*) \(", line)[1].replace("LATIN1", encoding)
+    convert = re.search(rf"convert it: (iconv -f {encoding} .*) \(", line)[1]
     subprocess.run(convert.replace("OLD", "old.txt").replace("NEW", "new.txt"), shell=True, check=True)
     assert code == 2 and run(f"{command} new.txt")[0] == 0
 

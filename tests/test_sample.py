@@ -253,15 +253,16 @@ def test_a_damaged_checkpoint(own, damage):
         torch.save({"a": 1}, path)
     else:
         torch.save(state | dict(extra=Trap(own.root / "trapped")), path)
-    assert "corrupt" in refused(own)
+    said = "is not a checkpoint of this project" if damage == "not a run" else "corrupt"
+    assert said in refused(own)
     assert not (own.root / "trapped").exists()
 
 
 def test_another_projects_checkpoint(own):
-    """nanoGPT's has other keys, and `--resume=never` would delete it."""
+    """nanoGPT's has other keys, and train.py would not go on from it."""
     path = own.out("run") / "ckpt.pt"
     torch.save(dict(model={}, model_args={}, iter_num=5, best_val_loss=1.0, config={}), path)
-    assert "corrupt or another project's (KeyError)" in refused(own)
+    assert "is not a checkpoint of this project (nanoGPT writes such files)" in refused(own)
 
 
 def test_a_damaged_or_missing_config_json(own):

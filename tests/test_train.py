@@ -514,6 +514,7 @@ SETTINGS = [                                                   # what the comman
     (dict(eval_interval=-5), ["eval_interval", "-5"]),
     (dict(log_interval=0), ["log_interval must be positive, or -1"]),
     (dict(eval_iters=-2), ["eval_iters must be positive, or -1"]),
+    (dict(out_dir=""), ["out_dir is empty"]),
     (dict(gradient_accumulation_steps=0), ["gradient_accumulation_steps must be positive, or -1"]),
     (dict(warmup_iters=-7), ["warmup_iters -7", "-1"]),
     (dict(warmup_iters=21), ["warmup_iters 21", "20 steps", "-1"]),
@@ -632,7 +633,8 @@ def test_a_checkpoint_of_another_program_stays_where_it_is(lab, state):
     for changes in (dict(), dict(resume="never"), dict(name="branch", branch=str(path))):
         code, _, err = lab.command(**changes)
         assert code == 2 and f"{path} is not a checkpoint of this project" in one_line(err)
-        assert "choose another out_dir" in err and "--resume=never" not in err
+        fix = "branched from; name another" if "branch" in changes else "choose another out_dir"
+        assert fix in err and "--resume=never" not in err
     assert path.read_bytes() == before and {p.name for p in path.parent.iterdir()} == {"ckpt.pt", "lock"}
     torch.save(NANOGPT, lab.out("branch") / "ckpt.pt") # also where it lies beside a run of ours
     assert lab.command("branch", resume="never")[0] == 2
@@ -733,6 +735,7 @@ def test_the_next_command_is_quoted_and_home_is_found(lab, monkeypatch):
 
 
 @pytest.mark.parametrize("given, says", [
+    (dict(WORLD_SIZE="x"), "WORLD_SIZE is 'x', which is no number"),
     (dict(WORLD_SIZE="2"), "not RANK or MASTER_ADDR or MASTER_PORT"),
     (dict(WORLD_SIZE="2", RANK="0"), "WORLD_SIZE is 2, but not MASTER_ADDR or MASTER_PORT")])
 def test_ranks_without_a_launcher_are_one_line(lab, monkeypatch, given, says):
@@ -839,7 +842,7 @@ def test_data_that_may_only_be_read(lab, monkeypatch):
 
 # ---------------------------------------------------------------- signals
 
-NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
            if hasattr(signal, name)]
 
 

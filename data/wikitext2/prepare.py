@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import common  # noqa: E402
-from runtime.basics import UserError, exit_cleanly  # noqa: E402
+from runtime.basics import exit_cleanly  # noqa: E402
 
 HUB = ("Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3")
 
@@ -31,9 +31,7 @@ def main(args: list[str] | None = None) -> None:
     p = common.new_parser("wikitext2", __doc__)
     common.add_input(p)
     args = p.parse_args(args)
-    if args.input and not args.val_input and not args.out_dir:
-        raise UserError("--input without --val_input is text of your own, and data/wikitext2 is for "
-                        "WikiText-2's; add --out_dir=data/NAME")
+    common.require_own_name(args)
     origin = common.describe(args, HUB)
     train = read(args.input, "train")
     if args.input and not args.val_input:
