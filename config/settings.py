@@ -373,8 +373,8 @@ def derive_steps(c: Config, meta: dict) -> None:
             setattr(c, name, value)
     for name in ("warmup_iters", "lr_decay_iters"):
         if not 0 <= getattr(c, name) <= c.max_iters:
-            raise UserError(f"{name} {getattr(c, name)} is outside the run's {c.max_iters} steps; set it to "
-                            "-1")
+            raise UserError(f"{name} {getattr(c, name)} is outside the run's {c.max_iters} steps; lower it, "
+                            "or set it to -1")
     check_steps(c)
     rows = (meta["val_tokens"] - 1) // c.block_size
     c.eval_iters = rows if c.eval_iters == -1 else min(c.eval_iters, rows)
@@ -415,6 +415,10 @@ def doubts(c: Config) -> list[str]:
     if c.schedule != "constant" and c.min_lr == 0 and c.lr_decay_iters < c.max_iters:
         found.append(f"the learning rate is 0 from step {c.lr_decay_iters} of {c.max_iters} on; set min_lr, "
                      "or lr_decay_iters to -1")
+    a_step = c.batch_size * c.block_size
+    if c.target_tokens != -1 and abs(c.max_iters * a_step / c.target_tokens - 1) > 0.05:
+        found.append(f"it trains on {c.max_iters * a_step:,} tokens, not {c.target_tokens:,.0f}: a step "
+                     f"takes {a_step:,}; lower batch_size")
     return found
 
 

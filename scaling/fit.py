@@ -8,6 +8,7 @@ Optional: `flops`, `run` (rows of one run are one cluster) and `budget` (an IsoF
 of `LAWS`: it is then fitted, printed, written into the fit card and, where it has an exponent a, compared.
 """
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -464,14 +465,27 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"cannot write {o.json}: there is no directory {Path(o.json).parent}; make it first")
     curves = read_table(o.curves) if o.curves else None
     chosen = {"loss": o.loss, "where": listed(o.where), "tuned": listed(o.best_of)}
-    result = fit_all(read_table(paths[0]), o.params or None, o.flops or None, o.bootstrap, at, curves,
-                     o.residuals, **chosen)
+    table = read_table(table_of(paths[0]))
+    result = fit_all(table, o.params or None, o.flops or None, o.bootstrap, at, curves, o.residuals, **chosen)
     if o.json not in ("", "-"):                        # before the text, which `| head` may cut short
         with whole_file(o.json) as f:
             f.write(json.dumps(result) + "\n")
     print(printed(result), file=sys.stderr if o.json == "-" else sys.stdout)
     if o.json == "-":
         print(json.dumps(result))
+    elif {"surface", "isoflop"} & set(result):
+        path = shlex.quote(o.json or "fit.json")
+        again = "" if o.json else f"the same command with --json={path}, then "
+        C = result["verdict"]["budgets"][-1]
+        print(f"next: {again}python -m scaling.plan {path} --flops={C:.3g}")
+
+
+def table_of(name: str) -> Path:
+    """The table in `name`, which may be a study's directory. Raises UserError."""
+    if name.endswith(".json"):
+        raise UserError(f"{name} is no table of runs; make one: python -m scaling.logs {shlex.quote(name)} "
+                        "--out=runs.csv")
+    return Path(name, "runs.csv") if Path(name).is_dir() else Path(name)
 
 
 def listed(text: str) -> list[str]:

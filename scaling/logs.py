@@ -61,6 +61,8 @@ def parse_run(run_dir: str | Path) -> dict:
     """
     run = Path(os.path.abspath(run_dir))
     path = run / "result.json"
+    if not run.name.isprintable():
+        raise UserError(f"{run}: a name that cannot be printed; rename it")
     result = load_json(path)
     for key in ("tokens", "val_loss"):
         if key not in result:

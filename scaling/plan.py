@@ -107,6 +107,9 @@ def load_law(name: str) -> dict:
     if name in PUBLISHED:
         return PUBLISHED[name]
     path = Path(name)
+    if path.suffix == ".csv" and path.exists():
+        raise UserError(f"{path} is a table, and no law yet; run: python -m scaling.fit "
+                        f"{shlex.quote(str(path))} --json={shlex.quote(str(path.with_name('fit.json')))}")
     if path.suffix != ".json":
         raise UserError(f"unknown law {name!r}{nearest(name, PUBLISHED)}: give a fit.json or one of "
                         f"{', '.join(PUBLISHED)}")
@@ -544,6 +547,8 @@ def plan_text(plan: Plan) -> str:
     steps = max(1, round(plan.tokens / (rows * c.block_size)))
     of_N, of_D = (span(*plan.ci[key]) if key in plan.ci else "" for key in ("N_opt", "D_opt"))
     band = span(loss["lo95"], loss["hi95"], "{:.4f}".format) if "lo95" in loss else ""
+    if forecast.left_open(plan.law):
+        band = " (not determined)"
     brackets = "; brackets hold 95 % intervals" if of_N or band else ""
     devices = f" on {o.gpus} devices" if o.gpus > 1 else ""
     states = 16 * settings.count_params(c)["total"]    # float32: weights, gradients, AdamW's two moments
@@ -566,7 +571,7 @@ def plan_text(plan: Plan) -> str:
         out.append(f"data      {counted(plan.tokens / text, 'epoch', '.4g')} of {amount(text)} tokens")
     if plan.serving:
         out.append(serving_text(plan))
-    if plan.law["form"] == "surface":
+    if plan.law["form"] == "surface" and not forecast.left_open(plan.law):
         out += neighbours(plan)
     return "\n".join(out + warnings(plan.law) + [f"note: {line}" for line in notes(plan)])
 
@@ -583,13 +588,13 @@ def serving_text(plan: Plan) -> str:
 
 def neighbours(plan: Plan) -> list[str]:
     """Loss against size, that is against tokens per parameter, for the plan's C = 6 N D."""
-    out = [f"{'N':>10}{'D':>10}{'D/N':>10}{'loss':>10}{'change':>10}  serving (all with C = {plan.C:.3g})"]
+    out = [f"{'N':>10} {'D':>9} {'D/N':>9} {'loss':>9} {'change':>9}  serving (all with C = {plan.C:.3g})"]
     here = loss_at(plan.law, plan.N, plan.D)
     for m in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4):
         N = plan.N * m
         D = forms.tokens_of(plan.law, N, plan.C)
         loss = loss_at(plan.law, N, D)
-        out.append(f"{amount(N):>10}{amount(D):>10}{D / N:>10.3g}{loss:>10.4f}{loss / here - 1:>+10.2%}"
+        out.append(f"{amount(N):>10} {amount(D):>9} {D / N:>9.3g} {loss:>9.4f} {loss / here - 1:>+9.2%}"
                    f"  {m:.3g}x")
     return out
 
@@ -777,6 +782,7 @@ def main(args: list[str] | None = None) -> None:
     if {"help", "h"} & set(given) or not (given or names):
         print(__doc__ + help_text(Options))
         return
+    names = [str(Path(name) / "fit.json") if Path(name).is_dir() else name for name in names]
     o = set_fields(Options(), given)
     check_limits(o)
     if not o.compare and len(names) != 1:

@@ -46,6 +46,7 @@ from scaling.report import amount
 # 6 layers 8 to 128 wide (those of sweeps/laptop.py among them), torch 2.13 on one core of an AMD EPYC (2026).
 SECONDS_PER_STEP = 0.4e-3
 SECONDS_PER_LAYER = 0.65e-3
+MANY_EPOCHS = 4                        # of repeated text more gives less and less (Muennighoff et al. 2023)
 SECONDS_TO_START = 5.0                 # of a process: most of it imports torch
 
 
@@ -104,14 +105,14 @@ def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> N
     What a run on text that is not prepared will cost is not known: it depends on the vocabulary.
     """
     wide = max(24, *(len(p.name) + 1 for p in plan))
-    print(f"{'run':<{wide}}{'N':>12}{'D':>15}{'epochs':>8}{'FLOPs':>11}{'minutes':>9}  status")
+    print(f"{'run':<{wide}}{'N':>12} {'D':>15} {'epochs':>8} {'FLOPs':>10} {'minutes':>9}  status")
     for p in plan:
         words = [p.status() if prepared(p.config) else f"to do, once {p.config.dataset} is prepared"]
         if p.name in states and not p.done():
             words.append(states[p.name].lower())
         if p.name in held:
             words.append("held out")
-        print(f"{p.name:<{wide}}{numbers(p) if prepared(p.config) else '':55}  {', '.join(words)}")
+        print(f"{p.name:<{wide}}{numbers(p) if prepared(p.config) else '':58}  {', '.join(words)}")
     for line in doubts(plan):
         print(f"warning: {line}")
 
@@ -119,15 +120,24 @@ def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> N
 def numbers(p: Planned) -> str:
     """N, D, passes over the text, FLOPs and minutes of a run, as columns."""
     r = p.resolved
-    epoch = settings.horizon_tokens(settings.Config(epochs=1, block_size=p.config.block_size), r.meta, r.N, 1)
-    return f"{r.N:>12,}{r.D:>15,}{r.D / epoch:>8.3g}{r.C:>11.3g}{p.seconds / 60:>9.1f}"
+    return f"{r.N:>12,} {r.D:>15,} {epochs(p):>8.3g} {r.C:>10.3g} {p.seconds / 60:>9.1f}"
+
+
+def epochs(p: Planned) -> float:
+    """How many times the run reads its text."""
+    one = settings.Config(epochs=1, block_size=p.config.block_size)
+    return p.resolved.D / settings.horizon_tokens(one, p.resolved.meta, p.resolved.N, 1)
 
 
 def doubts(plan: list[Planned]) -> list[str]:
     """What train.py will warn of where hardly anybody reads it: a line for all runs that it is true of."""
     found = {}
     for p in plan:
-        for line in [] if p.done() or not prepared(p.config) else settings.doubts(p.config):
+        if p.done() or not prepared(p.config):
+            continue
+        if epochs(p) > MANY_EPOCHS:
+            found.setdefault("the text is read many times, see epochs: is it all there?", []).append(p)
+        for line in settings.doubts(p.config):
             found.setdefault(line, []).append(p)
     return [f"{line} ({names(runs[:3])}{', ...' if runs[3:] else ''})" for line, runs in found.items()]
 
@@ -141,6 +151,14 @@ def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
         processes = "one process" if jobs == 1 else f"{jobs} processes"
         print(f"{amount(len(plan), 'run')}, {sum(p.own_flops for p in plan):.3g} FLOPs; about "
               f"{amount(math.ceil(left / 60), 'minute')} left on {processes}", flush=True)
+
+
+def print_unforecast(fitted: list[Planned], held: list[Planned]) -> None:
+    """Say it before anything trains where the runs will make no law of N and D to forecast `held` by."""
+    sizes, lengths = ({getattr(p.resolved, name) for p in fitted} for name in "ND")
+    if held and min(len(sizes), len(lengths)) < 3 and all(prepared(p.config) for p in fitted):
+        print(f"warning: {names(held)} cannot be forecast: a law of N and D needs runs of three sizes, and "
+              "of three numbers of tokens")
 
 
 def default_jobs(plan: list[Planned]) -> int:
@@ -184,6 +202,7 @@ def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain:
     others = {name: words for name, words in found.items() if words}
     seals = {p.name: study.folder / "forecasts" / f"{p.name}.json" for p in held}
     sealed = sealed_otherwise([p for p in held if seals[p.name].exists()], seals, others)
+    others = {name: words for name, words in others.items() if name not in sealed}
     if others and not retrain or sealed:
         raise UserError(other_settings(study, others, sealed))
     again = [p for p in plan if p.name in others]
@@ -205,12 +224,17 @@ def forget(runs: list[Planned]) -> None:
 
 
 def sealed_otherwise(held: list[Planned], seals: dict[str, Path], others: dict[str, str]) -> dict[str, str]:
-    """{run: what differs} of sealed runs whose seal is of other settings or text, or whose directory is."""
+    """{run: what differs} of sealed runs whose seal is of other settings or text.
+
+    An old seal does not tell of the text. Then what was trained does, of which `others` says what differs.
+    """
     found = {}
     for p in held:
         target = forecast.read_seal(seals[p.name])["target"]
         changed = changes(target | target["config"], p.config, p.resolved.meta)
-        found[p.name] = "; ".join(changed) or others.get(p.name)
+        found[p.name] = "; ".join(changed)
+        if "data_sha256" not in target and not changed:
+            found[p.name] = others.get(p.name)
     return {name: words for name, words in found.items() if words}
 
 
@@ -389,6 +413,7 @@ def main(args: list[str] | None = None) -> int:
     estimate(plan)
     print_plan(plan, {p.name for p in held}, states)
     print_cost(fitted, held, jobs)
+    print_unforecast(fitted, held)
     print_unlisted(study, plan)
     if a.dry_run:
         known, later = ([p for p in runs if prepared(p.config)] for runs in (plan, held))

@@ -66,6 +66,7 @@ def test_command_line_prints_fits_and_writes_json_with_its_card(tmp_path, capsys
     path = save(tmp_path / "runs.csv", study())
     fit.main([path, "--bootstrap=100", f"--json={tmp_path / 'fit.json'}", "--at=1e16,1e18"])
     text = capsys.readouterr().out
+    assert text.endswith(f"next: python -m scaling.plan {tmp_path / 'fit.json'} --flops=1e+18\n")
     for word in ("surface: L = E + A/N^alpha + B/D^beta; n = 25", "isoflop", "verdict: the approaches agree",
                  "C 1e+18", "625x outside the data", "skipped", "health", "brackets hold 95 % intervals"):
         assert word in text, word

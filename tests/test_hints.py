@@ -225,7 +225,7 @@ def test_too_many_characters_are_bytes(here):
     (dict(max_iters=None), r"try (--tokens_per_param=20)"),
     (dict(n_head=3), r"try (n_head=\d+)"),
     (dict(vocab_size=5), r"vocab_size .*; set it to (-1)"),
-    (dict(warmup_iters=9), r"warmup_iters .*; set it to (-1)"),
+    (dict(warmup_iters=9), r"warmup_iters .*, or set it to (-1)"),
     (dict(learningrate=1), r"(--help) lists them all")], ids=str)
 def test_settings_that_are_refused(here, changes, hint):
     command = train(**changes)

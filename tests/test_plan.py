@@ -281,6 +281,7 @@ def test_what_is_undetermined_is_shown_with_its_warnings(undetermined, study, ca
     plan.main([str(undetermined), "--flops=8e12"])
     out = capsys.readouterr().out
     assert f"\n{WARNINGS}note: C is 2.96 times outside" in out
+    assert " (not determined) (by scaling.forecast" in out and "serving (all with" not in out
     assert out.endswith(f"\nnext: python -m scaling.plan '{undetermined}' --flops=8e12 "
                         "--write=config/NAME.py --anyway\n")
     plan.main([str(undetermined), "--flops=1e14", "--next=2e13"])
@@ -487,7 +488,10 @@ def test_next_writes_a_sweep(study, tmp_path, capsys):
     (["hoffmann", "--flops=1e18", "--figure=x.pdf"], ".png"),
     (["hoffmann", "--flops=1e18", "--figure=no/such/x.png"], "there is no such folder"),
     (["kaplan", "--flops=1e18", "--figure=x.png"], "hoffmann"),
-    (["hoffmann", "--loss=1.7"], "cannot be meant")])
+    (["hoffmann", "--loss=1.7"], "cannot be meant"),
+    (["scaling/results/nothing.csv", "--flops=1e18"], "unknown law"),
+    (["scaling/results/laptop/runs.csv", "--flops=1e18"],
+     "is a table, and no law yet; run: python -m scaling.fit scaling/results/laptop/runs.csv --json=")])
 def test_slips_get_one_line(args, fix, capsys):
     if fix is None:
         plan.main(args or ["--help"])
@@ -516,8 +520,9 @@ def test_planning_and_forecasting_need_no_torch(study):
 
 def test_a_table_without_a_fit_is_to_be_fitted_first(tmp_path):
     (tmp_path / "runs.csv").write_text("params,tokens,loss\n")
-    with pytest.raises(UserError, match=r"python -m scaling.fit .*runs.csv --json=.*fit.json"):
-        plan.main([str(tmp_path / "fit.json"), "--flops=1e18"])
+    for law in (tmp_path / "fit.json", tmp_path):      # a study's directory stands for its fit
+        with pytest.raises(UserError, match=r"python -m scaling.fit .*runs.csv --json=.*fit.json"):
+            plan.main([str(law), "--flops=1e18"])
 
 
 def test_a_fit_without_a_law_is_refused(tmp_path):

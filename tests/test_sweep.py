@@ -561,10 +561,23 @@ def test_a_sealed_model_is_not_trained_a_second_time(trained, lab):
     """Its seal is of what is asked for, but it was trained on other text, of which old seals do not know."""
     path = trained(HELD)
     big = plan(path)[-1]
-    seal(lab.root / "out" / "tiny_study", big)
+    seal(lab.root / "out" / "tiny_study", big, texts=False)
     config = json.loads((big.out / "config.json").read_text())
     (big.out / "config.json").write_text(json.dumps(config | {"data_sha256": "0123456789"}))
     assert "a forecast is sealed of big (training text 01234567, not " in refused(path, "--retrain")
+
+
+def test_what_took_the_place_of_a_sealed_model_is_trained_anew(trained, lab):
+    """The seal tells of settings and text, and they are those asked for; the directory holds another run."""
+    path = trained(HELD)
+    big = plan(path)[-1]
+    seal(lab.root / "out" / "tiny_study", big)
+    config = json.loads((big.out / "config.json").read_text())
+    (big.out / "config.json").write_text(json.dumps(config | {"seed": 5}))
+    said = refused(path)
+    assert "(seed 5, not 1337)" in said and said.endswith("train them anew: --retrain") and "seal" not in said
+    again = sweep.require_own(sweep.read_sweep(path), plan(path), plan(path)[-1:], True)
+    assert [p.name for p in again] == ["big"]
 
 
 def test_a_model_that_has_begun_without_a_forecast_is_refused(trained):
@@ -625,10 +638,10 @@ def test_what_no_score_tells_of_a_held_out_run_is_said(trained, lab, capsys):
     assert capsys.readouterr().out == told + said
 
 
-def seal(folder, p, **facts):
-    """A seal of the run as forecast.seal makes it, without its numbers but for `facts`."""
+def seal(folder, p, texts=True, **facts):
+    """A seal of the run as forecast.seal makes it, without its numbers but for `facts`; old: no `texts`."""
     bearing = {k: v for k, v in dataclasses.asdict(p.config).items() if k not in settings.FREE}
-    target = dict(run=p.name, config=bearing) | settings.texts(p.resolved.meta)
+    target = dict(run=p.name, config=bearing) | (settings.texts(p.resolved.meta) if texts else {})
     body = dict(run=p.name, target=target, **facts)
     body["sha256"] = forecast.digest(body)
     (folder / "forecasts").mkdir()
@@ -719,6 +732,17 @@ def test_a_plan_warns_as_train_does(study, capsys):
     assert sweep.main([path, "--dry_run"]) == 0
     assert ("\nwarning: the warmup takes 11 of the run's 20 steps; lower warmup_iters (or warmup_frac) "
             "(a, b, c, ...)\n") in capsys.readouterr().out
+
+
+def test_a_plan_warns_of_what_will_come_of_it(study, capsys):
+    """Text that is read again and again, and held-out models without a law to forecast them by."""
+    assert sweep.main([study(HELD.replace("max_iters=9", "epochs=5")), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "\nwarning: the text is read many times, see epochs: is it all there? (a, b, big)\n" in out
+    assert "\nwarning: big cannot be forecast: a law of N and D needs runs of three sizes" in out
+    assert out.splitlines()[2].split()[:4] == ["a", "1,496", "199,808", "5"]
+    with pytest.raises(UserError, match="run a: out_dir is out/STUDY/RUN for all runs of a study"):
+        sweep.main([study("runs = [dict(name='a', max_iters=9, out_dir='out/x')]"), "--dry_run"])
 
 
 def test_minutes_come_from_finished_runs_where_there_are_any(study):

@@ -700,6 +700,12 @@ def test_the_steps_at_the_full_rate_are_counted_right(lab):
             assert full > 0 and bool(settings.doubts(c)) == (full < 10 or warmup > 10), (warmup, cooldown)
 
 
+def test_tokens_that_are_no_whole_steps_are_named(lab):
+    for tokens, said in ((256, []), (250, []), (10, ["it trains on 256 tokens, not 10: a step takes 256"])):
+        found = settings.doubts(lab.derived(max_iters=None, target_tokens=tokens))
+        assert [line.partition(";")[0] for line in found] == said
+
+
 def test_a_kept_step_that_is_behind_is_named(lab):
     interrupt(lab, at=10)
     out = lab.command(keep_steps="5,10,15")[1]

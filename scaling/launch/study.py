@@ -257,6 +257,8 @@ def is_budget(C) -> bool:
 
 def config_of(study: Study, run: dict) -> settings.Config:
     where = f"{study.path}: run {run['name']}"
+    if "out_dir" in run:
+        raise UserError(f"{where}: out_dir is out/STUDY/RUN for all runs of a study; leave it out")
     values = {key: (value, where) for key, value in run.items() if key != "name"}
     values["out_dir"] = str(study.folder / run["name"]), where
     return set_fields(settings.Config(), values)
