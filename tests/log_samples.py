@@ -143,10 +143,10 @@ step:50/100 val_loss:5.0000 train_time:900ms step_avg:22.10ms
 step:75/100 train_time:1200ms step_avg:18.34ms
 step:100/100 val_loss:4.0000 train_time:1800ms step_avg:20.10ms
 """
-GOLF = """    train_batch_tokens = int(os.environ.get("TRAIN_BATCH_TOKENS", 524_288))
-    log0(f"model_params:{n_params}")
+GOLF = """    train_batch_tokens: 8 * 500,
+    print(f"model_params:{8 * width ** 2}")
 model_params:3000000
-train_batch_tokens:2000 train_seq_len:100 iterations:100 warmup_steps:20
+train_batch_tokens:2000 iterations:100 warmup_steps:20
 """ + MODDED.replace("val_loss:5.0000", "val_loss:5.0000 val_bpb:2.9000")
 PLAIN = """Model Parameters: 2.50M
 step 0: train 4.9000, val 5.0000
