@@ -143,6 +143,17 @@ step:50/100 val_loss:5.0000 train_time:900ms step_avg:22.10ms
 step:75/100 train_time:1200ms step_avg:18.34ms
 step:100/100 val_loss:4.0000 train_time:1800ms step_avg:20.10ms
 """
+GOLF = """    train_batch_tokens: 8 * 500,
+    print(f"model_params:{8 * width ** 2}")
+model_params:3000000
+train_batch_tokens:2000 iterations:100 warmup_steps:20
+""" + MODDED.replace("val_loss:5.0000", "val_loss:5.0000 val_bpb:2.9000")
+PLAIN = """Model Parameters: 2.50M
+step 0: train 4.9000, val 5.0000
+step 0 | loss 4.9500
+step 100: train 2.9000, val 3.0000
+step 100 | loss 2.8000
+"""
 NANOCHAT = """Parameter counts:
 wte                     : 1,000,000
 lm_head                 : 1,000,000
@@ -191,6 +202,17 @@ HISTORY = [{"_step": 0, "system": 1}, {"_step": 1, "iter": 0, "train/loss": 5.0,
            {"_step": 4, "iter": 100, "train/loss": 4.0, "val/loss": 4.1, "pad": "x" * 40_000}]
 RUN_LIST = [{"name": "a", "config": {"params": 1e6}, "summary": {"tokens": 2e7, "loss": 3.5}},
             {"name": "b", "config": {"params": 2e6}, "summary": {"tokens": 4e7, "loss": 3.25}}]
+BY_NAME = {"notes": {"by": "hand"}, "a": {"total_params": 1e6, "train_tokens": 2e7, "final_val_loss": 3.5},
+           "b": {"total_params": 2e6, "train_tokens": 4e7, "final_val_loss": 3.25}}
+# Finished runs without a name, by their last step: of two sizes, and of two rates or seeds at one.
+UNNAMED = """lr,seed,global_step,parameter_count,tokens,val_loss
+1e-3,1,1000,1e6,2e7,3.5
+3e-3,1,1000,1e6,2e7,3.25
+3e-3,2,1000,1e6,2e7,3.2
+3e-3,2,1000,2e6,2e7,3.0
+"""
+SWEEP = [{"config": {"name": "mlp", "lr": lr}, "step": 100, "val_loss": loss} for lr, loss in
+         ((1e-3, 3.5), (3e-3, 3.25))]
 CURVE_LIST = {"runs": [
     {"run": "a", "params": 1e6, "train_loss": [[10, 3.6], [20, 3.4]], "eval_loss": [[20, 3.5]]},
     {"run": "b", "params": 2e6, "train_loss": [[10, 3.5], [20, 3.2]], "eval_loss": [[20, 3.3]]}]}
@@ -220,6 +242,8 @@ SAMPLES = {
     "megatron.log": (MEGATRON, LOW, [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]),
     "log.txt": (BUILD_NANOGPT, LOW, [("", 1e6, 2.5e5, 5.9)]),
     "modded.txt": (MODDED, LOW, [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]),
+    "golf.log": (GOLF, [], [("", 3e6, 1e5, 5.0), ("", 3e6, 2e5, 4.0)]),
+    "plain.txt": (PLAIN, [BATCH], [("", 2.5e6, 1e5, 3.0)]),
     "nanochat.log": (NANOCHAT, [], [("", 3.5e6, 409_600, 1.51), ("", 3.5e6, 819_200, 1.31)]),
     "trainer_state.json": (json.dumps(TRAINER), [BATCH], [("", 1e6, 1e5, 3.9), ("", 1e6, 2e5, 3.4)]),
     "metrics.csv": (LIGHTNING, LOW, [("", 1e6, 9.9e4, 4.2), ("", 1e6, 1.99e5, 3.3)]),
@@ -237,6 +261,10 @@ SAMPLES = {
         ("b", {"n_params": 2e6, "lr": 0.1}, [(50, {"loss": "NaN"}), (100, {"loss": 3, "val/loss": 3.1})])),
         [BATCH], [("a", 1e6, 1e5, 4.1), ("b", 2e6, 1e5, 3.1)]),
     "list.json": (json.dumps(RUN_LIST), [], AB),
+    "by_name.json": (json.dumps(BY_NAME), [], AB),
+    "unnamed.csv": (UNNAMED, [], [("", 1e6, 2e7, 3.5), (":2", 1e6, 2e7, 3.25), (":3", 1e6, 2e7, 3.2),
+                                  (":4", 2e6, 2e7, 3.0)]),
+    "sweep.json": (json.dumps(SWEEP), LOW, [("mlp", 1e6, 1e5, 3.5), ("mlp:2", 1e6, 1e5, 3.25)]),
     "curves.json": (json.dumps(CURVE_LIST), [BATCH], [("a", 1e6, 2e4, 3.5), ("b", 2e6, 2e4, 3.3)]),
     "lines.jsonl": ("".join(json.dumps({"step": s, "tokens": 1000 * s, "val_loss": 3 - s / 100}) + "\n"
                             for s in (50, 100)), [SIZE], [("", 1e6, 5e4, 2.5), ("", 1e6, 1e5, 2.0)]),

@@ -584,3 +584,10 @@ def test_power_law_takes_the_mean_over_seeds_and_needs_four_sizes_for_a_floor():
     assert law["range"]["loss"][1] == pytest.approx(3, rel=1e-6)        # the best seed alone is lower
     bent = fit.fit_all(table | {"loss": L * np.where(N == 1e5, 1.2, 1)}, bootstrap=50)["loss_vs_params"]
     assert any("times the noise between seeds" in line for line in bent["health"]["lines"])
+
+
+@pytest.mark.parametrize("L, flat", [([3.0, 2.6, 2.55], True), ([3.0, 2.7, 2.42], False)])
+def test_an_exponent_whose_interval_reaches_no_fall_is_not_good(L, flat):
+    found = forms.fit_power(np.array([1e6, 1e7, 1e8]), np.array(L), irreducible=False, bootstrap=200)
+    assert (found["ci"]["alpha"][0] < 0.002) == flat and found["health"]["ok"] != flat
+    assert [line.split(":")[0] for line in found["health"]["lines"]] == ["alpha is not identified"] * flat

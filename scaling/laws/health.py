@@ -15,6 +15,7 @@ LACK_OF_FIT = 3                            # residuals over the noise between se
 VAGUE = 0.05                               # relative error of C as N and D tell it
 WIDE = 0.5                                 # an interval of a, of the 0 to 1 that there are, that says little
 NOTHING = 0.9                              # and one that says nothing
+FLAT = 0.002                               # an exponent, twice the least that a fit may find
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
 
 
@@ -51,7 +52,7 @@ def lines(fit: dict) -> list[str]:
         return of_published(fit["health"])
     h = fit["health"]
     design = of_design(fit) or of_exponent(fit, WIDE)
-    return design + of_optimum(h) + of_floor(fit) + of_parameters(h) + of_data(fit)
+    return design + of_optimum(h) + of_floor(fit) + of_slope(fit) + of_parameters(h) + of_data(fit)
 
 
 # ---- Fits of a formula (scaling.laws.forms). ----
@@ -98,6 +99,15 @@ def of_floor(fit: dict) -> list[str]:
         if name in fit["ci"] and fit["ci"][name][0] <= 0.05 * fit["range"]["loss"][0]:
             return [f"{name} is not identified: its interval reaches almost 0; a wider range would pin it"]
     return []
+
+
+def of_slope(fit: dict) -> list[str]:
+    """Does the loss fall along a power law for sure?"""
+    low, high = fit["ci"].get("alpha", (1, 1))
+    if fit["form"] != "power" or not low <= FLAT:
+        return []
+    return [f"alpha is not identified: its interval, {low:.2g} to {high:.2g}, reaches almost 0, which is no "
+            "fall; a wider range would pin it"]
 
 
 def of_profile(fit: dict) -> list[str]:

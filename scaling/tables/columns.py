@@ -15,7 +15,8 @@ Array = np.ndarray
 
 # What our columns are called, ours among them; of several that a table has, the first is taken.
 ALIASES = {
-    "params": "params n_params num_params nparams parameters n_parameters num_parameters model_size N n",
+    "params": "params n_params num_params nparams parameters n_parameters num_parameters "
+              "total_params param_count parameter_count model_size N n",
     "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
               "training_tokens n_tokens num_tokens ntokens tokens D d",
     "flops": "flops training_flops training_flop train_flops total_flops total_training_flops C",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, nearest
+from scaling.tables.columns import HYPER, PERPLEXITY, SEED
 from scaling.tables.csv import MALFORMED, number
 from scaling.tables.readers import FORMATS, NAMES, held_out, is_loss, named, plain, reader_of, skipping
 
@@ -116,7 +117,21 @@ class Gathered:
         run = self.latest.get(name)
         cells.pop(self.counter, None)
         told = {} if self.used else self.told
-        self.add_row(name, step, cells, run and begins(run, step, cells, told, self.kind == "table"))
+        table = self.kind in ("table", "JSON")
+        new = run and (begins(run, step, cells, told, table) or table and self.differs(run, step, cells))
+        self.add_row(name, step, cells, new)
+
+    def differs(self, run: Run, step: int, cells: dict) -> bool:
+        """Whether a row is of another size than the one before, or has the loss of its step at another rate
+        or seed: finished runs may have no names."""
+        size = self.names.get("params") or named(tuple(cells), "params")
+        before = next(reversed(run.rows.values()))
+        if before.get(size, cells.get(size)) != cells.get(size, before.get(size)):
+            return True
+        same = run.rows.get(step, {})
+        tuned = [name for name in cells if HYPER.fullmatch(plain(name)) or SEED.fullmatch(plain(name))]
+        again = any(is_loss(name) and name in same for name in cells)
+        return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
 
     def add_row(self, name: str, key: int | str, cells: dict, new: bool) -> None:
         """Put cells into the run of a name, at a step or a place."""
@@ -142,7 +157,7 @@ def gather(path: Path, records: Iterable, names: dict, report: Callable) -> Gath
 
 # ---- Which loss. ----
 
-def choose_loss(path: Path, runs: list[Run], asked: str | None) -> str:
+def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | None) -> str:
     """The column of the loss: what was asked for, else the only one on held-out text, else of the training.
 
     Of the same text in nats and in bits, that in nats. Raises UserError where there is none, or a choice.
@@ -151,6 +166,11 @@ def choose_loss(path: Path, runs: list[Run], asked: str | None) -> str:
     losses = {name: n for name, n in count.items() if is_loss(name)}
     if asked and asked not in count:
         raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
+    perplexities = [name for name in columns if PERPLEXITY.fullmatch(plain(name))]
+    if asked in perplexities or perplexities and not asked and not losses:
+        name = asked or perplexities[0]
+        raise UserError(f"{path}: column {name!r} holds perplexities: take its logarithm, "
+                        "which is the loss in nats, as a column 'loss'")
     if not asked and not losses:
         raise UserError(f"{path}: no loss recognised in it; accepted: {FORMATS}")
     held = [name for name in losses if held_out(name)]
@@ -308,7 +328,9 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     """(the points of a log that a fit can use, what the log is). Raises UserError with the cause."""
     found = gather(path, reader_of(path)(path, report), asked.names, report)
     runs, columns = found.runs, list(found.columns)
-    loss = choose_loss(path, runs, asked.names.get("loss"))
+    if not runs and any(map(is_loss, columns)):
+        raise UserError(f"{path}: not one of its rows can be read")
+    loss = choose_loss(path, runs, columns, asked.names.get("loss"))
     asked = replace(asked, names=asked.names | {"loss": loss})
     source = columns_of(path, runs, columns, asked)
     extra = settings(runs, columns, {*source.values(), named(tuple(columns), "run")})

@@ -117,6 +117,7 @@ SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
 REWRITTEN = (
     (re.compile(r"\x1b\[[\d;]*m"), ""),                # colours; the log.txt of build-nanogpt; Megatron-LM
     (re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$"), r"step \1: \2 loss \3"),
+    (re.compile(r"^(step \d{1,15}: train) (\d+\.\d+), val (?=\d+\.\d+\s*$)"), r"\1 loss \2, val loss "),
     (re.compile(r"validation \w+ at iteration (\d{1,15}) \| lm[ _]loss value: "), r"step \1: val loss "))
 OF_LOSS = re.compile(r"\b(?:loss|bpb|tel|trl)\b", re.IGNORECASE)
 ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
@@ -125,7 +126,9 @@ PARTS = ("lm_head", "transformer_matrices")            # what nanochat counts as
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
     ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
-    ("params", r"(?:number of|total) parameters" + COUNT),
+    ("batch_tokens", "^train_batch_tokens:" + COUNT),  # such logs begin with their own program
+    ("params", "^model_params:" + COUNT),
+    ("params", r"(?:number of|total|model) parameters" + COUNT),
     ("params", r"num_parameters\s*\|\s*" + COUNT),
     *((name, rf"^{name}\s*:" + COUNT) for name in PARTS))]
 KINDS = ((r"^s:\d", "llm.c log"), (r"step:\d+/\d", "modded-nanogpt log"),
@@ -143,7 +146,9 @@ def fact_of(text: str, parts: dict) -> dict:
                 if len(parts) < len(PARTS):
                     return {}
                 name, value = "params", sum(parts.values())
-            counted = "rounded, all but the position embeddings" if match[2] else "as the log counts them"
+            counted = "as the log counts them"
+            if match[2]:                               # as nanoGPT says it, or another
+                counted = "rounded, " + ("all but the position embeddings" if "number" in text else counted)
             return {name: value, "counted": "transformer matrices and head" if parts else counted}
     return {}
 
@@ -257,6 +262,9 @@ def json_records(path: Path, data, report: Callable) -> Iterator:
     elif isinstance(data, dict) and curves_in(data):
         yield from curve_records(path, data, report)
     elif isinstance(data, dict):
+        models = [{"run": name} | part for name, part in data.items() if is_model(part)]
+        if models:
+            yield from json_records(path, models, report)
         for part in data.values():
             if isinstance(part, list) and any(isinstance(item, dict) for item in part):
                 yield from json_records(path, part, report)
@@ -269,6 +277,11 @@ def json_records(path: Path, data, report: Callable) -> Iterator:
                     yield from curve_records(path, {"run": f"[{i}]"} | item, report)
                 else:
                     yield f"[{i}]", flat(item)
+
+
+def is_model(part) -> bool:
+    """Whether an object has the size of a model and a loss."""
+    return isinstance(part, dict) and named(tuple(part), "params") is not None and any(map(is_loss, part))
 
 
 def flat(item: dict) -> dict:
