@@ -264,6 +264,10 @@ SAMPLES = {
     "by_name.json": (json.dumps(BY_NAME), [], AB),
     "unnamed.csv": (UNNAMED, [], [("", 1e6, 2e7, 3.5), (":2", 1e6, 2e7, 3.25), (":3", 1e6, 2e7, 3.2),
                                   (":4", 2e6, 2e7, 3.0)]),
+    "restart.csv": ("iter,N,D,val_loss\n20,1e6,1e5,4\n40,1e6,2e5,3.5\n61,1e6,3e5,3.2\n"
+                    "15,1e6,7e4,5\n30,1e6,1.5e5,4.5\n", [],
+                    [("", 1e6, 1e5, 4), ("", 1e6, 2e5, 3.5), ("", 1e6, 3e5, 3.2), (":2", 1e6, 7e4, 5),
+                     (":2", 1e6, 1.5e5, 4.5)]),
     "sweep.json": (json.dumps(SWEEP), LOW, [("mlp", 1e6, 1e5, 3.5), ("mlp:2", 1e6, 1e5, 3.25)]),
     "curves.json": (json.dumps(CURVE_LIST), [BATCH], [("a", 1e6, 2e4, 3.5), ("b", 2e6, 2e4, 3.3)]),
     "lines.jsonl": ("".join(json.dumps({"step": s, "tokens": 1000 * s, "val_loss": 3 - s / 100}) + "\n"

@@ -377,7 +377,8 @@ def test_of_a_grid_of_hyper_parameters_the_best_of_each_size_counts():
 def test_the_same_row_under_another_name_or_index_is_one_run():
     names = np.array([f"r{i}" for i in range(40)], object)
     for name, values in (("", np.arange(40.0)), ("Unnamed: 0", np.tile(np.arange(20.0), 2)),
-                         ("nr", np.arange(40.0) + 1), ("run", names), ("model_name", names)):
+                         ("nr", np.arange(40.0) + 1), ("run", names), ("model_name", names),
+                         ("created_at", names)):
         data = select(tiled(2, **{name: values}))
         assert data["rows"].tolist() == list(range(20)) and data["seed_df"] == 0, name
 
@@ -406,6 +407,14 @@ def test_only_the_last_row_of_a_run_whose_rate_falls_is_one(columns, last, named
     assert len(data["last"]) == 6 and data["seed_df"] == 0 and data["curves"] == (not last)
     assert data["rows"].tolist() == (list(range(9, 60, 10)) if last else list(range(60)))
     assert any("halfway along a run is no finished run" in note for note in data["notes"]) == last
+
+
+def test_runs_without_names_begin_where_the_steps_start_over():
+    """Steps of evaluations are rounded, so the gaps between them differ by one."""
+    table = curves(step=np.round(np.tile(np.arange(1, 11), 6) * np.repeat([47.3, 189.2] * 3, 10)))
+    del table["run"]
+    data = select(table)
+    assert data["rows"].tolist() == list(range(9, 60, 10)) and data["seed_df"] == 0
 
 
 def test_curves_of_one_horizon_are_used_where_no_schedule_is_told_and_doubted():

@@ -29,7 +29,7 @@ LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_va
 BITS = re.compile(r".*(bpb|bpc|bits_per).*|(\w+_)?bits")
 PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
 # Rows may differ in these and be one setting: the seed, ...
-SEED = re.compile(r"(\w+_)?(seed|trial|replicate|rep|repeat)(_\w+)?")
+SEED = re.compile(r"(\w+_)?(seed|trial|replicate|rep|repeat|rng|random_state)(_\w+)?")
 # ... a name or a number of the row, ...
 NAME = re.compile(r"|unnamed_\d+|index|idx|id|row|name|run|study|experiment|(run|wandb|job|exp)_\w+"
                   r"|\w+_(name|id)")
@@ -41,7 +41,8 @@ RESULT = re.compile(
     r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
     r"|comments?|tags?|version|created|at)|project|entity|sweep|branch|cluster"
     r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
-RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)|lr_(max|peak|base|scale|mult\w*)")
+WHEN = re.compile(r"(\w+_)?(date|time|timestamp|host|hostname|commit)|(created|updated|started|ended)\w*")
+RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
 HYPER = re.compile(       # what is tuned at each size: the best of it counts
     "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|batch|batch_size|batch_tokens|wd|weight_decay|"
     r"betas?_?[12]?|momentum|clip|clip_norm|dropout|eps|epsilon|init_std|init_scale)"
@@ -57,6 +58,7 @@ UNITS = {1: "", 1 / PF_DAY: "in PF-days", 1e-9: "in GFLOPs", 1e-12: "in TFLOPs",
          1e12: "of params and tokens in millions", 1e15: "of params in millions and tokens in billions",
          1e18: "of params and tokens in billions"}
 PARTS = {1: "", 1 / 3: "the forward pass alone, 2 N D", 2 / 3: "the backward pass alone, 4 N D",
+         1 / 2: "a multiply-add counted once, 3 N D",
          4 / 3: "activations computed twice, 8 N D", 1 / 6: "N D without the 6"}
 
 

@@ -65,7 +65,8 @@ def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
     """Whether a record is of a run that begins: the model is another one, or the counter starts over.
 
     One that resumes goes back, but not to the start, and says the same of its model. In a table of runs,
-    those of one name have a row each, at the same step.
+    those of one name have a row each, at the same step; and as they need not log the same steps, one that
+    goes back to less than half begins.
     """
     if any(told[key] != run.facts.get(key) for key in ("params", "batch_tokens") if key in told):
         return True
@@ -73,7 +74,8 @@ def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
     again = [name for name in cells if name in run.last]
     if table and run.named and step == first and len(run.rows) == 1:
         return bool(again)
-    return (step <= 1 or step == first) and any(step < run.last[name] for name in again)
+    start = step <= 1 or step == first
+    return any(start and step < run.last[name] or table and 2 * step < run.last[name] for name in again)
 
 
 class Gathered:

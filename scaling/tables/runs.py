@@ -114,7 +114,7 @@ def run_names(table: dict, N: Array) -> Array | None:
     gain = np.diff(table["step"])
     new = np.append(True, (gain <= 0) | (np.diff(N) != 0))
     run = np.cumsum(new) - 1
-    even = np.isclose(gain[1:], gain[:-1], 0.01) | new[2:] | new[1:-1]
+    even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
     if len(N) < 5 * (run.max() + 1) or not even.all():
         return None                                    # finished runs, and how long each was
     return run.astype(str).astype(object)
@@ -160,8 +160,9 @@ def choose_params(table: dict, convention: str | None) -> tuple[Array, str]:
         if not others:
             raise columns.missing("'params'", "params", table)
         if "params_non_embedding" not in table:
-            raise UserError(f"which parameters are N? There are {', '.join(others)}: pass --params=total, or "
-                            "call one of them params")
+            total = "pass --params=total, or " if "params_total" in table else ""
+            raise UserError(f"which parameters are N? There are {', '.join(others)}: {total}call one of them "
+                            "params")
         if "params_head" not in table and "params_non_embedding" in table:
             raise UserError("no column 'params_head', so the default N (non_embedding_plus_head) cannot be "
                             "counted; pass --params=non_embedding to leave the head out")
@@ -261,6 +262,8 @@ def drop_unusable(kept: Kept, label: str, v: Array) -> None:
     negative = np.flatnonzero(kept.mask & (v < 0))
     if len(negative):
         fix = "" if label in ("params", "tokens", "flops") else ", or fit it with --residuals=linear"
+        if fix and (v[kept.mask] < 0).all():           # then less is worse
+            fix = "; if these are log-likelihoods, change their sign"
         raise UserError(f"{label} is negative in {rows_text(negative)}; mend or remove it{fix}")
     kept.drop(np.isnan(v), f"{label} is missing")
     kept.drop(np.isinf(v), f"{label} is infinite (diverged)")
@@ -269,9 +272,13 @@ def drop_unusable(kept: Kept, label: str, v: Array) -> None:
 
 
 def drop_repeated(kept: Kept, table: dict, curves: bool) -> None:
-    """Drop the rows that equal an earlier one in all but their names; of `curves` runs are no mere names."""
+    """Drop the rows that equal an earlier one in all but their names, and when and where they ran.
+
+    Of `curves` the runs are no mere names.
+    """
     rows = np.flatnonzero(kept.mask)
-    told = [v[rows] for key, v in table.items() if key == "run" and curves or not is_name(key, v)]
+    told = [v[rows] for key, v in table.items() if key == "run" and curves
+            or not (is_name(key, v) or columns.WHEN.fullmatch(plain(key)))]
     first = np.unique(groups(told), return_index=True)[1]
     kept.keep(rows[first], "the same row stands earlier in the table")
 
