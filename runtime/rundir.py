@@ -170,7 +170,8 @@ def load(run, path: Path) -> None:
     """
     own = path.parent == run.out
     if path.is_dir():
-        raise UserError(f"{path} is a directory; {earlier(path, run.c.max_iters)}")
+        raise UserError(f"{path} is a directory, and --branch takes a checkpoint that a run kept "
+                        f"(keep_steps); {earlier(path, run.c.max_iters)}")
     require_ours(path, *([] if own else ["branched from; name another"]))
     try:
         with zipfile.ZipFile(path) as z:

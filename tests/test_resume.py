@@ -403,7 +403,7 @@ def test_a_branch_that_does_not_fit_its_trunk_is_refused(trunk, name, changes, s
 def test_a_directory_is_no_branch(trunk, name):
     """Of those that the run in it has kept the last one that this branch can begin with is named."""
     code, _, err = trunk.command(name, branch=str(trunk.out("trunk")), max_iters=30, **WSD)
-    assert code == 2 and "trunk is a directory; branch from an earlier one" in err
+    assert code == 2 and "trunk is a directory, and --branch takes a checkpoint" in err
     assert err.endswith("/trunk/ckpt_20.pt\n")
 
 

@@ -750,7 +750,8 @@ def test_ranks_without_a_launcher_are_one_line(lab, monkeypatch, given, says):
 # ---------------------------------------------------------------- the Python and the packages
 
 
-@pytest.mark.parametrize("program", [["train.py"], ["-m", "runtime.bench_gpu"]])
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "runtime.bench_gpu"],
+                                     [ROOT / "data" / "c4" / "prepare.py"]])
 def test_a_package_that_is_not_installed_is_one_line(lab, program):
     shutil.copy(ROOT / "requirements.txt", lab.root)
     done = subprocess.run([sys.executable, "-S", *program], cwd=lab.root, capture_output=True, text=True)

@@ -12,11 +12,11 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data import common  # noqa: E402
+from data import common  # noqa: E402, I001    first: it says which package is missing
 from runtime.basics import UserError, exit_cleanly, load_json, write_json  # noqa: E402
+
+from tqdm import tqdm  # noqa: E402
 
 HUB = ("allenai/c4", "en", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
 BATCH = 1024                                          # documents between two notes of how far it is

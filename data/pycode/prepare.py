@@ -14,11 +14,11 @@ from collections import Counter
 from importlib.metadata import distributions
 from pathlib import Path
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data import common  # noqa: E402
+from data import common  # noqa: E402, I001    first: it says which package is missing
 from runtime.basics import UserError, exit_cleanly  # noqa: E402
+
+from tqdm import tqdm  # noqa: E402
 
 
 def python_files() -> list[tuple[str, Path]]:
