@@ -108,7 +108,8 @@ def test_header_alone_is_an_empty_table(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
+    ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"),
+    ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
     ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
     (b"a,b\n1,\xe9\n", "byte 0xe9 is not UTF-8 (Latin-1, perhaps); save it in UTF-8"),

@@ -86,6 +86,9 @@ def checked_header(path: str | Path, cells: list[str]) -> list[str]:
         header.pop()
     if not header:
         raise UserError(f"{path}: line 1 is empty; it must name the columns")
+    if len(header) == 1 and len(re.split(r"[|\s]+", header[0].strip("|"))) > 2:
+        raise UserError(f"{path}: line 1 is one cell, {header[0]!r:.60}: part the columns with commas, "
+                        "semicolons or tabs")
     for i, name in enumerate(header):
         if not name:
             header[i] = "index" if i == 0 else f"column_{i + 1}"
