@@ -163,7 +163,7 @@ def main() -> int:
     device = find_device(c.device)
     if not c.out_dir:
         raise UserError(f"give the run, --out_dir=RUN; {known_runs('')}")
-    model, tok = load_run(as_path(c.out_dir))
+    model, tok = load_run(Path(c.out_dir))
     model.to(device)
     if device == "cpu" and sum(p.numel() for p in model.parameters()) < FEW_PARAMS:
         torch.set_num_threads(1)

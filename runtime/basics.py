@@ -71,6 +71,12 @@ def nearest(word: str, known) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def counted(number: float, word: str, digits: str = "") -> str:
+    """'1 layer', '12 layers'; `digits` formats the number, as "," does."""
+    text = format(number, digits)
+    return f"{text} {word}" if text == "1" else f"{text} {word}s"
+
+
 # ---- files ----
 
 

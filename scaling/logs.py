@@ -24,9 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from config.settings import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
-from runtime.basics import UserError, exit_cleanly, load_json
+from runtime.basics import UserError, counted, exit_cleanly, load_json
 from scaling.tables.csv import MALFORMED, csv_rows, number, write_table
-from scaling.tables.foreign import POINT_COLUMNS, Asked, counted, number_or_nan, read_points
+from scaling.tables.foreign import POINT_COLUMNS, Asked, number_or_nan, read_points
 from scaling.tables.readers import FORMATS, skipping
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()

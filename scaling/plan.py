@@ -27,7 +27,7 @@ from config import settings
 from config.configurator import help_text, read_args, set_fields
 from config.settings import Config
 from runtime import basics
-from runtime.basics import UserError, exit_cleanly, nearest, plain_name, whole_file
+from runtime.basics import UserError, counted, exit_cleanly, nearest, plain_name, whole_file
 from scaling import forecast
 from scaling.laws import counts, design, forms, solver
 from scaling.tables.csv import MALFORMED, cell, read_table
@@ -500,12 +500,6 @@ def amount(x: float) -> str:
     return digits
 
 
-def counted(number: float, word: str, digits: str = ",") -> str:
-    """'1 layer', '1,200 steps'."""
-    text = format(number, digits)
-    return f"{text} {word}" if text == "1" else f"{text} {word}s"
-
-
 def duration(hours: float) -> str:
     if math.isnan(hours):
         return "unknown (add --tok_per_s=TOKENS@PARAMS)"
@@ -561,7 +555,7 @@ def plan_text(plan: Plan) -> str:
            f"{counted(c.n_head, 'head')} of {c.n_embd // c.n_head}, "
            f"vocabulary {c.vocab_size}, context {c.block_size}: {amount(plan.params)} parameters",
            f"training  {amount(plan.tokens)} tokens, {plan.flops:.3g} exact FLOPs",
-           f"batch     {counted(steps, 'step')} of {counted(rows, 'sequence')} or "
+           f"batch     {counted(steps, 'step', ',')} of {counted(rows, 'sequence', ',')} or "
            f"{amount(rows * c.block_size)} tokens; learning rate {plan.config['learning_rate']:g}",
            f"loss      {loss['predicted']:.4f}{band} (by {loss['by']})",
            f"time      {duration(plan.hours)}{devices}",
@@ -625,7 +619,7 @@ def write_config(path: str, plan: Plan) -> str:
     head = (f"# {command}\n# Planned with {plan.law['source']}: {run.C:.3g} FLOPs, "
             f"expected loss {plan.loss['predicted']:.4f}, time {duration(plan.hours)}.\n")
     write_new(path, head + "".join(f"{k} = {v!r}\n" for k, v in values.items()), "config")
-    return f"wrote {path}: {counted(c.max_iters, 'step')}, {run.C:.4g} exact FLOPs; run: {command}"
+    return f"wrote {path}: {counted(c.max_iters, 'step', ',')}, {run.C:.4g} exact FLOPs; run: {command}"
 
 
 # ---- Which runs next? ----

@@ -200,7 +200,7 @@ def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain:
     """
     found = {p.name: "; ".join(p.changes()) for p in plan}
     others = {name: words for name, words in found.items() if words}
-    seals = {p.name: study.folder / "forecasts" / f"{p.name}.json" for p in held}
+    seals = {p.name: forecast.seal_path(study.folder, p.name) for p in held}
     sealed = sealed_otherwise([p for p in held if seals[p.name].exists()], seals, others)
     others = {name: words for name, words in others.items() if name not in sealed}
     if others and not retrain or sealed:

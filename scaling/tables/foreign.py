@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.basics import UserError, nearest
+from runtime.basics import UserError, counted, nearest
 from scaling.tables.columns import HYPER, PERPLEXITY, SEED
 from scaling.tables.csv import MALFORMED, number
 from scaling.tables.readers import FORMATS, NAMES, held_out, is_loss, named, plain, reader_of, skipping
@@ -371,11 +371,6 @@ def tell_states(path: Path, runs: list[Run], columns: list[str], report: Callabl
     if odd:
         found = ", ".join(sorted(set(odd)))
         report(f"{path}: {counted(len(odd), 'row')} of runs that did not finish ({found})")
-
-
-def counted(number_: int, word: str) -> str:
-    """'1 row', '2 rows'."""
-    return f"1 {word}" if number_ == 1 else f"{number_} {word}s"
 
 
 def usable(path: Path, points: Iterable[tuple[str, dict]], report: Callable) -> list[dict]:
