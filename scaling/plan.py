@@ -452,7 +452,7 @@ def predict(law: dict, N: float, D: float) -> dict:
         predicted = best(law, forms.flops_of(law, N, D))[2]
         return {"predicted": predicted, "by": "the frontier, were this its best run"}
     if law["runs"] and "unique" not in law:
-        return forecast.predict(law["runs"], law["fit"], N, D) | {"by": "scaling.forecast, two forms"}
+        return forecast.predict(law["runs"], law["fit"], N, D) | {"by": "scaling.forecast"}
     found = {"predicted": float(loss_at(law, N, D)), "by": "the law; it has no interval"}
     if forms.has_draws(law):
         draws = loss_at(law | forms.draws_of(law), N, np.array([D]))
