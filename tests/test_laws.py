@@ -527,6 +527,20 @@ def test_four_budgets_have_four_corners():
     assert fit["hull"]["fitted"] == 4 and fit["health"]["lines"] == []
 
 
+def test_a_hull_whose_slopes_drift_is_no_law_to_extrapolate():
+    C = np.geomspace(1e13, 1e17, 6)
+    noise = np.exp(0.001 * np.random.default_rng(0).standard_normal(6))
+    bent = frontiers.fit_loss_vs_compute(C, (1.5 + (1e15 / C) ** 0.2) * noise, bootstrap=20)
+    line, = bent["health"]["lines"]
+    assert line.startswith("the slope drifts along the hull") and "no law to extrapolate" in line
+    assert bent["health"]["drift"]["L_inf"] == pytest.approx(1.5, abs=0.03)
+    assert bent["health"]["drift"]["alpha"] == pytest.approx(0.2, abs=0.02)
+    for count in (4, 6):
+        C = np.geomspace(1e13, 1e17, count)
+        straight = frontiers.fit_loss_vs_compute(C, (1e25 / C) ** 0.055 * noise[:count], bootstrap=20)
+        assert straight["health"]["lines"] == []
+
+
 def test_a_slice_that_the_other_input_limits_says_only_that():
     """What else it lacks, here a floor, follows from it."""
     data = clean_table("random", 0, 0.001)

@@ -581,7 +581,7 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
            "kink": kink,
            "range": span(C=C, loss=L),
            **intervals(boot),
-           "health": {"hull_points": len(late)}}
+           "health": {"hull_points": len(late), "drift": drift(late)}}
     if kink:
         low, high = kink["between"]
         before, after = kink["slopes"]
@@ -593,6 +593,28 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
 def slopes_of(late):
     """The slopes (2,) of the later part of a hull: of all its vertices, and of those between the runs."""
     return np.array([slope_of(*part.T[:2]) for part in (late, between_runs(late))])
+
+
+def drift(late):
+    """Does the slope change between the runs of a hull: {slopes, p, L_inf, alpha}; None where they are too
+    few (three vertices) to say.
+
+    `slopes` are those of a parabola at both ends, and `p` is by an F-test of it against a line; L_inf and
+    alpha are of the law with a floor.
+    """
+    u, v = between_runs(late).T[:2]
+    df = len(u) - 3
+    if df < 0:
+        return None
+    bend = np.polynomial.Polynomial.fit(u, v, 2)
+    p = np.nan
+    if df:
+        rest = ((v - bend(u)) ** 2).sum()
+        p = float(f_test.sf(((off_line(u, v) ** 2).sum() - rest) * df / max(rest, 1e-300), 1, df))
+    law = {"L_inf": 0.0, "gamma": 0.0}
+    if df:
+        law, _ = frontier_loss(u, v, np.empty((0, len(u))))
+    return {"slopes": bend.deriv()(u[[0, -1]]).tolist(), "p": p, "L_inf": law["L_inf"], "alpha": law["gamma"]}
 
 
 def hull_draws(curves, start, bootstrap, rng):

@@ -16,6 +16,7 @@ VAGUE = 0.05                               # relative error of C as N and D tell
 WIDE = 0.5                                 # an interval of a, of the 0 to 1 that there are, that says little
 NOTHING = 0.9                              # and one that says nothing
 STRANGE = 0.005                            # chance of what lies off a law's pattern
+DRIFTS = 0.57                              # last over first slope of a hull that is not one power law
 CHANGES = 0.1                              # of d log C/d log N, from the smallest optimum to the largest
 FLAT = 0.002                               # an exponent, twice the least that a fit may find
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
@@ -255,9 +256,21 @@ def of_hull(fit: dict) -> list[str]:
     out = []
     if fit["alpha"] <= 0:
         out.append("loss does not fall with compute")
-    if fitted < 4:
-        out.append(f"only {fitted} hull points carry the slope")
+    out += of_drift(fit["health"].get("drift"), fitted)
     if abs(fit["between"] / fit["alpha"] - 1) > 0.05 and inner > 1:
         out.append(f"{fitted - inner} of {fitted} hull points are the first or the last run's own curve, "
                    f"past its optimum; between the runs the slope is -{fit['between']:.4f}")
     return out
+
+
+def of_drift(drift: dict | None, fitted: int) -> list[str]:
+    """Is the hull a straight line? Any hull bends, that of an exact power law to DRIFTS in 2 % of studies."""
+    first, last = drift["slopes"] if drift else (0, 0)
+    said = f"the slope drifts along the hull, from {first:.3f} to {last:.3f}"
+    if fitted < 5:                                      # of which no test can tell much
+        few = [f"{said}, and only {fitted} hull points carry it: no law to extrapolate"]
+        return few if first < 0 and last / first < DRIFTS / 2 else []
+    if first >= 0 or last / first > DRIFTS or drift["p"] > 0.03:
+        return []
+    return [f"{said}: no law to extrapolate; with a floor it is L_inf = {drift['L_inf']:.3g}, alpha = "
+            f"{drift['alpha']:.3g}"]
