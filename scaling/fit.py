@@ -152,7 +152,14 @@ def loss_vs_compute(data: dict, bootstrap: int) -> dict:
         C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
     elif not data["curves"]:
         run = None
-    return frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
+    fit = frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
+    schedule = data["table"].get("schedule")
+    if data["along"] and schedule is not None and (schedule != "constant").any():
+        # A hull's losses are those of the rows themselves, but for the last digit.
+        before = np.abs(np.subtract.outer(np.log(fit["hull"]["loss"]), np.log(data["along"]["L"]))).min(1)
+        fit["health"]["unfinished"] = int((before[-fit["hull"]["fitted"]:] < 1e-9).sum())
+        health.judge(fit)
+    return fit
 
 
 def power(name: str, data: dict, bootstrap: int) -> dict:

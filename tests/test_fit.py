@@ -590,6 +590,19 @@ def test_envelope_takes_the_curves_before_their_cooldown():
             fit.fit_all(runs, bootstrap=0, curves={k: v for k, v in curves.items() if k != name})
 
 
+def test_hull_points_before_the_rate_fell_are_counted():
+    runs, curves = wsd_study()
+    curves["val_loss"] *= 0.9                          # good enough for the hull
+    law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
+    k = law["health"]["unfinished"]
+    finished = np.isclose(np.subtract.outer(law["hull"]["loss"], runs["loss"]), 0).any(1)
+    assert k == (~finished[-law["hull"]["fitted"]:]).sum() > 0
+    assert any(line.startswith(f"{k} of ") for line in law["health"]["lines"])
+    runs["schedule"] = np.full(8, "constant")          # then a loss halfway is one of a shorter run
+    law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
+    assert "unfinished" not in law["health"]
+
+
 def test_power_law_takes_the_mean_over_seeds_and_needs_four_sizes_for_a_floor():
     N, seeds = np.repeat([1e4, 1e5, 1e6], 4), np.tile(np.arange(4), 3)
     L = 3 * (N / 1e4) ** -0.1 * np.exp(0.01 * np.tile([-1.5, -0.5, 0.5, 1.5], 3))

@@ -257,6 +257,9 @@ def of_hull(fit: dict) -> list[str]:
     if fit["alpha"] <= 0:
         out.append("loss does not fall with compute")
     out += of_drift(fit["health"].get("drift"), fitted)
+    if fit["health"].get("unfinished"):
+        out.append(f"{fit['health']['unfinished']} of {fitted} hull points are losses halfway along runs, "
+                   "where the rate had yet to fall: a run that ends there does better")
     if abs(fit["between"] / fit["alpha"] - 1) > 0.05 and inner > 1:
         out.append(f"{fitted - inner} of {fitted} hull points are the first or the last run's own curve, "
                    f"past its optimum; between the runs the slope is -{fit['between']:.4f}")
