@@ -29,6 +29,7 @@ from scaling.laws.solver import (
     interval,
     intervals,
     profile,
+    score_test,
     span,
 )
 
@@ -423,6 +424,8 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
     fit = fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
     fit["health"]["D_follows_N"] = follows(N, D)
+    if bootstrap and run is None and not fit["health"]["D_follows_N"]:
+        fit["health"]["off_law"] = off_law(fit, N, D, L)
     return judge(fit)
 
 
@@ -435,6 +438,31 @@ def follows(N: Array, D: Array) -> list[float] | None:
     if s < 0.05 or np.abs(d - r - s * n).max() > 0.05:
         return None
     return [float(s), float(np.exp(r))]
+
+
+@np.errstate(divide="ignore")                           # log 0: a surface without E
+def off_law(fit: dict, N: Array, D: Array, L: Array) -> dict | None:
+    """What in the runs (n,) lies off the surface `fit`: {what, at, shift, chance}, or None where nothing can.
+
+    Asked are, by a score test each, a bend of either term along its input (`what` is "bend", `at` N or D) and
+    whether the runs of one N, D or C (`what`) lie off the law of all others, by `shift` of the loss. `chance`
+    is that of the least likely of them, times how many were asked.
+    """
+    problem = surface_problem(N, D, L)
+    best = np.array([surface_theta(**fit, center=centred(N, D)[1])])
+    if len(L) < problem.free() + 3:
+        return None
+    terms = problem.model(best, problem.X)[1][0, 1::2]
+    asked = [("bend", name, column) for name, column in zip("ND", terms * problem.X ** 2)]
+    for name, values in {"N": N, "D": D, "C": 6 * N * D}.items():
+        level = np.round(np.log(values), 2)
+        groups, count = np.unique(level, return_counts=True)
+        if len(groups) > 3 and count.min() > 1:
+            asked += [(name, float(values[level == g].mean()), 1.0 * (level == g)) for g in groups]
+    shift, chance = score_test(problem, best, np.array([column for _, _, column in asked]))
+    i = chance.argmin()
+    what, at, _ = asked[i]
+    return {"what": what, "at": at, "shift": float(shift[i]), "chance": float(min(1, chance[i] * len(asked)))}
 
 
 def surface_problem(N: Array, D: Array, L: Array) -> Problem:
