@@ -127,6 +127,10 @@ def isoflop(data: dict, bootstrap: int) -> dict:
         return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples, D=D)
     fit = by(frontiers.METHODS[0], bootstrap)
     fit["alternatives"] = {m: exponent(by, m, min(bootstrap, 300)) for m in frontiers.METHODS}
+    if bootstrap:
+        with suppress(UserError):              # what no surface can be fitted to has no pattern to be off
+            fit["health"]["off_law"] = forms.off_law(forms.fit_surface(N, D, L, bootstrap=0), N, D, L)
+    health.judge(fit)
     return fit
 
 
@@ -148,7 +152,14 @@ def loss_vs_compute(data: dict, bootstrap: int) -> dict:
         C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
     elif not data["curves"]:
         run = None
-    return frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
+    fit = frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
+    schedule = data["table"].get("schedule")
+    if data["along"] and schedule is not None and (schedule != "constant").any():
+        # A hull's losses are those of the rows themselves, but for the last digit.
+        before = np.abs(np.subtract.outer(np.log(fit["hull"]["loss"]), np.log(data["along"]["L"]))).min(1)
+        fit["health"]["unfinished"] = int((before[-fit["hull"]["fitted"]:] < 1e-9).sum())
+        health.judge(fit)
+    return fit
 
 
 def power(name: str, data: dict, bootstrap: int) -> dict:
@@ -239,6 +250,11 @@ def repeated(data: dict, bootstrap: int) -> dict:
     return forms.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap)
 
 
+def one_exponent(data: dict, bootstrap: int) -> dict:
+    """Gadre et al. 2024: the surface with one exponent."""
+    return forms.fit_one_exponent(*rows(data), bootstrap)
+
+
 def kaplan_nd(data: dict, bootstrap: int) -> dict:
     """Kaplan et al. 2020, eq. 1.5."""
     return forms.fit_kaplan_nd(*rows(data), bootstrap)
@@ -264,6 +280,7 @@ class Law(NamedTuple):
 
 LAWS = {
     "surface": Law("L = E + A/N^alpha + B/D^beta", "E A B alpha beta a b", surface),
+    "one_exponent": Law("L = E + A/N^eta + B/D^eta", "E A B eta", one_exponent),
     "isoflop": Law("N_opt = k C^a", "a b gamma L_inf", isoflop),
     "envelope": Law("N_opt = k C^a", "a b gamma L_inf", envelope),
     "loss_vs_compute": Law("L = (C_c/C)^alpha on the lower convex hull", "alpha between C_c L_inf",
@@ -313,7 +330,8 @@ def accounting(data: dict, bootstrap: int) -> dict:
 def verdict(result: dict, at: list[float]) -> dict:
     """a, b and the optimum at each budget of `at`, per approach; do their intervals share points?
 
-    Asked are a and, at the budgets inside all their data, N_opt, D_opt and the loss.
+    Asked are a and, at the budgets inside all their data, N_opt, D_opt and the loss; not the loss of fewer
+    than four budgets, which cannot tell its floor.
     """
     approaches = {}
     for name, fit in laws_of(result).items():
@@ -321,6 +339,7 @@ def verdict(result: dict, at: list[float]) -> dict:
             ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
             approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
                                 "at": [forms.optimum(fit, C) for C in at],
+                                "floor": fit.get("budgets", 4) > 3,
                                 "unknown": health.of_design(fit)}
     known = [row for row in approaches.values() if not row["unknown"]]
     rows = [row for row in known if "a" in row["ci"]]
@@ -339,6 +358,9 @@ def verdict(result: dict, at: list[float]) -> dict:
         words = f"the approaches agree: their 95 % intervals of a share {low:.3f} to {high:.3f}"
     if agree is False:
         words = f"the approaches disagree: no {', no '.join(apart)} lies in all of their 95 % intervals"
+    floorless = [name for name, row in approaches.items() if not row["floor"]]
+    if agree is not None and floorless:
+        words += f" (losses not compared: {', '.join(floorless)} of fewer than four budgets has no floor)"
     return {"approaches": approaches, "budgets": at, "agree": agree, "text": words}
 
 
@@ -354,6 +376,8 @@ def disagreements(rows: list[dict]) -> list[str]:
     for found in zip(*(row["at"] for row in rows)):
         if not any("C" in best["outside"] for best in found):
             for k, slack in SLACK.items():
+                if k == "loss" and not all(row["floor"] for row in rows):
+                    continue
                 spans[f"{k} at C = {found[0]['C']:.3g}"] = [
                     (best["ci"][k][0] / (1 + slack), best["ci"][k][1] * (1 + slack)) for best in found]
     return [name for name, each in spans.items() if np.greater(*common(each))]
@@ -400,6 +424,8 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     data = select(table, params, flops, **chosen) | {"signed": signed}
     if signed:
         data["L"] = np.log(data["L"]) + top
+        if curves:
+            data["curve_notes"].append("curves are not used: what reads them takes the logarithm of a loss")
         curves = None
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)

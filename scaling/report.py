@@ -109,7 +109,8 @@ def forms_text(rows: dict) -> list[str]:
     for form, row in rows.items():
         score = row.get("refused")
         if not score:
-            score = f"AICc +{short(row['aicc'], '.1f'):<8} held out {short(row['held_out'], '.2%')}"
+            above = "too few" if row["aicc"] is None else f"+{row['aicc']:.1f}"
+            score = f"AICc {above:<9} held out {short(row['held_out'], '.2%')}"
         out.append(f"  {form:<26} {score}")
     return out
 

@@ -201,7 +201,7 @@ def test_numbers_that_json_cannot_hold_are_printed_as_none():
     for row in result["comparison"]["forms"].values():
         row["aicc"] = row["held_out"] = None
     assert "  alpha    none (none to 1)" in fit.text(result)
-    assert "AICc +none     held out none" in fit.text(result)
+    assert "AICc too few   held out none" in fit.text(result)
     assert fit.summary(result)[0].startswith("law: L = none + none/N^none")
 
 
@@ -323,6 +323,20 @@ def test_approaches_agree_only_where_their_optima_do():
     assert fit.verdict(result, [4e16])["agree"] is True                # nobody has seen what is best there
 
 
+def test_two_budgets_have_no_floor_to_disagree_about():
+    rng = np.random.default_rng(0)
+    C = np.repeat([1e13, 1e17], 5)
+    N = forms.surface_optimum(LAW, C)[0] * np.tile([0.25, 0.5, 1, 2, 4], 2)
+    L = forms.surface_loss(LAW, N, C / (6 * N)) * np.exp(0.001 * rng.standard_normal(10))
+    result = fit.fit_all({"params": N, "tokens": C / (6 * N), "loss": L}, bootstrap=100, at=[1e15])
+    assert "L_inf" not in result["isoflop"]["ci"] and result["isoflop"]["L_inf"] == 0
+    assert any("cannot tell the floor" in line for line in result["isoflop"]["health"]["lines"])
+    rows = [result["verdict"]["approaches"][name] for name in ("surface", "isoflop")]
+    low, high = fit.common([row["at"][0]["ci"]["loss"] for row in rows])
+    assert low > 1.01 * high                           # the power law between two budgets is far off
+    assert result["verdict"]["agree"] is True and "losses not compared: isoflop" in result["verdict"]["text"]
+
+
 def test_runs_whose_tokens_follow_their_size_have_a_compute_law_and_no_best_size():
     N = np.geomspace(1e5, 1e8, 10)
     L = forms.surface_loss(LAW, N, 15 * N) * np.exp(0.001 * np.random.default_rng(0).standard_normal(10))
@@ -377,6 +391,9 @@ def test_losses_of_any_sign_are_fitted_by_their_own_residuals(tmp_path, capsys):
     assert best[0]["loss"] - best[1]["loss"] == pytest.approx(5)
     assert best[0]["N_opt"] == pytest.approx(best[1]["N_opt"])
     assert found[1]["skipped"]["isoflop"] == "it takes the logarithm of a loss"
+    curves = {"run": ["a"], "tokens": [1.0], "val_loss": [1.0]}
+    with_curves = fit.fit_all(t | {"loss": noisy}, bootstrap=0, curves=curves, residuals="linear")
+    assert "curves are not used" in with_curves["data"]["curve_notes"][0]
     said = capsys.readouterr().out
     assert ", residual 0.00" in said and "nan" not in said
     with pytest.raises(UserError, match="or fit it with --residuals=linear"):
@@ -571,6 +588,19 @@ def test_envelope_takes_the_curves_before_their_cooldown():
     for name in ("run", "tokens", "val_loss"):
         with pytest.raises(UserError, match=f"no column '{name}'"):
             fit.fit_all(runs, bootstrap=0, curves={k: v for k, v in curves.items() if k != name})
+
+
+def test_hull_points_before_the_rate_fell_are_counted():
+    runs, curves = wsd_study()
+    curves["val_loss"] *= 0.9                          # good enough for the hull
+    law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
+    k = law["health"]["unfinished"]
+    finished = np.isclose(np.subtract.outer(law["hull"]["loss"], runs["loss"]), 0).any(1)
+    assert k == (~finished[-law["hull"]["fitted"]:]).sum() > 0
+    assert any(line.startswith(f"{k} of ") for line in law["health"]["lines"])
+    runs["schedule"] = np.full(8, "constant")          # then a loss halfway is one of a shorter run
+    law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
+    assert "unfinished" not in law["health"]
 
 
 def test_power_law_takes_the_mean_over_seeds_and_needs_four_sizes_for_a_floor():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_ensemble import grid, hoffmann
+from test_extrapolate import grid, hoffmann
 
 from config import settings
 from config.settings import Config

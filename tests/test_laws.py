@@ -436,6 +436,121 @@ def test_clean_tables_are_not_called_sick(design):
             fits.isoflop(data, 0)
 
 
+def budgets_of(cost, law=SURFACE, sigma=0.001, seed=0):
+    """N, D, C, L of five sizes about the best one at five budgets, where a token costs `cost(N)` FLOPs."""
+    rng = np.random.default_rng(seed)
+    C = np.repeat(np.geomspace(1e17, 1e19, 5), 5)
+    sizes = np.geomspace(1e4, 1e11, 2000)
+    best = [sizes[forms.surface_loss(law, sizes, c / cost(sizes)).argmin()] for c in C[::5]]
+    N = np.repeat(best, 5) * np.tile(2.0 ** np.arange(-2, 3), 5)
+    D = C / cost(N)
+    return N, D, C, forms.surface_loss(law, N, D) * np.exp(sigma * rng.standard_normal(25))
+
+
+def embedded(N):
+    """N and its embeddings: 50257 rows, of a width that grows with N^(1/3)."""
+    return N + 50257 * (16 * N / 3) ** (1 / 3)
+
+
+def test_an_n_that_counts_embeddings_bends_the_losses_and_says_so():
+    """By it N_opt is .18 off (in ln) at ten times the largest budget, many times its interval."""
+    law = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    for seed in range(3):
+        N, D, C, L = budgets_of(lambda N: 6 * embedded(N), law, seed=seed)
+        fit = forms.fit_surface(embedded(N), D, L, bootstrap=20)
+        lines = frontiers_of(embedded(N), D, C, L)["health"]["lines"]
+        assert "bend along N" in " ".join(fit["health"]["lines"]) and "bend along N" in " ".join(lines)
+        N, D, C, L = budgets_of(lambda N: 6 * N, law, seed=seed)
+        assert forms.fit_surface(N, D, L, bootstrap=20)["health"]["lines"] == []
+        assert frontiers_of(N, D, C, L)["health"]["lines"] == []
+
+
+def frontiers_of(N, D, C, L):
+    """The IsoFLOP fit of a table, as fit.py makes it."""
+    return fits.isoflop(select({"params": N, "tokens": D, "flops": C, "loss": L}), 60)
+
+
+def test_n_opt_is_no_power_of_c_where_the_cost_of_a_parameter_changes():
+    def with_head(N):
+        return 6 * N + 1e6 * N ** 0.4
+    N, D, C, L = budgets_of(with_head)
+    low, high = (slope(with_head, N) for N in (N[2], N[22]))
+    fit = frontiers.fit_isoflop(N, C, L, bootstrap=60, D=D)
+    assert fit["health"]["cost_slopes"] == pytest.approx([low, high], abs=0.03) and high - low > 0.1
+    assert any("no powers of C" in line for line in fit["health"]["lines"])
+    for cost in (lambda N: 2 * N, lambda N: 6 * N):
+        N, D, C, L = budgets_of(cost)
+        fit = frontiers.fit_isoflop(N, C, L, bootstrap=60, D=D)
+        assert not any("no powers of C" in line for line in fit["health"]["lines"])
+
+
+def slope(cost, N):
+    """d log cost / d log N."""
+    return np.log(cost(1.01 * N) / cost(0.99 * N)) / np.log(1.01 / 0.99)
+
+
+@pytest.mark.parametrize("which, off", [("N", 0.1), ("D", -0.03), ("C", 0.03)])
+def test_a_size_a_length_or_a_budget_off_the_law_of_all_others_is_named(which, off):
+    """The smallest size, 10 % worse than the law as if it were not tuned, makes an a of .58 one of .40."""
+    for seed in range(3):
+        data = clean_table("isoflop" if which == "C" else "grid", seed, 0.002)
+        N, D, C, L = (data[k] for k in "NDCL")
+        own = data[which] < 1.01 * data[which].min()
+        fit = forms.fit_surface(N, D, np.where(own, L * (1 + off), L), bootstrap=20)
+        line, = [line for line in fit["health"]["lines"] if "the law of all others" in line]
+        assert line.startswith(f"the runs of {which} = {data[which].min():.3g} lie")
+        assert ("above" if off > 0 else "below") in line
+        shift = np.exp(fit["health"]["off_law"]["shift"]) - 1
+        assert shift == pytest.approx(off, rel=0.4)
+
+
+def test_few_clean_tables_have_runs_off_the_law():
+    named = 0
+    for seed in range(100):
+        data = clean_table(("isoflop", "grid", "random")[seed % 3], seed, 0.002)
+        fit = forms.fit_surface(*(data[k] for k in "NDL"), bootstrap=0)
+        named += forms.off_law(fit, *(data[k] for k in "NDL"))["chance"] < health.STRANGE
+    assert named <= 2
+
+
+def test_optima_scatter_only_where_the_noise_is_known_so_well():
+    """About a line through few optima, and with a noise from few residuals, 2.4 times is luck."""
+    fit = frontiers_of(*budgets_of(lambda N: 6 * N))
+    for df, said in ((10, False), (1000, True)):
+        fit["health"] |= {"widened": 2.4, "noise_df": df}
+        assert any("optima scatter" in line for line in health.judge(fit)["health"]["lines"]) == said
+
+
+def test_four_budgets_have_four_corners():
+    C = np.geomspace(1e13, 1e16, 4)
+    fit = frontiers.fit_loss_vs_compute(C, 1.5 + (1e15 / C) ** 0.1, bootstrap=20)
+    assert fit["hull"]["fitted"] == 4 and fit["health"]["lines"] == []
+
+
+def test_a_hull_whose_slopes_drift_is_no_law_to_extrapolate():
+    C = np.geomspace(1e13, 1e17, 6)
+    noise = np.exp(0.001 * np.random.default_rng(0).standard_normal(6))
+    bent = frontiers.fit_loss_vs_compute(C, (1.5 + (1e15 / C) ** 0.2) * noise, bootstrap=20)
+    line, = bent["health"]["lines"]
+    assert line.startswith("the slope drifts along the hull") and "no law to extrapolate" in line
+    assert bent["health"]["drift"]["L_inf"] == pytest.approx(1.5, abs=0.03)
+    assert bent["health"]["drift"]["alpha"] == pytest.approx(0.2, abs=0.02)
+    for count in (4, 6):
+        C = np.geomspace(1e13, 1e17, count)
+        straight = frontiers.fit_loss_vs_compute(C, (1e25 / C) ** 0.055 * noise[:count], bootstrap=20)
+        assert straight["health"]["lines"] == []
+
+
+def test_a_slice_that_the_other_input_limits_says_only_that():
+    """What else it lacks, here a floor, follows from it."""
+    data = clean_table("random", 0, 0.001)
+    for name in ("loss_vs_params", "loss_vs_tokens"):
+        fit = fits.LAWS[name].fit(data, 60)
+        fit["health"] |= {"bounds": ["L_inf"], "agree": 0.1}
+        line, = health.judge(fit)["health"]["lines"]
+        assert "was a limit too" in line
+
+
 def test_a_sharp_profile_is_a_floor_that_is_known():
     """However narrow the interval of E is, the profile rises on both of its sides, and agrees with it."""
     for sigma in (1e-6, 1e-4):

@@ -29,6 +29,7 @@ from scaling.laws.solver import (
     interval,
     intervals,
     profile,
+    score_test,
     span,
 )
 
@@ -59,6 +60,12 @@ def additive(theta: Array, X: Array) -> tuple[Array, Array]:
     grad[:, 1::2] = terms / L[:, None]
     grad[:, 2::2] = -grad[:, 1::2] * X
     return np.log(L), grad
+
+
+def one_exponent(theta: Array, X: Array) -> tuple[Array, Array]:
+    """Gadre et al. 2024, eq. 4: Hoffmann's form with one exponent; theta = (e, a, b, eta)."""
+    y, grad = additive(theta[:, [0, 1, 3, 2, 3]], X)
+    return y, np.stack([grad[:, 0], grad[:, 1], grad[:, 3], grad[:, 2] + grad[:, 4]], 1)
 
 
 def kaplan_nd(theta: Array, X: Array) -> tuple[Array, Array]:
@@ -163,6 +170,18 @@ def surface_theta(E, A, B, alpha, beta, center=(0, 0), **_):
             np.log(B) - beta * d, beta)
 
 
+def one_exponent_of(theta, n, d):
+    e, a, b, eta = theta.T
+    return {"E": np.exp(e),
+            "A": np.exp(a + eta * n),
+            "B": np.exp(b + eta * d),
+            "eta": eta}
+
+
+def one_exponent_theta(E, A, B, eta, **_):
+    return np.log(E), np.log(A), np.log(B), eta
+
+
 def power_of(theta, x):
     e, a, alpha = theta.T
     return {"alpha": alpha,
@@ -252,6 +271,7 @@ class Form(NamedTuple):
 
 FORMS = {
     "surface": Form(additive, "N D", "E A alpha B beta", surface_of, surface_theta),
+    "one_exponent": Form(one_exponent, "N D", "E A B eta", one_exponent_of, one_exponent_theta),
     "power": Form(additive, "x", "L_inf x_c alpha", power_of, power_theta),
     "frontier": Form(additive, "C", "L_inf log_C_c gamma", frontier_of, frontier_theta),
     "kaplan_nd": Form(kaplan_nd, "N D", "N_c alpha_N/alpha_D D_c alpha_D", kaplan_nd_of, kaplan_nd_theta),
@@ -423,7 +443,16 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
     fit = fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
     fit["health"]["D_follows_N"] = follows(N, D)
+    if bootstrap and run is None and not fit["health"]["D_follows_N"]:
+        fit["health"]["off_law"] = off_law(fit, N, D, L)
     return judge(fit)
+
+
+def fit_one_exponent(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
+    """L(N, D) = E + A/N^eta + B/D^eta (Gadre et al. 2024): the surface whose a is 1/2. Raises UserError."""
+    N, D, L = checked("the surface of one exponent", 2, params=N, tokens=D, loss=L)
+    starts, lo, hi = ([v[i] for i in (0, 1, 3, 2)] for v in additive_bounds(L, 2, None))
+    return fit_form("one_exponent", {"N": N, "D": D}, L, (starts, lo, hi), run, bootstrap, seed)
 
 
 def follows(N: Array, D: Array) -> list[float] | None:
@@ -435,6 +464,31 @@ def follows(N: Array, D: Array) -> list[float] | None:
     if s < 0.05 or np.abs(d - r - s * n).max() > 0.05:
         return None
     return [float(s), float(np.exp(r))]
+
+
+@np.errstate(divide="ignore")                           # log 0: a surface without E
+def off_law(fit: dict, N: Array, D: Array, L: Array) -> dict | None:
+    """What in the runs (n,) lies off the surface `fit`: {what, at, shift, chance}, or None where nothing can.
+
+    Asked are, by a score test each, a bend of either term along its input (`what` is "bend", `at` N or D) and
+    whether the runs of one N, D or C (`what`) lie off the law of all others, by `shift` of the loss. `chance`
+    is that of the least likely of them, times how many were asked.
+    """
+    problem = surface_problem(N, D, L)
+    best = np.array([surface_theta(**fit, center=centred(N, D)[1])])
+    if len(L) < problem.free() + 3:
+        return None
+    terms = problem.model(best, problem.X)[1][0, 1::2]
+    asked = [("bend", name, column) for name, column in zip("ND", terms * problem.X ** 2)]
+    for name, values in {"N": N, "D": D, "C": 6 * N * D}.items():
+        level = np.round(np.log(values), 2)
+        groups, count = np.unique(level, return_counts=True)
+        if len(groups) > 3 and count.min() > 1:
+            asked += [(name, float(values[level == g].mean()), 1.0 * (level == g)) for g in groups]
+    shift, chance = score_test(problem, best, np.array([column for _, _, column in asked]))
+    i = chance.argmin()
+    what, at, _ = asked[i]
+    return {"what": what, "at": at, "shift": float(shift[i]), "chance": float(min(1, chance[i] * len(asked)))}
 
 
 def surface_problem(N: Array, D: Array, L: Array) -> Problem:
@@ -789,6 +843,7 @@ def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> 
     """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
     fits = {"E + A/N^alpha + B/D^beta": fit_surface,
             "A/N^alpha + B/D^beta": partial(fit_surface, E=0.0),
+            "E + A/N^eta + B/D^eta": fit_one_exponent,
             "Kaplan L(N, D)": fit_kaplan_nd}
     return compare(fits, {"N": N, "D": D}, L, run)
 

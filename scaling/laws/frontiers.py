@@ -11,7 +11,7 @@ from scipy.interpolate import Akima1DInterpolator
 from scipy.stats import f as f_test
 
 from runtime.basics import UserError, nearest
-from scaling.laws.forms import SAME, additive_bounds, checked, cost_of, problem_of, scale
+from scaling.laws.forms import SAME, additive_bounds, beyond_6nd, checked, cost_of, problem_of, scale
 from scaling.laws.health import judge
 from scaling.laws.solver import DRAW, Array, chance, clusters, interval, intervals, minimise, span, t_ratio
 
@@ -161,7 +161,8 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         level = named_budgets(budget, C)
     elif not crossed(N, C / N if D is None else D):
         level = group_budgets(C)
-    if D is None or cost_of(N, D, C) is None:
+    cost = None if D is None else cost_of(N, D, C)
+    if not cost:
         D = level / (6 * N)
     levels = np.unique(level[np.isfinite(level)])
     if len(levels) < 2:
@@ -195,7 +196,9 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         raise UserError("IsoFLOP needs two or more budgets with a minimum inside; "
                         f"{len(used)} of {len(points)} have one ({why})")
     fit = frontier(used, draws)
-    fit["health"]["points_per_side"] = [min(p["left"], p["right"]) for p in used]
+    fit["health"] |= {"points_per_side": [min(p["left"], p["right"]) for p in used],
+                      "noise_df": df,
+                      "cost_slopes": cost_slopes(cost, [p["N_opt"] for p in used])}
     fit |= {"form": "isoflop",
             "points_method": method,
             "points": points,
@@ -238,8 +241,11 @@ def frontier(points, draws):
     (log_k, a), size_draws, health = power_line(u, x, X[usable])
     (log_m, b), token_draws, _ = power_line(u, d, Z[usable])
     loss, loss_draws = frontier_loss(u, y, Y[usable])
+    found = intervals(optimal(*size_draws, *token_draws, loss_draws))
+    if len(u) < 4:                                      # its 0 is an assumption, which has no interval
+        found["ci"].pop("L_inf", None)
     return {**optimal(log_k, a, log_m, b, loss),
-            **intervals(optimal(*size_draws, *token_draws, loss_draws)),
+            **found,
             "budgets": len(u),
             "range": span(C=np.exp(u), N=np.exp(x)),
             "health": health | {"edge": float(1 - usable.mean()) if len(usable) else 0.0}}
@@ -325,6 +331,11 @@ def frontier_loss(u, y, Y):
     return problem.printed(best), problem.natural(draws)
 
 
+def cost_slopes(cost: dict | None, N_opt) -> list[float]:
+    """How C grows with N, d log C/d log N, at the smallest and the largest optimum; none where C is 6 N D."""
+    return (1 + beyond_6nd(cost, np.log([min(N_opt), max(N_opt)]))[1]).tolist() if cost else []
+
+
 # ---- Approach 1: the envelope of learning curves. ----
 
 def by_compute(p, p_tokens, q, q_tokens):
@@ -365,7 +376,8 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
     these are regressed on N. Raises UserError.
     """
     N, C, L = checked(params=N, flops=C, loss=L)
-    if D is None or cost_of(N, D, C) is None:
+    cost = None if D is None else cost_of(N, D, C)
+    if not cost:
         D = C / (6 * N)
     u, best, value, d = best_of_curves(*np.log([C, L, D]), np.asarray(run).astype(str))
     won = np.log(N[best])                               # runs of one size (seeds) count together
@@ -393,7 +405,7 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
            "points": [dict(zip(("C", "N_opt", "D_opt", "loss"), point)) for point in best.T.tolist()],
            "range": span(C=best[0], N=best[1]),
            "scatter": float(scatter),
-           "health": {"winners": len(sizes)}}
+           "health": {"winners": len(sizes), "cost_slopes": cost_slopes(cost, np.exp(x))}}
     return judge(fit)
 
 
@@ -569,7 +581,7 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
            "kink": kink,
            "range": span(C=C, loss=L),
            **intervals(boot),
-           "health": {"hull_points": len(late)}}
+           "health": {"hull_points": len(late), "drift": drift(late)}}
     if kink:
         low, high = kink["between"]
         before, after = kink["slopes"]
@@ -581,6 +593,28 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
 def slopes_of(late):
     """The slopes (2,) of the later part of a hull: of all its vertices, and of those between the runs."""
     return np.array([slope_of(*part.T[:2]) for part in (late, between_runs(late))])
+
+
+def drift(late):
+    """Does the slope change between the runs of a hull: {slopes, p, L_inf, alpha}; None where they are too
+    few (three vertices) to say.
+
+    `slopes` are those of a parabola at both ends, and `p` is by an F-test of it against a line; L_inf and
+    alpha are of the law with a floor.
+    """
+    u, v = between_runs(late).T[:2]
+    df = len(u) - 3
+    if df < 0:
+        return None
+    bend = np.polynomial.Polynomial.fit(u, v, 2)
+    p = np.nan
+    if df:
+        rest = ((v - bend(u)) ** 2).sum()
+        p = float(f_test.sf(((off_line(u, v) ** 2).sum() - rest) * df / max(rest, 1e-300), 1, df))
+    law = {"L_inf": 0.0, "gamma": 0.0}
+    if df:
+        law, _ = frontier_loss(u, v, np.empty((0, len(u))))
+    return {"slopes": bend.deriv()(u[[0, -1]]).tolist(), "p": p, "L_inf": law["L_inf"], "alpha": law["gamma"]}
 
 
 def hull_draws(curves, start, bootstrap, rng):

@@ -6,7 +6,7 @@ Those of them that say that the data do not determine the law are health["undete
 be forecast or planned by it. A new finding is a number in health and a sentence here.
 """
 import numpy as np
-from scipy.stats import chi2
+from scipy.stats import f as f_test
 
 MANY_ERRORS = 2                            # standard errors by which one run may move an exponent
 CARRIES = 3                                # standard errors by which it may do so by chance
@@ -15,6 +15,9 @@ LACK_OF_FIT = 3                            # residuals over the noise between se
 VAGUE = 0.05                               # relative error of C as N and D tell it
 WIDE = 0.5                                 # an interval of a, of the 0 to 1 that there are, that says little
 NOTHING = 0.9                              # and one that says nothing
+STRANGE = 0.005                            # chance of what lies off a law's pattern
+DRIFTS = 0.57                              # last over first slope of a hull that is not one power law
+CHANGES = 0.1                              # of d log C/d log N, from the smallest optimum to the largest
 FLAT = 0.002                               # an exponent, twice the least that a fit may find
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
 
@@ -51,6 +54,8 @@ def lines(fit: dict) -> list[str]:
     if fit["form"] == "published":
         return of_published(fit["health"])
     h = fit["health"]
+    if h.get("limited"):                               # what else such a slice lacks, it lacks for that
+        return of_data(fit)
     design = of_design(fit) or of_exponent(fit, WIDE)
     return design + of_optimum(h) + of_floor(fit) + of_slope(fit) + of_parameters(h) + of_data(fit)
 
@@ -147,7 +152,7 @@ def of_data(fit: dict) -> list[str]:
     if h.get("lack_of_fit", 0) > LACK_OF_FIT and h.get("lack_of_fit_chance", 0) < 0.01:
         out.append(f"residuals are {h['lack_of_fit']:.1f} times the noise between seeds: the form, or the "
                    "tuning of some sizes, is off")
-    out += of_profile(fit)
+    out += of_profile(fit) + of_pattern(h)
     if fit.get("cost") and fit["cost"]["off"] > VAGUE:
         off = fit["cost"]["off"]
         out.append(f"N and D tell the C of a run only to {off:.0%}: it depends on more, and so does N_opt")
@@ -163,6 +168,28 @@ def of_data(fit: dict) -> list[str]:
             out.append(f"{name} is not identified: its interval is {low:.3g} to {high:.3g}; runs of many "
                        "more epochs would pin it")
     return out
+
+
+def of_pattern(h: dict) -> list[str]:
+    """Do the runs of one size, length or budget, or all of them along N or D, lie off the surface?"""
+    off = h.get("off_law")
+    if not off or off["chance"] > STRANGE:
+        return []
+    if off["what"] == "bend":
+        return [f"the losses bend along {off['at']} as no surface does, so N_opt and D_opt beyond these runs "
+                "will be off: an N that counts embeddings, or sizes tuned unlike the others, do this"]
+    side = "above" if off["shift"] > 0 else "below"
+    return [f"the runs of {off['what']} = {off['at']:.3g} lie {abs(off['shift']):.1%} {side} the law of all "
+            "others: were they tuned, trained and counted alike?"]
+
+
+def of_cost(h: dict) -> list[str]:
+    """Is N_opt a power of C at all, as C is counted?"""
+    slopes = h.get("cost_slopes")
+    if not slopes or abs(slopes[1] - slopes[0]) < CHANGES:
+        return []
+    return [f"C grows as N^{slopes[0]:.2f} at the smallest optimum and as N^{slopes[1]:.2f} at the largest: "
+            "N_opt and D_opt are no powers of C beyond these budgets; the surface knows what a run costs"]
 
 
 def of_limit(inputs: dict, limited: dict) -> str:
@@ -194,14 +221,16 @@ def of_isoflop(fit: dict) -> list[str]:
         if p.get("edge", 0) > 0.05:
             out.append(f"budget {p['C']:.3g}: in {p['edge']:.0%} of the resamples its vertex left the sizes; "
                        "add sizes")
-    out += of_exponent(fit, WIDE)
+    out += of_exponent(fit, WIDE) + of_cost(h) + of_pattern(h)
     if fit["budgets"] < 4:
-        out.append(f"a line through {fit['budgets']} budgets: {fit['budgets'] - 2} degrees of freedom left")
+        out.append(f"a line through {fit['budgets']} budgets: {fit['budgets'] - 2} degrees of freedom left; "
+                   "fewer than four cannot tell the floor of the loss, so theirs is 0 and no forecast")
     if np.isnan(fit["noise"]):
         out.append("three sizes per budget leave no scatter to measure, so the intervals mean nothing; "
                    "train five sizes per budget, or repeat seeds")
-    df = max(fit["budgets"] - 2, 1)
-    if h["widened"] > max(2, np.sqrt(chi2.isf(0.002, df) / df)):        # few optima scatter so by chance
+    # Few optima scatter so by chance, about a line and with a noise that are both estimated.
+    limit = f_test.isf(0.002, max(fit["budgets"] - 2, 1), max(h["noise_df"], 1))
+    if h["widened"] > max(2, np.sqrt(limit)):
         out.append(f"the optima scatter {h['widened']:.1f} times more about the line than noise explains")
     worst = h["influence"]
     if carries(worst):
@@ -212,7 +241,7 @@ def of_isoflop(fit: dict) -> list[str]:
 
 def of_envelope(fit: dict) -> list[str]:
     """Do the optima lie on a line that rises?"""
-    out = of_exponent(fit, WIDE)
+    out = of_exponent(fit, WIDE) + of_cost(fit["health"]) + of_pattern(fit["health"])
     if (np.diff([p["C"] for p in fit["points"]]) <= 0).any():
         out.append("the optima are out of order, a larger model at a smaller compute: too noisy curves")
     if fit["a"] <= 0:
@@ -227,9 +256,24 @@ def of_hull(fit: dict) -> list[str]:
     out = []
     if fit["alpha"] <= 0:
         out.append("loss does not fall with compute")
-    if fitted < 5:
-        out.append(f"only {fitted} hull points carry the slope")
+    out += of_drift(fit["health"].get("drift"), fitted)
+    if fit["health"].get("unfinished"):
+        out.append(f"{fit['health']['unfinished']} of {fitted} hull points are losses halfway along runs, "
+                   "where the rate had yet to fall: a run that ends there does better")
     if abs(fit["between"] / fit["alpha"] - 1) > 0.05 and inner > 1:
         out.append(f"{fitted - inner} of {fitted} hull points are the first or the last run's own curve, "
                    f"past its optimum; between the runs the slope is -{fit['between']:.4f}")
     return out
+
+
+def of_drift(drift: dict | None, fitted: int) -> list[str]:
+    """Is the hull a straight line? Any hull bends, that of an exact power law to DRIFTS in 2 % of studies."""
+    first, last = drift["slopes"] if drift else (0, 0)
+    said = f"the slope drifts along the hull, from {first:.3f} to {last:.3f}"
+    if fitted < 5:                                      # of which no test can tell much
+        few = [f"{said}, and only {fitted} hull points carry it: no law to extrapolate"]
+        return few if first < 0 and last / first < DRIFTS / 2 else []
+    if first >= 0 or last / first > DRIFTS or drift["p"] > 0.03:
+        return []
+    return [f"{said}: no law to extrapolate; with a floor it is L_inf = {drift['L_inf']:.3g}, alpha = "
+            f"{drift['alpha']:.3g}"]

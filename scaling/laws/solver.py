@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import f as f_test
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from runtime.basics import UserError
@@ -21,6 +23,7 @@ LEVEL = 0.95                               # level of every interval
 SMALL = 20                                 # fewer runs than this: Gaussian bootstrap, see `resample`
 CHUNK = 500_000                            # gradient entries (B p n) of one batch of problems: about 4 MB
 NEAR = np.geomspace(1e-7, 0.4, 23)         # how far from the optimum a profile looks: it may be very sharp
+OUTLIER = 4                                # robust standard deviations, see `score_test`
 DRAW = (60, 1e-6)                          # steps and tolerance of a resample, which need not be exact
 
 Array = np.ndarray
@@ -365,6 +368,26 @@ def deleted(problem: Problem, best, group, G: int) -> tuple[Array, Array, Array]
     df = max(G - problem.free(), 2)
     without = np.sqrt(np.maximum((r ** 2).sum() - r ** 2 / left, 0) / (df - 1))
     return moves / np.sqrt(left)[:, None], np.abs(r) / (np.maximum(without, 1e-12) * np.sqrt(left)), M
+
+
+def score_test(problem: Problem, best, columns: Array) -> tuple[Array, Array]:
+    """(shift (k,), chance (k,)): what each of `columns` (k, n) would take off the residuals at best (1, p).
+
+    A column joins the gradients, to first order, and its coefficient is `shift`; `chance` is the p of an F
+    test with 1 and n - p - 1 degrees of freedom (Rao's score test), 1 for a column that the gradients span.
+    Residuals above OUTLIER times their robust deviation count as that: a few wild runs make no pattern.
+    """
+    f, J = problem.model(best, problem.X)
+    r = problem.y - f[0]
+    limit = OUTLIER * np.median(np.abs(r)) / norm.ppf(0.75)
+    Q, _ = np.linalg.qr(J[0, ~problem.frozen].T)
+    rest, part = (v - (v @ Q) @ Q.T for v in (np.clip(r, -limit, limit), columns))
+    size = (part ** 2).sum(1)
+    new = size > 1e-6 * (columns ** 2).sum(1)
+    shift = np.where(new, part @ rest / np.where(new, size, 1), 0)
+    df = len(r) - problem.free() - 1
+    left = np.maximum((rest ** 2).sum() - shift ** 2 * size, 1e-300)
+    return shift, f_test.sf(shift ** 2 * size * df / left, 1, df)
 
 
 # ---- Profiles: how far can one parameter move before the data object? ----
