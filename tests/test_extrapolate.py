@@ -70,7 +70,7 @@ def test_runs_of_few_tokens_a_parameter_do_not_count():
     few = np.array([2e7, 4e7, 8e7])
     more = [np.append(a, b) for a, b in zip((N, D, L), (few, 3 * few, [9.0, 9.0, 9.0]))]
     assert ahead(more, 4e6, 8e7) == pytest.approx(ahead((N, D, L), 4e6, 8e7))
-    assert extrapolate.fit(runs_of(*more)).n == len(N)
+    assert extrapolate.fit(runs_of(*more)).n == (D >= 5 * N).sum() == 16
     with pytest.raises(UserError, match="only 3 runs have 5 tokens a parameter or more"):
         extrapolate.fit(runs_of(*(v[:3] for v in (N, D, L))))
 
@@ -82,9 +82,11 @@ def test_an_outlier_moves_little():
 
 
 def test_nothing_jumps_when_runs_are_added():
-    N, D, L = grid(kaplan)
-    said = [ahead((N[:n], D[:n], L[:n]), 4e6, 8e7)[0] for n in range(18, 25)]
-    assert np.abs(np.diff(said)).max() < 0.006
+    """Kaplan's form is true here, and the more runs there are the better that can be seen."""
+    seeds = [grid(kaplan, noise=0.006, seed=seed) for seed in range(4)]
+    said = [ahead(np.concatenate(seeds[:k], axis=1), 8e6, 1.6e8)[0] for k in (1, 2, 3, 4)]
+    steps = list(np.abs(np.diff(said)))
+    assert steps[0] < 0.015 and steps == sorted(steps, reverse=True)
 
 
 def test_intervals_widen_with_the_distance():
@@ -109,7 +111,7 @@ def test_rollout_works_without_common_budgets_and_says_when_it_cannot():
     rng = np.random.default_rng(1)
     N, D = 1e5 * 100 ** rng.uniform(size=30), 1e7 * 100 ** rng.uniform(size=30)
     rows = extrapolate.rollout(runs_of(N, D, hoffmann(N, D)))
-    assert len(rows) == 3 and all(r["beyond"] > 1 and r["rms_error"] < 0.01 for r in rows)
+    assert len(rows) == 3 and all(r["beyond"] > 1 and r["rms_error"] < 0.03 for r in rows)
     few = [v[:11] for v in grid(budgets=(1e13, 4e13))]
     assert extrapolate.rollout(runs_of(*few)) == [] and "not possible" in forecast.rollout_text([])
 

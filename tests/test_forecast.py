@@ -77,10 +77,10 @@ def finish(folder: Path, val_loss=3.0, tokens=TARGET.D, wall_s=0.0, **extra) -> 
 def test_seal_says_what_was_predicted_and_from_what(sealed_study):
     folder, found, sealed = sealed_study
     assert sealed["lo95"] < sealed["lo50"] < sealed["predicted"] < sealed["hi50"] < sealed["hi95"]
-    assert abs(sealed["predicted"] / hoffmann(4e6, 8e7) - 1) < 0.01
+    assert abs(sealed["predicted"] / hoffmann(4e6, 8e7) - 1) < 0.02    # its floor of .4 is below the prior's
+    assert abs(sealed["forms"]["hoffmann"]["predicted"] / hoffmann(4e6, 8e7) - 1) < 0.01
+    assert list(sealed["forms"]) == ["hoffmann", "one_exponent", "kaplan"]
     assert sealed["beyond"] == {"N": 1.0, "D": 1.0, "C": pytest.approx(3.0, rel=1e-4)}
-    assert sum(f["weight"] for f in sealed["forms"].values()) == pytest.approx(1)
-    assert sealed["forms"]["hoffmann"]["weight"] > 0.9               # the truth is of that form
     assert sealed["fit_sha256"] == hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
     config = sealed["target"]["config"]
     assert config["n_layer"] == 3 and config.keys().isdisjoint(settings.FREE)   # neither a path nor a machine
