@@ -4,6 +4,7 @@
     python -m scaling.forecast score out/STUDY                                        # after it
     python -m scaling.forecast board out/STUDY ...                                    # and their coverage
     python -m scaling.forecast rollout out/STUDY/runs.csv                             # what error to expect
+    python -m scaling.forecast predict RUNS.csv --params=1.4e9 --tokens=9.2e11 [--json=-] # seals nothing
 
 How a forecast is made, and what its intervals are worth: scaling/laws/extrapolate.py. A law that its own fit
 calls undetermined forecasts nothing, unless `seal` is told --anyway.
@@ -21,14 +22,16 @@ import numpy as np
 from scipy.stats import binomtest
 
 from config import settings
-from runtime.basics import UserError, exit_cleanly, git_commit, load_json, nearest, write_json
+from runtime.basics import Parser, UserError, exit_cleanly, git_commit, load_json, nearest, write_json
+from scaling.fit import fit_all
 from scaling.laws import counts, extrapolate, forms
 from scaling.tables.csv import MALFORMED, read_table, write_table
 from scaling.tables.runs import final_runs
 
+DRAWS = 200                                # bootstrap resamples of a law that is fitted for one forecast
 COLUMNS = ("study run params tokens flops predicted lo95 hi95 sealed_at sha256 "
            "measured error inside").split()
-COMMANDS = ("seal", "score", "board", "rollout")
+COMMANDS = ("seal", "score", "board", "rollout", "predict")
 
 
 # ---- Predict. ----
@@ -339,6 +342,29 @@ def seal_config(folder: Path, args: list[str]) -> str:
     return f"{sealed_text(sealed)}\nnext: {command}"
 
 
+def predict_command(args: list[str]) -> str:
+    """`predict RUNS.csv --params= --tokens=`: what to print. Raises UserError."""
+    p = Parser("scaling.forecast predict", "The loss of one model, from a table of runs; nothing is sealed.")
+    p.add_argument("runs", type=Path, help="a table of runs, as scaling.fit takes it")
+    p.add_argument("--params", type=float, required=True, help="N, counted as the table counts it")
+    p.add_argument("--tokens", type=float, required=True, help="D")
+    p.add_argument("--json", metavar="FILE", help="write it there; - prints it and nothing else")
+    p.add_argument("--anyway", action="store_true", help="by a law that is not determined, too")
+    args = p.parse_args(args)
+    if not (0 < args.params < math.inf and 0 < args.tokens < math.inf):
+        raise UserError("--params and --tokens must be positive numbers")
+    table = read_table(args.runs)
+    fitted = fit_all(table, bootstrap=DRAWS)
+    if why := refusal(fitted, args.anyway):
+        raise UserError(f"no forecast: {why.replace('seals it', 'forecasts')}")
+    found = predict(table, fitted, args.params, args.tokens) | {"warnings": warnings_of(fitted)}
+    if args.json == "-":
+        return json.dumps(found)
+    if args.json:
+        write_json(Path(args.json), found)
+    return predicted_text(found)
+
+
 def sealed_text(s: dict) -> str:
     """A sealed forecast in a few lines."""
     return f"{s['study']}/{s['run']}: {predicted_text(s)}\n  sealed {s['sealed_at']}, sha256 {s['sha256']}"
@@ -385,6 +411,8 @@ def main(args: list[str] | None = None) -> None:
         print(next_plan(folder.parent, runs["C"].max()))
     elif command == "seal":
         print(seal_config(folder, paths[1:]))
+    elif command == "predict":
+        print(predict_command(paths))
     else:
         print_board(list(map(Path, paths)), command == "score")
 
