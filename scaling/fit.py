@@ -250,6 +250,11 @@ def repeated(data: dict, bootstrap: int) -> dict:
     return forms.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap)
 
 
+def one_exponent(data: dict, bootstrap: int) -> dict:
+    """Gadre et al. 2024: the surface with one exponent."""
+    return forms.fit_one_exponent(*rows(data), bootstrap)
+
+
 def kaplan_nd(data: dict, bootstrap: int) -> dict:
     """Kaplan et al. 2020, eq. 1.5."""
     return forms.fit_kaplan_nd(*rows(data), bootstrap)
@@ -275,6 +280,7 @@ class Law(NamedTuple):
 
 LAWS = {
     "surface": Law("L = E + A/N^alpha + B/D^beta", "E A B alpha beta a b", surface),
+    "one_exponent": Law("L = E + A/N^eta + B/D^eta", "E A B eta", one_exponent),
     "isoflop": Law("N_opt = k C^a", "a b gamma L_inf", isoflop),
     "envelope": Law("N_opt = k C^a", "a b gamma L_inf", envelope),
     "loss_vs_compute": Law("L = (C_c/C)^alpha on the lower convex hull", "alpha between C_c L_inf",

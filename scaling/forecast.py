@@ -4,8 +4,9 @@
     python -m scaling.forecast score out/STUDY                                        # after it
     python -m scaling.forecast board out/STUDY ...                                    # and their coverage
     python -m scaling.forecast rollout out/STUDY/runs.csv                             # what error to expect
+    python -m scaling.forecast predict RUNS.csv --params=1.4e9 --tokens=9.2e11 [--json=-] # seals nothing
 
-How a forecast is made, and what its intervals are worth: scaling/laws/ensemble.py. A law that its own fit
+How a forecast is made, and what its intervals are worth: scaling/laws/extrapolate.py. A law that its own fit
 calls undetermined forecasts nothing, unless `seal` is told --anyway.
 """
 import dataclasses
@@ -21,14 +22,16 @@ import numpy as np
 from scipy.stats import binomtest
 
 from config import settings
-from runtime.basics import UserError, exit_cleanly, git_commit, load_json, nearest, write_json
-from scaling.laws import counts, ensemble, forms
+from runtime.basics import Parser, UserError, exit_cleanly, git_commit, load_json, nearest, write_json
+from scaling.fit import fit_all
+from scaling.laws import counts, extrapolate, forms
 from scaling.tables.csv import MALFORMED, read_table, write_table
 from scaling.tables.runs import final_runs
 
+DRAWS = 200                                # bootstrap resamples of a law that is fitted for one forecast
 COLUMNS = ("study run params tokens flops predicted lo95 hi95 sealed_at sha256 "
            "measured error inside").split()
-COMMANDS = ("seal", "score", "board", "rollout")
+COMMANDS = ("seal", "score", "board", "rollout", "predict")
 
 
 # ---- Predict. ----
@@ -48,29 +51,40 @@ def rollout_text(rows: list[dict]) -> str:
 def predict(table: dict, fit: dict, N: float, D: float) -> dict:
     """Final loss of N parameters after D tokens, from a study's table of runs and its fit. Raises UserError.
 
-    Returns the prediction with its intervals and `sd` (of log-loss), what each of the `forms` says and weighs
-    and `why`, the rollout, and the factors `beyond` the fitted range in N, D and C (1 inside it).
+    Returns the prediction with its intervals and `sd` (of log-loss), what each of the `forms` alone says, the
+    number of `fitted_runs`, the rollout, and the factors `beyond` the fitted range in N, D and C (1 in it).
     """
-    convention = fit["data"]["params"]
-    runs = final_runs(table, convention)
-    rows = ensemble.rollout(runs)
-    why = "equal weights: too few budgets to predict one from those below it"
-    if rows:
-        why = f"weights inverse to the mean square error of predicting C = {rows[-1]['C']:.3g} from less"
-    weights = ensemble.weigh(rows)
-    fits = [fit["surface"], forms.fit_kaplan_nd(runs["N"], runs["D"], runs["L"])]
-    (mean,), (sd,), each, own = ensemble.combine(fits, weights, np.array([N]), np.array([D]))
-    said = {}
-    for k, name in enumerate(("hoffmann", "kaplan")):
-        predicted = float(np.exp(each[k, 0]))
-        said[name] = {"predicted": predicted, "sd": float(own[k, 0]), "weight": float(weights[k])}
+    runs = final_runs(table, fit["data"]["params"])
     C = forms.flops_of(fit["surface"], N, D)
-    return ensemble.interval(mean, sd) | {
+    law = extrapolate.fit(runs, min(extrapolate.FEW, D / N))
+    (mean,), (sd,) = extrapolate.predict(law, np.array([N]), np.array([D]), C)
+    alone = extrapolate.each_form(runs["N"], runs["D"], runs["L"])
+    said = {name: {"predicted": float(forms.loss_of(form, {"N": N, "D": D}))} for name, form in alone.items()}
+    return extrapolate.interval(mean, sd) | {
         "sd": float(sd),
         "forms": said,
-        "why": why,
+        "fitted_runs": law.n,
         "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=C),
-        "rollout": rows}
+        "rollout": extrapolate.rollout(runs)}
+
+
+def warnings_of(fit: dict) -> list[str]:
+    """What a fit warns of, for those who forecast by it."""
+    return [*fit["data"].get("warnings", []), *fit["surface"]["health"]["lines"]]
+
+
+def predicted_text(s: dict) -> str:
+    """A forecast in a few lines."""
+    far = ", ".join(f"{v:.3g}x in {k}" for k, v in s["beyond"].items() if v > 1) or "inside the fitted range"
+    said = ", ".join(f"{name} {form['predicted']:.4f}" for name, form in s["forms"].items())
+    out = [f"loss {s['predicted']:.4f}, 95 % {s['lo95']:.4f} to {s['hi95']:.4f}, "
+           f"50 % {s['lo50']:.4f} to {s['hi50']:.4f}",
+           f"  beyond the data: {far}",
+           f"  each form alone: {said}"]
+    if s.get("rollout"):
+        row = max(s["rollout"], key=lambda row: row["beyond"])
+        out.append(f"  backtest: {row['rms_error']:.2%} off (rms) at {row['beyond']:.2g} times the compute")
+    return "\n".join([*out, *(f"  warning: {line}" for line in s.get("warnings", []))])
 
 
 # ---- Is the law one to go by? ----
@@ -177,7 +191,7 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved, anyway:
         "study": folder.resolve().name,
         "run": run,
         **predict(table, fit, resolved.N, resolved.D),
-        "warnings": [*fit["data"].get("warnings", []), *fit["surface"]["health"]["lines"]],
+        "warnings": warnings_of(fit),
         "loss_column": fit["data"]["loss_column"],
         "target": target,
         "fit_sha256": digest(fit),
@@ -328,14 +342,32 @@ def seal_config(folder: Path, args: list[str]) -> str:
     return f"{sealed_text(sealed)}\nnext: {command}"
 
 
+def predict_command(args: list[str]) -> str:
+    """`predict RUNS.csv --params= --tokens=`: what to print. Raises UserError."""
+    p = Parser("scaling.forecast predict", "The loss of one model, from a table of runs; nothing is sealed.")
+    p.add_argument("runs", type=Path, help="a table of runs, as scaling.fit takes it")
+    p.add_argument("--params", type=float, required=True, help="N, counted as the table counts it")
+    p.add_argument("--tokens", type=float, required=True, help="D")
+    p.add_argument("--json", metavar="FILE", help="write it there; - prints it and nothing else")
+    p.add_argument("--anyway", action="store_true", help="by a law that is not determined, too")
+    args = p.parse_args(args)
+    if not (0 < args.params < math.inf and 0 < args.tokens < math.inf):
+        raise UserError("--params and --tokens must be positive numbers")
+    table = read_table(args.runs)
+    fitted = fit_all(table, bootstrap=DRAWS)
+    if why := refusal(fitted, args.anyway):
+        raise UserError(f"no forecast: {why.replace('seals it', 'forecasts')}")
+    found = predict(table, fitted, args.params, args.tokens) | {"warnings": warnings_of(fitted)}
+    if args.json == "-":
+        return json.dumps(found)
+    if args.json:
+        write_json(Path(args.json), found)
+    return predicted_text(found)
+
+
 def sealed_text(s: dict) -> str:
     """A sealed forecast in a few lines."""
-    far = ", ".join(f"{v:.3g}x in {k}" for k, v in s["beyond"].items() if v > 1) or "inside the fitted range"
-    said = ", ".join(f"{k} {v['predicted']:.4f} (weight {v['weight']:.2f})" for k, v in s["forms"].items())
-    warnings = "".join(f"  warning: {line}\n" for line in s.get("warnings", []))      # old seals have none
-    return (f"{s['study']}/{s['run']}: loss {s['predicted']:.4f}, 95 % {s['lo95']:.4f} to {s['hi95']:.4f}, "
-            f"50 % {s['lo50']:.4f} to {s['hi50']:.4f}\n  beyond the data: {far}\n  {said}; {s['why']}\n"
-            f"{warnings}  sealed {s['sealed_at']}, sha256 {s['sha256']}")
+    return f"{s['study']}/{s['run']}: {predicted_text(s)}\n  sealed {s['sealed_at']}, sha256 {s['sha256']}"
 
 
 def unsealed(folder: Path) -> list[str]:
@@ -375,10 +407,12 @@ def main(args: list[str] | None = None) -> None:
     folder = Path(paths[0])
     if command == "rollout":
         runs = final_runs(read_table(folder))
-        print(rollout_text(ensemble.rollout(runs)))
+        print(rollout_text(extrapolate.rollout(runs)))
         print(next_plan(folder.parent, runs["C"].max()))
     elif command == "seal":
         print(seal_config(folder, paths[1:]))
+    elif command == "predict":
+        print(predict_command(paths))
     else:
         print_board(list(map(Path, paths)), command == "score")
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -432,8 +433,23 @@ def test_pycode_holds_out_packages_and_drops_copies(tmp_path, library):
     assert list(short["train"]) == list(meta["train"][:1000]) and list(short["val"]) == list(meta["val"])
 
 
+def test_pycode_takes_packages_of_a_folder_instead_of_its_own(tmp_path, library, capsys):
+    """So that others can make the same text: what this Python holds does not matter, nor does its version."""
+    folder = tmp_path / "packages"
+    shutil.copytree(library, folder)
+    (folder / "pkg7-1.2.dist-info").mkdir()
+    (folder / "pkg7-1.2.dist-info" / "METADATA").write_text("Name: pkg7\nVersion: 1.2\n")
+    shutil.rmtree(library)
+    library.mkdir()
+    meta = prepare("pycode", tmp_path / "d", "--tokenizer=byte", f"--packages={folder}")
+    assert meta["versions"] == {"pkg7": "1.2"} and len(meta["val_works"]) == 2
+    assert meta["source"] == "Python packages" and meta["train_bytes"] > 1000
+    line = refused("pycode", capsys, f"--packages={library}", f"--out_dir={tmp_path / 'e'}")
+    assert f"pip install --no-deps --target={library}" in line and not (tmp_path / "e").exists()
+
+
 def test_pycode_without_source(tmp_path, library, capsys, monkeypatch):
-    monkeypatch.setattr(module("pycode"), "python_files", lambda: [])
+    monkeypatch.setattr(module("pycode"), "python_files", lambda folders: [])
     line = refused("pycode", capsys, "--tokenizer=byte", f"--out_dir={tmp_path / 'd'}")
     assert "too little Python source" in line and not (tmp_path / "d").exists()
 

@@ -73,7 +73,7 @@ def test_command_line_prints_fits_and_writes_json_with_its_card(tmp_path, capsys
     assert text.startswith("law: L = ") and "SICK" not in text
     result = json.loads((tmp_path / "fit.json").read_text())
     assert set(result) == {"surface", "isoflop", "loss_vs_compute", "loss_vs_params", "loss_vs_tokens",
-                           "kaplan_nd", "comparison", "verdict", "skipped", "data", "card"}
+                           "one_exponent", "kaplan_nd", "comparison", "verdict", "skipped", "data", "card"}
     assert set(result["surface"]) >= {"E", "A", "B", "alpha", "beta", "a", "b", "objective", "n", "ci",
                                       "health", "profile_E"}
     assert set(result["isoflop"]) >= {"a", "b", "points", "ci", "health"}

@@ -118,7 +118,7 @@ def online(here, monkeypatch):
     for name, file in (("shakespeare", "works.tar.gz"), ("tinyshakespeare", "my.txt")):
         monkeypatch.setattr(script(name), "download", (here.root / file).read_bytes)
     monkeypatch.setattr(script("pycode"), "python_files",
-                        lambda: [(path.stem, path) for path in sorted((ROOT / "scaling").rglob("*.py"))])
+                        lambda folders: [(p.stem, p) for p in sorted((ROOT / "scaling").rglob("*.py"))])
     return here
 
 

@@ -59,6 +59,7 @@ def other_flops(rng, sigma=0.004):
 
 @pytest.mark.parametrize("model, theta, k", [
     (forms.additive, [0.4, 0.1, 0.3], 1), (forms.additive, [0.4, 0.1, 0.3, -0.2, 0.5], 2),
+    (forms.one_exponent, [0.4, 0.1, -0.2, 0.3], 2),
     (forms.kaplan_nd, [3.0, 0.8, 2.0, 0.1], 2), (forms.broken, [0.1, 0.5, 0.2, 0.3, 0.4, -0.7], 1),
     (forms.repeated, [0.6, 6.2, 0.35, 7.3, 0.36, 2.7, 1.7], 3),
     (forms.repeated, [0.6, 5.0, 0.3, 7.3, 0.5, 0.0, -1.0], 3)])
@@ -101,6 +102,8 @@ IN_PRINT = [                                            # each law as its paper 
     ({"form": "power", "alpha": 0.3, "x_c": 1e7, "L_inf": 0.0}, lambda p, x: (p["x_c"] / x) ** p["alpha"]),
     ({"form": "frontier", "gamma": 0.05, "log_C_c": 60.0, "L_inf": 1.5},
      lambda p, C: p["L_inf"] + (np.exp(p["log_C_c"]) / C) ** p["gamma"]),
+    ({"form": "one_exponent", "E": 1.7, "A": 90.0, "B": 400.0, "eta": 0.31},
+     lambda p, N, D: p["E"] + p["A"] / N ** p["eta"] + p["B"] / D ** p["eta"]),
     (KAPLAN_ND,
      lambda p, N, D: ((p["N_c"] / N) ** (p["alpha_N"] / p["alpha_D"]) + p["D_c"] / D) ** p["alpha_D"]),
     (KAPLAN_NS, lambda p, N, S: (p["N_c"] / N) ** p["alpha_N"] + (p["S_c"] / S) ** p["alpha_S"]),

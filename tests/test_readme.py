@@ -56,10 +56,11 @@ def test_the_forecast_is_the_committed_one():
 
 @pytest.mark.parametrize("seal", sorted((ROOT / "scaling" / "results").glob("*/forecasts/*.json")), ids=str)
 def test_the_sealed_tables_are_the_committed_ones(seal):
-    """The recipe was added later, as columns behind the 30 that were there (scaling/LOG.md)."""
+    """To the first four the recipe was added later, as columns behind the 30 that were there (LOG.md)."""
     text = (seal.parents[1] / "runs.csv").read_text(encoding="utf-8")
-    sealed = "".join(",".join(line.split(",")[:30]) + "\n" for line in text.splitlines())
-    digest = hashlib.sha256(sealed.encode()).hexdigest()
+    if seal.parents[1].name in ("laptop", "isoflop", "isoflop_wikitext2", "nano_to_small_cpu"):
+        text = "".join(",".join(line.split(",")[:30]) + "\n" for line in text.splitlines())
+    digest = hashlib.sha256(text.encode()).hexdigest()
     assert digest == json.loads(seal.read_text(encoding="utf-8"))["runs_sha256"]
 
 

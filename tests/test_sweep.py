@@ -30,7 +30,6 @@ from scaling import fit, forecast, logs, plots, sweep
 from scaling.launch import local
 from scaling.launch.planned import advance, progress_bar
 from scaling.launch.study import dataset_of, make_plan
-from scaling.laws import ensemble
 from scaling.tables.csv import read_table
 
 CODE = Path(__file__).parents[1]
@@ -219,7 +218,6 @@ def test_a_study_of_one_length_says_why_nothing_was_forecast(study, lab, in_proc
 def test_study_from_text_to_scored_forecast(study, lab, in_process, capsys, monkeypatch):
     """The whole path on a tiny grid: runs.csv, fit.json, a seal older than its run, a score, figures."""
     monkeypatch.setattr(fit, "fit_study", partial(fit.fit_study, bootstrap=20))
-    monkeypatch.setattr(ensemble.fit_forms, "__defaults__", (20,))
     assert sweep.main([study(GRID), "--jobs=2", "--anyway"]) == 0      # so few runs determine no law
     folder = lab.root / "out" / "tiny_study"
     table = rows(folder)

@@ -3,7 +3,12 @@
     python data/pycode/prepare.py                           # GPT-2 tokens
     python data/pycode/prepare.py --tokenizer=byte --num_tokens=5e7
 
-Needs no network (but for GPT-2's vocabulary). What it finds depends on what is installed: see meta.json.
+Needs no network (but for GPT-2's vocabulary). What it finds depends on what is installed: see meta.json. The
+same text on every machine, 190 MB of packages without a compiled part, at their versions of November 2026:
+
+    pip install --no-deps --no-compile --target=data/py_packages -r data/pycode/packages.txt
+    python data/pycode/prepare.py --tokenizer=byte --packages=data/py_packages --out_dir=data/pycode_pinned
+
 Whole packages are held out. Files come in the order of their hashes, so the head of a split is a fair sample.
 """
 import math
@@ -21,11 +26,18 @@ from runtime.basics import UserError, exit_cleanly  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 
-def python_files() -> list[tuple[str, Path]]:
-    """(package, path) of every .py file; a package is a top-level name of the library or site-packages."""
-    files = []
+def roots(packages: Path | None) -> list[Path]:
+    """The folder `packages`, or those of the interpreter that runs this."""
+    if packages:
+        return [packages]
     paths = sysconfig.get_paths()
-    for root in sorted({Path(paths[k]) for k in ("stdlib", "purelib", "platlib")}):
+    return sorted({Path(paths[k]) for k in ("stdlib", "purelib", "platlib")})
+
+
+def python_files(folders: list[Path]) -> list[tuple[str, Path]]:
+    """(package, path) of every .py file; a package is a top-level name in one of the folders."""
+    files = []
+    for root in folders:
         for path in sorted(root.rglob("*.py")):
             package = path.relative_to(root).parts[0].removesuffix(".py")
             if path.is_file() and package not in ("site-packages", "dist-packages"):     # roots themselves
@@ -72,12 +84,17 @@ def main(args: list[str] | None = None) -> None:
     p = common.new_parser("pycode", __doc__, tokenizers=("byte", "gpt2"))
     p.add_argument("--num_tokens", type=common.count, default=math.inf,
                    help="stop after this many training tokens")
+    p.add_argument("--packages", type=common.as_path,
+                   help="a folder that `pip install --target` filled, in place of this Python's own")
     args = p.parse_args(args)
     tok = common.get_tokenizer(args.tokenizer)
-    files, dropped = unique_files(python_files())
+    files, dropped = unique_files(python_files(roots(args.packages)))
     packages = held_out(files)
     train = [text for package, text, _ in files.values() if package not in packages]
     val = [text for package, text, _ in files.values() if package in packages]
+    if not val and args.packages:
+        raise UserError(f"{args.packages} holds too little Python source; fill it: pip install --no-deps "
+                        f"--target={args.packages} -r data/pycode/packages.txt")
     if not val:
         raise UserError("too little Python source to hold a package out; use a Python with more packages")
     is_repeat = common.repeats(val)
@@ -90,10 +107,15 @@ def main(args: list[str] | None = None) -> None:
                 yield text
 
     items = common.cut(common.pieces(fresh(), tok), args.num_tokens, tok)
+    source = f"standard library of Python {platform.python_version()} and installed packages"
+    installed = distributions()
+    if args.packages:
+        source = "Python packages"
+        installed = distributions(path=[str(args.packages)])
     common.save(args, tok, items, common.pieces(val, tok),
-                source=f"standard library of Python {platform.python_version()} and installed packages",
+                source=source,
                 sha256={"sorted sha256 of all files": common.sha256("".join(files).encode())},
-                versions=dict(sorted((d.metadata["Name"], d.version) for d in distributions())),
+                versions=dict(sorted((d.metadata["Name"], d.version) for d in installed)),
                 split="by package: 5 % of the characters held out, picked by the hash of the packages' names",
                 val_works=sorted(packages), rule=common.OVERLAP_RULE, dropped=dropped)
     print(f"held out {len(packages)} packages; dropped files: {dict(dropped)}")

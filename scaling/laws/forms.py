@@ -62,6 +62,12 @@ def additive(theta: Array, X: Array) -> tuple[Array, Array]:
     return np.log(L), grad
 
 
+def one_exponent(theta: Array, X: Array) -> tuple[Array, Array]:
+    """Gadre et al. 2024, eq. 4: Hoffmann's form with one exponent; theta = (e, a, b, eta)."""
+    y, grad = additive(theta[:, [0, 1, 3, 2, 3]], X)
+    return y, np.stack([grad[:, 0], grad[:, 1], grad[:, 3], grad[:, 2] + grad[:, 4]], 1)
+
+
 def kaplan_nd(theta: Array, X: Array) -> tuple[Array, Array]:
     """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
 
@@ -164,6 +170,18 @@ def surface_theta(E, A, B, alpha, beta, center=(0, 0), **_):
             np.log(B) - beta * d, beta)
 
 
+def one_exponent_of(theta, n, d):
+    e, a, b, eta = theta.T
+    return {"E": np.exp(e),
+            "A": np.exp(a + eta * n),
+            "B": np.exp(b + eta * d),
+            "eta": eta}
+
+
+def one_exponent_theta(E, A, B, eta, **_):
+    return np.log(E), np.log(A), np.log(B), eta
+
+
 def power_of(theta, x):
     e, a, alpha = theta.T
     return {"alpha": alpha,
@@ -253,6 +271,7 @@ class Form(NamedTuple):
 
 FORMS = {
     "surface": Form(additive, "N D", "E A alpha B beta", surface_of, surface_theta),
+    "one_exponent": Form(one_exponent, "N D", "E A B eta", one_exponent_of, one_exponent_theta),
     "power": Form(additive, "x", "L_inf x_c alpha", power_of, power_theta),
     "frontier": Form(additive, "C", "L_inf log_C_c gamma", frontier_of, frontier_theta),
     "kaplan_nd": Form(kaplan_nd, "N D", "N_c alpha_N/alpha_D D_c alpha_D", kaplan_nd_of, kaplan_nd_theta),
@@ -427,6 +446,13 @@ def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, 
     if bootstrap and run is None and not fit["health"]["D_follows_N"]:
         fit["health"]["off_law"] = off_law(fit, N, D, L)
     return judge(fit)
+
+
+def fit_one_exponent(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
+    """L(N, D) = E + A/N^eta + B/D^eta (Gadre et al. 2024): the surface whose a is 1/2. Raises UserError."""
+    N, D, L = checked("the surface of one exponent", 2, params=N, tokens=D, loss=L)
+    starts, lo, hi = ([v[i] for i in (0, 1, 3, 2)] for v in additive_bounds(L, 2, None))
+    return fit_form("one_exponent", {"N": N, "D": D}, L, (starts, lo, hi), run, bootstrap, seed)
 
 
 def follows(N: Array, D: Array) -> list[float] | None:
@@ -817,6 +843,7 @@ def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> 
     """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
     fits = {"E + A/N^alpha + B/D^beta": fit_surface,
             "A/N^alpha + B/D^beta": partial(fit_surface, E=0.0),
+            "E + A/N^eta + B/D^eta": fit_one_exponent,
             "Kaplan L(N, D)": fit_kaplan_nd}
     return compare(fits, {"N": N, "D": D}, L, run)
 
