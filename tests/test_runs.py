@@ -7,7 +7,7 @@ import pytest
 
 from runtime.basics import UserError
 from scaling.tables.columns import HYPER
-from scaling.tables.csv import read_table
+from scaling.tables.csv import number, read_table
 from scaling.tables.runs import MAX_ROWS, SETTINGS, Kept, along, final_runs, groups, select
 
 RESULTS = sorted((Path(__file__).resolve().parents[1] / "scaling" / "results").glob("*/runs.csv"))
@@ -30,6 +30,20 @@ def three_seeds(**columns):
 
 
 # ---- Dropping and telling are one call. ----
+
+@pytest.mark.parametrize("cell, value", [
+    ("10,881,692", 10881692), ("331,776", 331776), ("1,234,567.5", 1234567.5), ("10.88M", 10.88e6),
+    ("124M", 124e6), ("1.2B", 1.2e9), ("350 K", 350e3), ("3T", 3e12), (" 3e9 ", 3e9)])
+def test_numbers_as_people_write_them(cell, value):
+    assert number(cell) == value
+
+
+@pytest.mark.parametrize("cell", ["3,741", "3,74", "1,23,456", "12M4", "M", "0,123", "1_000", "5 m"])
+def test_what_may_be_another_number_is_none(cell):
+    """'3,741' is 3.741 to half of the world."""
+    with pytest.raises(ValueError):
+        number(cell)
+
 
 def test_drop_tells_once_which_rows_went_and_why():
     kept = Kept(9)

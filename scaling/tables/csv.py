@@ -18,6 +18,7 @@ from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins
+SUFFIXES = {"K": "e3", "k": "e3", "M": "e6", "B": "e9", "G": "e9", "T": "e12"}
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -28,8 +29,20 @@ def number(value) -> float:
     if type(value) in (int, float):                   # not bool, which float() would take
         return float(value)
     if isinstance(value, str) and "_" not in value:   # nor 1_000
-        return float(value.strip() or "nan")
+        return float(as_people_write(value.strip()) or "nan")
     raise ValueError(f"{value!r:.40} is not a number")
+
+
+def as_people_write(cell: str) -> str:
+    """'10,881,692' as '10881692' and '10.88M' as '10.88e6'; any other text as it stands.
+
+    '3,741' stands, too: it may be a decimal comma. No decimal comma has three digits before it and after.
+    """
+    if re.fullmatch(r"\d{1,3}(,\d{3}){2,}(\.\d+)?|[1-9]\d\d,\d{3}", cell):
+        return cell.replace(",", "")
+    if re.fullmatch(r"\d+(\.\d+)? ?[KkMBGT]", cell):
+        return cell[:-1].strip() + SUFFIXES[cell[-1]]
+    return cell
 
 
 def opened(path: str | Path) -> io.BufferedIOBase:
