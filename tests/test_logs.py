@@ -685,6 +685,18 @@ def test_a_run_that_diverged_is_no_result_and_one_that_ended_early_says_so(tmp_p
     assert list(table["loss"]) == [3.5, 3.25] and "diverged at" not in done.stderr
 
 
+def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_path):
+    def log(*losses):
+        rows = [f"step {100 * i}: train loss 2.0000, val loss {x:.4f}\n" for i, x in enumerate(losses, 1)]
+        return write(tmp_path / "a.log", "".join(rows))
+    done = command(f"{log(4, 3.2, 8)}=1e6,10", f"--out={tmp_path / 'o.csv'}")
+    assert done.returncode == 2
+    assert "a ends at a loss of 8 after 3.2 at step 200: diverged, or overfitted; skipped" in done.stderr
+    for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):        # some overfitting, small losses, a spike
+        table, _ = points(log(*losses), tmp_path / "o.csv", *LOW)
+        assert list(table["loss"]) == list(losses)
+
+
 def test_each_file_has_its_own_size(tmp_path):
     for size in "sm":
         for horizon in (20, 60):

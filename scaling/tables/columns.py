@@ -19,7 +19,7 @@ ALIASES = {
               "total_params param_count parameter_count model_size N n",
     "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
               "training_tokens n_tokens num_tokens ntokens tokens D d",
-    "flops": "flops training_flops training_flop train_flops total_flops total_training_flops C",
+    "flops": "flops training_flops training_flop flops_budget train_flops total_flops total_training_flops C",
     "run": "run run_name run_id",
     "step": "step steps iter iteration global_step",
     "schedule": "schedule lr_schedule lr_scheduler lr_scheduler_type scheduler",

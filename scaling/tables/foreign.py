@@ -206,6 +206,18 @@ def diverged_at(run: Run, loss: str) -> int | None:
     return bad
 
 
+def spoilt(run: Run, loss: str) -> str:
+    """How the last loss lies far above the lowest of the run, a quarter and half a nat at least, or ''."""
+    losses = {step: row[loss] for step, row in run.rows.items() if math.isfinite(row.get(loss, math.nan))}
+    if not losses:
+        return ""
+    best = min(losses, key=losses.get)
+    end = losses[max(losses)]
+    if end - losses[best] < max(0.5, 0.25 * losses[best]):
+        return ""
+    return f"ends at a loss of {end:.4g} after {losses[best]:.4g} at step {best}: diverged, or overfitted"
+
+
 def name_runs(path: Path, runs: list[Run]) -> None:
     """Give each run a name of its own: the log's, or the file's; the second of a name gets ':2'."""
     seen = Counter()
@@ -227,6 +239,9 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
         report(f"{who} diverged at step {bad}: what came before is no result; skipped")
     elif not any(loss in row for row in run.rows.values()):
         report(f"{who} has no {loss}; skipped")
+        return False
+    elif words := spoilt(run, loss):
+        report(f"{who} {words}; skipped")
         return False
     elif end < wanted - 1:                             # some logs count the last step, some do not
         report(f"{who} ended at step {end} of {wanted:.0f}, before its horizon")
