@@ -692,7 +692,7 @@ def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_
     done = command(f"{log(4, 3.2, 8)}=1e6,10", f"--out={tmp_path / 'o.csv'}")
     assert done.returncode == 2
     assert "a ends at a loss of 8 after 3.2 at step 200: diverged, or overfitted; skipped" in done.stderr
-    for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):        # some overfitting, small losses, a spike
+    for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):      # overfitting, small losses, a spike
         table, _ = points(log(*losses), tmp_path / "o.csv", *LOW)
         assert list(table["loss"]) == list(losses)
 
