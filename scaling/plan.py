@@ -174,9 +174,11 @@ def solve_goal(law: dict, C: float, N: float, D: float, L: float) -> tuple[float
     """(N, D) from those of C (FLOPs, 6 N D), N, D and L (loss) that are not 0. Raises UserError."""
     if not (C or N or D or L):
         raise UserError("nothing to plan for: give --flops, --gpu_hours, --loss, --params or --tokens")
-    if C and N and D and abs(math.log(6 * N * D / C)) > 0.01:
+    if C and N and D and abs(math.log(forms.flops_of(law, N, D) / C)) > 0.01:
+        cost = float(forms.flops_of(law, N, D))
+        count = "" if law.get("cost") else "6 N D = "
         raise UserError(
-            f"{N:.3g} parameters on {D:.3g} tokens take 6 N D = {6 * N * D:.2g} FLOPs, {6 * N * D / C:.2g} "
+            f"{N:.3g} parameters on {D:.3g} tokens take {count}{cost:.2g} FLOPs, {cost / C:.2g} "
             f"times the {C:.2g} given: these buy {C / 6 / N:.3g} tokens for {N:.3g} parameters, or "
             f"{C / 6 / D:.3g} parameters for {D:.3g} tokens; N = D = sqrt(C/6) would be "
             f"{math.sqrt(C / 6):.3g} of each, one token per parameter; give two of the three")
@@ -201,8 +203,13 @@ def solve_goal(law: dict, C: float, N: float, D: float, L: float) -> tuple[float
     return N, D or forms.tokens_of(law, N, C)
 
 
+def lifelong(law: dict, N: float, D: float, served: float) -> float:
+    """FLOPs of training and of `served` tokens, each a third of one in training: 6 N D + 2 N served."""
+    return float(forms.flops_of(law, N, D)) * (1 + served / (3 * D))
+
+
 def serving_optimum(law: dict, loss: float, served: float) -> tuple[float, float]:
-    """(N, D) of least 6 N D + 2 N `served` FLOPs to reach `loss` by a surface (Sardana et al. 2024)."""
+    """(N, D) of the fewest FLOPs to reach `loss` and serve `served` tokens (Sardana et al. 2024)."""
     alpha = law["alpha"]
     beta = law["beta"]
     excess = loss - law["E"]
@@ -213,8 +220,8 @@ def serving_optimum(law: dict, loss: float, served: float) -> tuple[float, float
 
     def log_cost(share):
         N, D = at(share)
-        return math.log(6 * N * D + 2 * N * served)
-    least = beta / (alpha + beta)                      # of the compute-optimal model, which is the largest
+        return math.log(lifelong(law, N, D, served))
+    least = 0.5 * beta / (alpha + beta)                # half of the compute-optimal model's, for C = 6 N D
     found = minimize_scalar(log_cost, bounds=(least, 1), method="bounded", options={"xatol": 1e-8})
     return at(found.x)
 
@@ -470,6 +477,8 @@ def notes(plan: Plan) -> list[str]:
            for x in forms.outside(plan.law, C=plan.C).values()]
     if 0 < o.unique_tokens < tokens:
         out.append(UNIDENTIFIED)
+        if plan.law.get("cost"):
+            out.append("where data repeat the best size is sought for C = 6 N D, not as the table counts it")
     if lent["dataset"] not in ("", plan.config["dataset"]):
         out.append(f"the law was fitted on {lent['dataset']}: on {o.dataset} another one holds")
     text = text_of(plan.config["dataset"])
@@ -574,8 +583,8 @@ def serving_text(plan: Plan) -> str:
     """What the smaller, longer-trained model saves over its life."""
     N, D = plan.serving
     served = plan.asked.inference_tokens
-    own = plan.C + 2 * plan.N * served
-    other = 6 * N * D + 2 * N * served
+    own = lifelong(plan.law, plan.N, plan.D, served)
+    other = lifelong(plan.law, N, D, served)
     return (f"serving   {own:.3g} FLOPs with {amount(served)} tokens served; {amount(N)} parameters after "
             f"{amount(D)} tokens, of the same loss, would take {other:.3g}: {1 - own / other:.1%} saved")
 

@@ -87,6 +87,21 @@ def test_serving_as_sardana_et_al_compute_it():
     assert plan.serving_optimum(law, plan.loss_at(law, N, D), 1e3)[0] == pytest.approx(N, rel=1e-3)
 
 
+def test_serving_counts_as_the_table_of_the_law_does():
+    """Of all models of one loss none is cheaper over its life, by the C(N, D) that was learnt."""
+    law, served = COUNTED, 1e12
+    N, D = goal(law, 1e21)
+    loss = plan.loss_at(law, N, D)
+    small, longer = plan.serving_optimum(law, loss, served)
+    cost = plan.lifelong(law, small, longer, served)
+    for share in np.linspace(0.2, 0.8, 25):
+        n = (law["A"] / (share * (loss - law["E"]))) ** (1 / law["alpha"])
+        d = (law["B"] / ((1 - share) * (loss - law["E"]))) ** (1 / law["beta"])
+        assert cost <= plan.lifelong(law, n, d, served) * (1 + 1e-9)
+    assert cost == pytest.approx(float(forms.flops_of(law, small, longer)) * (1 + served / 3 / longer))
+    assert abs(forms.flops_of(law, small, longer) / (6 * small * longer) - 1) > 0.02  # else it is 6 N D
+
+
 # ---- Goals. ----
 
 @pytest.mark.parametrize("law", [HOFFMANN, KAPLAN, COUNTED, OWN_TOKENS], ids=lambda law: law["source"])
