@@ -1,11 +1,11 @@
-# python -m scaling.sweep scaling/sweeps/far.py   (about two hours of one core, one of them for the largest)
+# python -m scaling.sweep scaling/sweeps/far.py   (70 minutes of one core of a Xeon with AVX-512)
 #
 # Once before it:
 # pip install --no-deps --no-compile --target=data/py_packages -r data/pycode/packages.txt
 #
-# Is a ten-minute study worth anything far beyond itself? 23 runs of 10 widths on four budgets, then models
+# Is a five-minute study worth anything far beyond itself? 23 runs of 10 widths on four budgets, then models
 # at 3, 10, 30, 100 and 300 times the largest, each about the best size for its budget, and one at 10 times
-# that is three times too small: all forecast and sealed before they train. Bytes of Python source, since it
+# that is four times too small: all forecast and sealed before they train. Bytes of Python source, since it
 # takes 32M that no model has seen twice; the recipe is the laptop study's.
 base = dict(dataset="pycode_pinned", n_layer=3, n_head=2, block_size=32, batch_size=16, parametrization="mup",
             base_width=32, learning_rate=8e-3, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0,
