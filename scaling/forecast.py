@@ -55,16 +55,20 @@ def predict(table: dict, fit: dict, N: float, D: float) -> dict:
     number of `fitted_runs`, the rollout, and the factors `beyond` the fitted range in N, D and C (1 in it).
     """
     runs = final_runs(table, fit["data"]["params"])
-    C = forms.flops_of(fit["surface"], N, D)
+    surface = fit["surface"]
+    C = forms.flops_of(surface, N, D)
     law = extrapolate.fit(runs, min(extrapolate.FEW, D / N))
     (mean,), (sd,) = extrapolate.predict(law, np.array([N]), np.array([D]), C)
-    alone = extrapolate.each_form(runs["N"], runs["D"], runs["L"])
+    data = runs["N"], runs["D"], runs["L"]
+    alone = {"hoffmann": surface,
+             "one_exponent": forms.fit_one_exponent(*data, bootstrap=0),
+             "kaplan": forms.fit_kaplan_nd(*data, bootstrap=0)}
     said = {name: {"predicted": float(forms.loss_of(form, {"N": N, "D": D}))} for name, form in alone.items()}
     return extrapolate.interval(mean, sd) | {
         "sd": float(sd),
         "forms": said,
         "fitted_runs": law.n,
-        "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(fit["surface"], N=N, D=D, C=C),
+        "beyond": dict(N=1.0, D=1.0, C=1.0) | forms.outside(surface, N=N, D=D, C=C),
         "rollout": extrapolate.rollout(runs)}
 
 
@@ -105,12 +109,13 @@ def left_open(law: dict) -> str:
     return "; ".join(law.get("health", {}).get("undetermined", []))
 
 
-def refusal(fit: dict, anyway: bool = False) -> str:
-    """Why nothing is forecast by what fit.json holds, or ''; `anyway`: by an undetermined law, too."""
+def refusal(fit: dict, anyway: bool = False, does: str = "seals it") -> str:
+    """Why nothing is forecast by what fit.json holds, or ''; `anyway`, which `does` something: by an
+    undetermined law, too."""
     if "surface" not in fit:
         return f"there is no law of N and D ({fit.get('skipped', {}).get('surface', 'it was not fitted')})"
     found = left_open(fit["surface"])
-    return f"{found}; --anyway seals it all the same" if found and not anyway else ""
+    return f"{found}; --anyway {does} all the same" if found and not anyway else ""
 
 
 # ---- Seal. ----
@@ -355,8 +360,8 @@ def predict_command(args: list[str]) -> str:
         raise UserError("--params and --tokens must be positive numbers")
     table = read_table(args.runs)
     fitted = fit_all(table, bootstrap=DRAWS)
-    if why := refusal(fitted, args.anyway):
-        raise UserError(f"no forecast: {why.replace('seals it', 'forecasts')}")
+    if why := refusal(fitted, args.anyway, "forecasts"):
+        raise UserError(f"no forecast: {why}")
     found = predict(table, fitted, args.params, args.tokens) | {"warnings": warnings_of(fitted)}
     if args.json == "-":
         return json.dumps(found)

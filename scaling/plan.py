@@ -170,18 +170,23 @@ def solve(f, target: float, goal: str) -> float:
     return math.exp(brentq(gap, 0.0, 92.0, xtol=1e-12))
 
 
+def params_for(law: dict, D: float, C: float) -> float:
+    """The N whose training on D tokens takes C. Raises UserError."""
+    return solve(lambda n: forms.flops_of(law, n, D), C, f"{D:.3g} tokens for {C:.3g} FLOPs")
+
+
 def solve_goal(law: dict, C: float, N: float, D: float, L: float) -> tuple[float, float]:
     """(N, D) from those of C (FLOPs, 6 N D), N, D and L (loss) that are not 0. Raises UserError."""
     if not (C or N or D or L):
         raise UserError("nothing to plan for: give --flops, --gpu_hours, --loss, --params or --tokens")
-    if C and N and D and abs(math.log(forms.flops_of(law, N, D) / C)) > 0.01:
-        cost = float(forms.flops_of(law, N, D))
+    cost = float(forms.flops_of(law, N, D)) if C and N and D else C
+    if C and abs(math.log(cost / C)) > 0.01:
         count = "" if law.get("cost") else "6 N D = "
         raise UserError(
             f"{N:.3g} parameters on {D:.3g} tokens take {count}{cost:.2g} FLOPs, {cost / C:.2g} "
-            f"times the {C:.2g} given: these buy {C / 6 / N:.3g} tokens for {N:.3g} parameters, or "
-            f"{C / 6 / D:.3g} parameters for {D:.3g} tokens; N = D = sqrt(C/6) would be "
-            f"{math.sqrt(C / 6):.3g} of each, one token per parameter; give two of the three")
+            f"times the {C:.2g} given: these buy {forms.tokens_of(law, N, C):.3g} tokens for {N:.3g} "
+            f"parameters, or {params_for(law, D, C):.3g} parameters for {D:.3g} tokens; N = D = sqrt(C/6) "
+            f"would be {math.sqrt(C / 6):.3g} of each, one token per parameter; give two of the three")
     if L and (C or (N and D)):
         raise UserError("these goals say the same twice: N and D follow from two of flops, params and "
                         "tokens, and the loss from N and D; give fewer")
@@ -197,7 +202,7 @@ def solve_goal(law: dict, C: float, N: float, D: float, L: float) -> tuple[float
     elif D and not (C or N):
         C = solve(lambda c: best(law, c)[1], D, f"a budget whose best run takes {D:.3g} tokens")
     if D and not N:
-        N = solve(lambda n: forms.flops_of(law, n, D), C, f"{D:.3g} tokens for {C:.3g} FLOPs")
+        N = params_for(law, D, C)
     if not N:
         N = best(law, C)[0]
     return N, D or forms.tokens_of(law, N, C)

@@ -116,6 +116,15 @@ def test_rollout_works_without_common_budgets_and_says_when_it_cannot():
     assert extrapolate.rollout(runs_of(*few)) == [] and "not possible" in forecast.rollout_text([])
 
 
+def test_rollout_leaves_out_budgets_below_which_few_runs_count():
+    """The two smallest have fewer than 5 tokens a parameter: the whole is forecast, they predict nothing."""
+    C = np.repeat([1e13, 4e13, 1.6e14, 6.4e14], 6)
+    ratio = np.where(C < 1e14, 2, 20) * np.tile(np.geomspace(0.5, 2, 6), 4)
+    N = np.sqrt(C / 6 / ratio)
+    runs = runs_of(N, ratio * N, hoffmann(N, ratio * N))
+    assert extrapolate.fit(runs).n == 12 and extrapolate.rollout(runs) == []
+
+
 # ---- Is a 95 % interval right 95 % of the time? ----
 
 @pytest.mark.parametrize("truth", [hoffmann, kaplan, lambda N, D: np.sqrt(hoffmann(N, D) * kaplan(N, D))],

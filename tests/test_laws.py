@@ -544,6 +544,15 @@ def test_a_hull_whose_slopes_drift_is_no_law_to_extrapolate():
         assert straight["health"]["lines"] == []
 
 
+def test_of_three_points_between_the_runs_no_drift_can_be_told():
+    """A parabola goes through them, so its bend is no finding, however large."""
+    hull = np.column_stack([np.arange(5), [0, -0.2, -0.3, -0.31, -0.311], [0, 0, 1, 2, 2]])
+    found = frontiers.drift(hull)
+    assert len(frontiers.between_runs(hull)) == 3 and found["p"] == 1
+    first, last = found["slopes"]
+    assert first < 0 and last / first < health.DRIFTS and health.of_drift(found, 5) == []
+
+
 def test_a_slice_that_the_other_input_limits_says_only_that():
     """What else it lacks, here a floor, follows from it."""
     data = clean_table("random", 0, 0.001)

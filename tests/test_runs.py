@@ -478,6 +478,8 @@ def test_a_best_rate_at_the_edge_of_its_grid_is_doubted():
     ({"target_tokens": [1e8, 3e8, 3e8]}, "tokens is less than target_tokens in rows 2, 3: they ended early"),
     ({"State": ["finished", "crashed", "finished"]},
      "state is crashed in row 2; --where=State=finished leaves them out"),
+    ({"state": ["FINISHED", "Crashed", "FINISHED"]},
+     "state is crashed in row 2; --where=state=FINISHED leaves them out"),
     ({"train_loss": [3.0, np.nan, 3.1]}, "train_loss is no number in row 2: did these diverge?")])
 def test_runs_that_did_not_end_well_are_doubted(columns, text):
     table = table_of(params=[1e6, 2e6, 4e6], tokens=1e8, loss=[3.3, 3.2, 3.1], **columns)

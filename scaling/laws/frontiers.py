@@ -607,12 +607,11 @@ def drift(late):
     if df < 0:
         return None
     bend = np.polynomial.Polynomial.fit(u, v, 2)
-    p = np.nan
+    p = 1.0                                             # a parabola runs through any three points
+    law = {"L_inf": 0.0, "gamma": 0.0}
     if df:
         rest = ((v - bend(u)) ** 2).sum()
         p = float(f_test.sf(((off_line(u, v) ** 2).sum() - rest) * df / max(rest, 1e-300), 1, df))
-    law = {"L_inf": 0.0, "gamma": 0.0}
-    if df:
         law, _ = frontier_loss(u, v, np.empty((0, len(u))))
     return {"slopes": bend.deriv()(u[[0, -1]]).tolist(), "p": p, "L_inf": law["L_inf"], "alpha": law["gamma"]}
 

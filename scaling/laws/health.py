@@ -241,7 +241,7 @@ def of_isoflop(fit: dict) -> list[str]:
 
 def of_envelope(fit: dict) -> list[str]:
     """Do the optima lie on a line that rises?"""
-    out = of_exponent(fit, WIDE) + of_cost(fit["health"]) + of_pattern(fit["health"])
+    out = of_exponent(fit, WIDE) + of_cost(fit["health"])
     if (np.diff([p["C"] for p in fit["points"]]) <= 0).any():
         out.append("the optima are out of order, a larger model at a smaller compute: too noisy curves")
     if fit["a"] <= 0:

@@ -370,6 +370,11 @@ def deleted(problem: Problem, best, group, G: int) -> tuple[Array, Array, Array]
     return moves / np.sqrt(left)[:, None], np.abs(r) / (np.maximum(without, 1e-12) * np.sqrt(left)), M
 
 
+def robust_sd(r: Array) -> float:
+    """Standard deviation of residuals (n,) about 0 by their median: few outliers do not count."""
+    return float(np.median(np.abs(r)) / norm.ppf(0.75))
+
+
 def score_test(problem: Problem, best, columns: Array) -> tuple[Array, Array]:
     """(shift (k,), chance (k,)): what each of `columns` (k, n) would take off the residuals at best (1, p).
 
@@ -379,7 +384,7 @@ def score_test(problem: Problem, best, columns: Array) -> tuple[Array, Array]:
     """
     f, J = problem.model(best, problem.X)
     r = problem.y - f[0]
-    limit = OUTLIER * np.median(np.abs(r)) / norm.ppf(0.75)
+    limit = OUTLIER * robust_sd(r)
     Q, _ = np.linalg.qr(J[0, ~problem.frozen].T)
     rest, part = (v - (v @ Q) @ Q.T for v in (np.clip(r, -limit, limit), columns))
     size = (part ** 2).sum(1)

@@ -29,7 +29,10 @@ def number(value) -> float:
     if type(value) in (int, float):                   # not bool, which float() would take
         return float(value)
     if isinstance(value, str) and "_" not in value:   # nor 1_000
-        return float(as_people_write(value.strip()) or "nan")
+        try:
+            return float(value.strip() or "nan")
+        except ValueError:
+            return float(as_people_write(value.strip()))
     raise ValueError(f"{value!r:.40} is not a number")
 
 

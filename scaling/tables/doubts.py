@@ -104,8 +104,8 @@ def unfinished(table: dict, rows: Array) -> list[str]:
             states = np.array([word.strip().lower() for word in table[words[name]]], object)
             bad = np.isin(states, ["crashed", "failed", "killed", "running", "diverged", "timeout"])
             if bad.any():
-                others = sorted(set(states[~bad]))
-                fix = f"; --where={words[name]}={others[0]} leaves them out" if len(others) == 1 else ""
+                others = set(table[words[name]][~bad])
+                fix = f"; --where={words[name]}={others.pop()} leaves them out" if len(others) == 1 else ""
                 out.append(f"{name} is {', '.join(sorted(set(states[bad])))} in {rows_text(rows[bad])}{fix}")
     return out
 
