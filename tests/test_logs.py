@@ -216,7 +216,7 @@ def test_rate_and_memory_of_a_large_table(tmp_path):
     assert size > 2.2e6
     start = time.process_time()
     table = read_table(path)
-    assert (time.process_time() - start) * 50e6 / size < 15    # about 2 s on one core
+    assert (time.process_time() - start) * 50e6 / size < 100    # 2 to 16 s on one core
     assert len(table["loss"]) == 55_000
     tracemalloc.start()
     read_table(path)
