@@ -280,8 +280,7 @@ class GPT(nn.Module):
         blocks = dict(params=hidden, weight_decay=weight_decay * ratio, lr_scale=1 / ratio, eps=eps_blocks)
         if c.optimizer == "muon":
             # Its step has all singular values near 1, whatever the width: no ratio.
-            decay = weight_decay if c.muon_decay == -1 else c.muon_decay
-            blocks = dict(params=hidden, weight_decay=decay, lr_scale=c.muon_rate)
+            blocks = dict(params=hidden, weight_decay=weight_decay * c.muon_decay, lr_scale=c.muon_rate)
         return [blocks,
                 dict(params=tables, weight_decay=weight_decay, lr_scale=1.0, eps=eps),
                 dict(params=vectors, weight_decay=0.0, lr_scale=1.0, eps=eps_blocks)]

@@ -61,7 +61,7 @@ class Config:
     # optimizer
     optimizer: str = "adamw"               # adamw, or muon for the blocks' matrices, AdamW for the rest
     muon_rate: float = 1.0                 # muon: its rate, as a multiple of learning_rate
-    muon_decay: float = -1                 # muon: its weight decay; -1: weight_decay
+    muon_decay: float = 1.0                # muon: its weight decay, as a multiple of weight_decay
     learning_rate: float = 1e-3            # peak; -1: by a rule of C (rate_by_rule)
     schedule: str = "cosine"               # cosine, linear, constant, or wsd (warmup, stable, decay)
     warmup_iters: int = -1                 # steps of linear warmup; -1: warmup_frac of the run
@@ -101,12 +101,11 @@ def one_of(*words: str) -> tuple:
 MAY_BE = (
     ("block_size n_layer n_head n_embd base_width base_depth muon_rate", "positive", lambda x: x > 0),
     ("batch_size learning_rate", "positive, or -1 to follow a rule", lambda x: x == -1 or 0 < x < math.inf),
-    ("seed weight_decay grad_clip min_lr ckpt_minutes", "0 or positive (and below 2^63)",
+    ("seed weight_decay muon_decay grad_clip min_lr ckpt_minutes", "0 or positive (and below 2^63)",
      lambda x: 0 <= x < 2 ** 63),
     ("gradient_accumulation_steps eval_iters log_interval", "positive, or -1 to derive it",
      lambda x: x == -1 or x > 0),
     ("eval_interval", "positive, 0 (only at the end) or -1 to derive it", lambda x: x >= -1),
-    ("muon_decay", "0 or positive, or -1 for weight_decay", lambda x: x == -1 or 0 <= x < math.inf),
     ("dropout beta1 beta2", "between 0 and 1", lambda x: 0 <= x < 1),
     ("warmup_frac cooldown_frac", "between 0 and 1", lambda x: 0 <= x <= 1),
     ("resume", *one_of("auto", "never")),

@@ -388,7 +388,7 @@ def test_muon_on_cpu_steps_as_torchs_does():
 
 
 def test_muon_takes_the_blocks_matrices_at_its_own_rate_and_decay():
-    for settings_, decay in ((dict(muon_rate=3.0), 0.1), (dict(muon_rate=3.0, muon_decay=0.02), 0.02)):
+    for settings_, decay in ((dict(muon_rate=3.0), 0.1), (dict(muon_rate=3.0, muon_decay=2.0), 0.2)):
         blocks, *others = build(optimizer="muon", parametrization="mup", **settings_).optimizer_groups(0.1)
         assert (blocks["lr_scale"], blocks["weight_decay"]) == (3.0, decay)
         assert all(p.dim() == 2 for p in blocks["params"]) and len(blocks["params"]) == 2 * 4

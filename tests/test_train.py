@@ -30,8 +30,8 @@ from runtime.basics import UserError
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
     params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd
     flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype
-    commit dropout bias tie_weights vocab_size parametrization base_width warmup_iters warmup_frac
-    lr_decay_iters cooldown_frac min_lr weight_decay beta1 beta2 grad_clip""".split()
+    commit dropout bias tie_weights position norm mlp qk_norm vocab_size parametrization base_width base_depth
+    optimizer muon_rate muon_decay warmup_iters warmup_frac lr_decay_iters cooldown_frac min_lr weight_decay beta1 beta2 grad_clip""".split()
 
 
 # ---------------------------------------------------------------- horizon
