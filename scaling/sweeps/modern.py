@@ -21,6 +21,7 @@ _grid = {1e11: (16, 24, 32),               # budget 6 N D in FLOPs: widths aroun
          2.8e11: (24, 32, 48),
          8e11: (32, 48, 64)}
 _widths = sorted(set().union(*_grid.values()))
-runs = [dict(name=f"{arm}_d{d}", arm=arm, n_embd=d, budgets=[C for C in _grid if d in _grid[C]], seeds=2, **change)
+runs = [dict(name=f"{arm}_d{d}", arm=arm, n_embd=d, budgets=[C for C in _grid if d in _grid[C]], seeds=2,
+             **change)
         for arm, change in _arms.items() for d in _widths]
 held_out = [dict(name="all_d80_2.4e12", arm="all", n_embd=80, budget=2.4e12, **_arms["all"])]
