@@ -724,7 +724,7 @@ def test_a_loss_above_a_guess_s_is_warned_of(lab):
     guess = math.log(settings.load_meta("tiny")["vocab_size"])
     warning, last = out.splitlines()[-2:]
     assert warning.startswith("warning: val_loss") and f"uniformly (ln V = {guess:.4f})" in warning
-    assert "lower learning_rate (now 30)" in warning and "next: python " in last
+    assert "lower learning_rate (now 5)" in warning and "next: python " in last
     assert "warning" not in lab.command("good", learning_rate=1e-2, max_iters=40)[1]
 
 
