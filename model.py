@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from config.settings import Config
+from config.settings import Config, mlp_widths
 from runtime import cpu
+
+# ---- the parts ----
 
 
 class LayerNorm(nn.Module):
@@ -27,6 +29,13 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
 
 
+def new_norm(c: Config) -> nn.Module:
+    """LayerNorm, or RMSNorm (Zhang & Sennrich 2019), which subtracts no mean and adds no bias."""
+    if c.norm == "rms":
+        return nn.RMSNorm(c.n_embd, eps=1e-5)
+    return LayerNorm(c.n_embd, c.bias)
+
+
 class CausalSelfAttention(nn.Module):
     """Each token looks at itself and at those before it, with H heads of D/H numbers."""
 
@@ -37,9 +46,18 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = cpu.Linear(c.n_embd, c.n_embd, bias=c.bias)
         self.n_head = c.n_head
         self.dropout = c.dropout
+        self.rope = c.position == "rope"
         d_head = c.n_embd // c.n_head
+        if self.rope:
+            # RoPE (Su et al. 2021, eq. 34): pair i turns by position / 10000^(2i/d_head), from fast to slow.
+            angle = torch.arange(c.block_size)[:, None] / 10000 ** (torch.arange(0, d_head, 2) / d_head)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+        # Queries and keys of one length each, up to a learned gain: their product cannot run away.
+        self.ln_q = nn.RMSNorm(d_head, eps=1e-5) if c.qk_norm else nn.Identity()
+        self.ln_k = nn.RMSNorm(d_head, eps=1e-5) if c.qk_norm else nn.Identity()
         self.scale = 1 / math.sqrt(d_head)
-        if c.parametrization == "mup":
+        if c.parametrization != "gpt2":
             # muP wants 1/d_head: trained queries and keys align, so that q.k grows as d_head, not as its root
             # (Yang et al. 2022, definition 4.1). The 4 makes both scales equal at d_head 16.
             self.scale = 4 / d_head
@@ -49,6 +67,13 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.c_attn(x).split(D, dim=2)
         heads = B, T, self.n_head, D // self.n_head
         q, k, v = (y.view(heads).transpose(1, 2) for y in (q, k, v))      # each (B, H, T, D/H)
+        q = self.ln_q(q)
+        k = self.ln_k(k)
+        if self.rope:
+            past = cache[0].shape[2] if cache else 0
+            angles = self.cos[past:past + T], self.sin[past:past + T]
+            q = rotate(q, *angles)
+            k = rotate(k, *angles)                            # the cache keeps them turned
         if cache is not None:
             k, v = remember(cache, k, v)
         dropout = self.dropout if self.training else 0.0
@@ -61,6 +86,17 @@ class CausalSelfAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=self.scale)
         y = y.transpose(1, 2).reshape(B, T, D)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def rotate(x, cos, sin):
+    """x (B, H, T, d) with pairs of its numbers, i and i + d/2, turned by the angles of cos, sin (T, d/2).
+
+    The product of a turned query and key depends on how far apart they stand, not on where.
+    """
+    a, b = x.chunk(2, dim=3)
+    cos = cos.to(x.dtype)
+    sin = sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=3)
 
 
 def remember(cache: list, k, v):
@@ -81,12 +117,21 @@ class MLP(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
-        self.c_fc = cpu.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
-        self.c_proj = cpu.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
+        into, out = mlp_widths(c)
+        self.kind = c.mlp
+        self.c_fc = cpu.Linear(c.n_embd, into, bias=c.bias)
+        self.c_proj = cpu.Linear(out, c.n_embd, bias=c.bias)
         self.dropout = c.dropout
 
     def forward(self, x):
-        x = F.gelu(self.c_fc(x), approximate="tanh")          # the form that GPT-2 was trained with
+        x = self.c_fc(x)
+        if self.kind == "gelu":
+            x = F.gelu(x, approximate="tanh")                 # the form that GPT-2 was trained with
+        elif self.kind == "relu2":
+            x = F.relu(x).square()                            # So et al. 2021
+        else:
+            gate, x = x.chunk(2, dim=2)                       # SwiGLU: Shazeer 2020, eq. 6
+            x = F.silu(gate) * x
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
@@ -95,16 +140,24 @@ class Block(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
-        self.ln_1 = LayerNorm(c.n_embd, c.bias)
+        self.ln_1 = new_norm(c)
         self.attn = CausalSelfAttention(c)
-        self.ln_2 = LayerNorm(c.n_embd, c.bias)
+        self.ln_2 = new_norm(c)
         self.mlp = MLP(c)
+        # CompleteP: what a block adds shrinks with depth, so that each layer of a deep model learns as much.
+        self.share = c.base_depth / c.n_layer if c.parametrization == "completep" else 1.0
 
     def forward(self, x, cache=None):
         # The norms stand before what they feed (GPT-2), not after (the first transformer): so the stream
         # itself is never rescaled, and gradients reach the first block undiminished.
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        if self.share == 1.0:
+            x = x + self.attn(self.ln_1(x), cache)
+            return x + self.mlp(self.ln_2(x))
+        x = x + self.share * self.attn(self.ln_1(x), cache)
+        return x + self.share * self.mlp(self.ln_2(x))
+
+
+# ---- the model ----
 
 
 class GPT(nn.Module):
@@ -114,16 +167,16 @@ class GPT(nn.Module):
         self.config = c
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(c.vocab_size, c.n_embd),
-            wpe=nn.Embedding(c.block_size, c.n_embd),
+            wpe=nn.Embedding(c.block_size, c.n_embd) if c.position == "learned" else None,
             h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
-            ln_f=LayerNorm(c.n_embd, c.bias)))
+            ln_f=new_norm(c)))
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         if c.tie_weights:
             # What a token looks like and what predicts it share a matrix (Press & Wolf 2017): in small models
             # it is most of the parameters.
             self.lm_head.weight = self.transformer.wte.weight
         # By how much the model is wider than the one whose learning rate was tuned.
-        self.width_ratio = c.n_embd / c.base_width if c.parametrization == "mup" else 1.0
+        self.width_ratio = c.n_embd / c.base_width if c.parametrization != "gpt2" else 1.0
         self.init_weights()
 
     def init_weights(self):
@@ -134,8 +187,13 @@ class GPT(nn.Module):
         | embeddings   | .1                 | lr             |                     |
         | hidden       | 1/sqrt(fan_in)     | lr/width_ratio | attention 4/d_head  |
         | head (tied)  | .1                 | lr             | logits /width_ratio |
+
+        CompleteP is muP with blocks scaled by base_depth/n_layer (Dey et al. 2025, table 1, alpha 1): at
+        base_depth they are the same.
         """
-        mup = self.config.parametrization == "mup"
+        c = self.config
+        mup = c.parametrization != "gpt2"
+        depth = c.base_depth if c.parametrization == "completep" else c.n_layer
         for name, p in self.named_parameters():
             if p.dim() < 2:
                 continue                                      # LayerNorm gains stay 1
@@ -145,7 +203,7 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):
                 # 2 n_layer of these add to the residual stream, whose variance must not grow with depth
                 # (Radford et al. 2019, section 2.3).
-                std /= math.sqrt(2 * self.config.n_layer)
+                std /= math.sqrt(2 * depth)
             nn.init.normal_(p, std=std)
         for name, p in self.named_parameters():
             if name.endswith("bias"):
@@ -159,8 +217,9 @@ class GPT(nn.Module):
         """
         # While sampling, `idx` is first the prompt, then one token at a time behind the `past` ones.
         past = cache[0][0].shape[2] if cache and cache[0] else 0
-        position = torch.arange(past, past + idx.shape[1], device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)
+        x = self.transformer.wte(idx)
+        if self.config.position == "learned":
+            x = x + self.transformer.wpe(torch.arange(past, past + idx.shape[1], device=idx.device))
         x = F.dropout(x, self.config.dropout, self.training)
         for i, block in enumerate(self.transformer.h):
             x = block(x, cache[i] if cache is not None else None)
@@ -180,10 +239,12 @@ class GPT(nn.Module):
 
     def count_params(self) -> dict:
         """Parameters by group, counted on the model itself; settings.count_params says it beforehand."""
-        groups = dict(token_embedding=self.transformer.wte.weight.numel(),
-                      position_embedding=self.transformer.wpe.weight.numel(), attention=0, mlp=0, norms=0)
+        groups = dict(token_embedding=self.transformer.wte.weight.numel(), position_embedding=0,
+                      attention=0, mlp=0, norms=0)
         for name, p in self.transformer.named_parameters():
-            if "ln_" in name:
+            if name.startswith("wpe"):
+                groups["position_embedding"] += p.numel()
+            elif "ln_" in name:
                 groups["norms"] += p.numel()
             elif ".attn." in name:
                 groups["attention"] += p.numel()
@@ -195,11 +256,13 @@ class GPT(nn.Module):
         return groups
 
     def optimizer_groups(self, weight_decay: float) -> list[dict]:
-        """AdamW groups: matrices decay, vectors do not; `lr_scale` multiplies the scheduled learning rate.
+        """The blocks' matrices, the tables of the vocabulary, and vectors, each with its rate and decay.
 
-        Under muP hidden matrices learn at lr/width_ratio. AdamW's decay per step is rate times weight_decay:
-        so the latter is multiplied by the ratio, and the decay stays what it was.
+        `lr_scale` multiplies the scheduled learning rate. Under muP hidden matrices learn at lr/width_ratio.
+        AdamW's decay per step is rate times weight_decay: so the latter is multiplied by the ratio, and the
+        decay stays what it was. The first group is Muon's, where that is on.
         """
+        c = self.config
         hidden, tables, vectors = [], [], []
         for name, p in self.named_parameters():
             # Decay pulls towards 0, which for a gain or a bias is no simpler than another value.
@@ -210,9 +273,17 @@ class GPT(nn.Module):
             else:
                 tables.append(p)
         ratio = self.width_ratio
-        return [dict(params=hidden, weight_decay=weight_decay * ratio, lr_scale=1 / ratio),
-                dict(params=tables, weight_decay=weight_decay, lr_scale=1.0),
-                dict(params=vectors, weight_decay=0.0, lr_scale=1.0)]
+        eps = eps_blocks = 1e-8
+        if c.parametrization == "completep":                  # gradients of wide and deep models are smaller
+            eps /= ratio
+            eps_blocks = eps * c.base_depth / c.n_layer
+        blocks = dict(params=hidden, weight_decay=weight_decay * ratio, lr_scale=1 / ratio, eps=eps_blocks)
+        if c.optimizer == "muon":
+            # Its step has all singular values near 1, whatever the width: no ratio.
+            blocks = dict(params=hidden, weight_decay=weight_decay * c.muon_decay, lr_scale=c.muon_rate)
+        return [blocks,
+                dict(params=tables, weight_decay=weight_decay, lr_scale=1.0, eps=eps),
+                dict(params=vectors, weight_decay=0.0, lr_scale=1.0, eps=eps_blocks)]
 
 
 def is_hidden(name: str) -> bool:

@@ -107,18 +107,24 @@ class Run:
         self.weights = list(self.raw.parameters())     # once: the walk costs as much as the clipping
         self.params = self.raw.count_params()
         self.flops = count_flops(c)
-        self.build_optimizer()
+        self.build_optimizers()
         self.model = self.build_model()
         folder = basics.ROOT / "data" / c.dataset
         self.data = Batches(folder / "train.bin", c.block_size, c.seed, c.device)
         self.val = Batches(folder / "val.bin", c.block_size, c.seed, c.device)
 
-    def build_optimizer(self) -> None:
+    def build_optimizers(self) -> None:
         c = self.c
         kind = c.device.partition(":")[0]
+        groups = self.raw.optimizer_groups(c.weight_decay)
+        muon = []
+        if c.optimizer == "muon":
+            muon = cpu.Muon if kind == "cpu" else torch.optim.Muon
+            muon = [muon(groups[:1], lr=c.learning_rate)]
+            groups = groups[1:]
         adamw = cpu.FusedAdamW if kind == "cpu" else torch.optim.AdamW
-        self.optimizer = adamw(self.raw.optimizer_groups(c.weight_decay), lr=c.learning_rate,
-                               betas=(c.beta1, c.beta2), fused=kind != "mps")
+        adamw = adamw(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=kind != "mps")
+        self.optimizers = [adamw, *muon]
         # Gradients of float16 underflow, so the loss is scaled up; where that overflows the step is left out.
         self.scaler = torch.amp.GradScaler(kind, enabled=c.dtype == "float16")
         self.autocast = torch.autocast(kind, dtype=getattr(torch, c.dtype), enabled=c.dtype != "float32")
@@ -149,13 +155,15 @@ class Run:
             torch.manual_seed(int(state[0]))
         self.losses.append(self.backward())
         # muP gives each group its own multiple of the scheduled rate (GPT.optimizer_groups).
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
+            self.scaler.unscale_(optimizer)
         # The norm of the whole gradient is logged, and clipped where that is on.
         self.grad_norm = cpu.clip(self.weights, c.grad_clip or math.inf)
         self.noise.step(self.grad_norm, self.step)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
         for p in self.weights:                         # optimizer.zero_grad() does more than this
             p.grad = None

@@ -31,6 +31,7 @@ class Config:
     resume: str = free("auto")             # auto: go on from ckpt.pt if there is one; never: start over
     seed: int = 1337                       # initial weights, order of the data, dropout
     forecast: str = free("")               # sha256 of the forecast sealed for this run; the sweep sets it
+    arm: str = ""                          # the variant it belongs to where variants are compared; a name
     # data
     dataset: str = "shakespeare"           # directory under data/ with train.bin, val.bin, meta.json
     batch_size: int = 32                   # sequences a step, over devices and micro-batches; -1: by rule
@@ -43,9 +44,14 @@ class Config:
     dropout: float = 0.0                   # raise it when a run repeats its data
     bias: bool = False                     # biases in linear layers and LayerNorms, as GPT-2 has
     tie_weights: bool = True               # head and token embedding share weights
+    position: str = "learned"              # learned (GPT-2), or rope: queries and keys turned by position
+    norm: str = "layer"                    # layer (GPT-2), or rms: no mean subtracted, no bias
+    mlp: str = "gelu"                      # gelu (GPT-2), relu2: relu squared, or swiglu: gated
+    qk_norm: bool = False                  # RMSNorm of each head's queries and keys
     vocab_size: int = -1                   # -1: the dataset's; larger pads it (50304 is faster on GPUs)
-    parametrization: str = "gpt2"          # gpt2, or mup: learning rates carry over from base_width
-    base_width: int = 64                   # mup: n_embd at which learning_rate was tuned
+    parametrization: str = "gpt2"          # gpt2; mup: rates carry over in width; completep: in depth too
+    base_width: int = 64                   # mup, completep: n_embd at which learning_rate was tuned
+    base_depth: int = 4                    # completep: n_layer at which it was tuned
     # horizon: set exactly one
     max_iters: int = -1                    # optimizer steps
     target_tokens: float = -1              # training tokens
@@ -53,7 +59,10 @@ class Config:
     tokens_per_param: float = -1           # tokens per non-embedding-plus-head parameter; Chinchilla: 20
     epochs: float = -1                     # passes over train.bin
     # optimizer
-    learning_rate: float = 1e-3            # peak; AdamW; -1: by a rule of C (rate_by_rule)
+    optimizer: str = "adamw"               # adamw, or muon for the blocks' matrices, AdamW for the rest
+    muon_rate: float = 1.0                 # muon: its rate, as a multiple of learning_rate
+    muon_decay: float = 1.0                # muon: its weight decay, as a multiple of weight_decay
+    learning_rate: float = 1e-3            # peak; -1: by a rule of C (rate_by_rule)
     schedule: str = "cosine"               # cosine, linear, constant, or wsd (warmup, stable, decay)
     warmup_iters: int = -1                 # steps of linear warmup; -1: warmup_frac of the run
     warmup_frac: float = 0.02              # used when warmup_iters is -1
@@ -90,9 +99,9 @@ def one_of(*words: str) -> tuple:
 
 # (settings, what they must be, in words and as a test); the reader of the command line has checked the types.
 MAY_BE = (
-    ("block_size n_layer n_head n_embd base_width", "positive", lambda x: x > 0),
+    ("block_size n_layer n_head n_embd base_width base_depth muon_rate", "positive", lambda x: x > 0),
     ("batch_size learning_rate", "positive, or -1 to follow a rule", lambda x: x == -1 or 0 < x < math.inf),
-    ("seed weight_decay grad_clip min_lr ckpt_minutes", "0 or positive (and below 2^63)",
+    ("seed weight_decay muon_decay grad_clip min_lr ckpt_minutes", "0 or positive (and below 2^63)",
      lambda x: 0 <= x < 2 ** 63),
     ("gradient_accumulation_steps eval_iters log_interval", "positive, or -1 to derive it",
      lambda x: x == -1 or x > 0),
@@ -100,7 +109,11 @@ MAY_BE = (
     ("dropout beta1 beta2", "between 0 and 1", lambda x: 0 <= x < 1),
     ("warmup_frac cooldown_frac", "between 0 and 1", lambda x: 0 <= x <= 1),
     ("resume", *one_of("auto", "never")),
-    ("parametrization", *one_of("gpt2", "mup")),
+    ("position", *one_of("learned", "rope")),
+    ("norm", *one_of("layer", "rms")),
+    ("mlp", *one_of("gelu", "relu2", "swiglu")),
+    ("parametrization", *one_of("gpt2", "mup", "completep")),
+    ("optimizer", *one_of("adamw", "muon")),
     ("dtype", *one_of("auto", "float32", "bfloat16", "float16")),
     ("forecast", "empty, or the sha256 of a seal", lambda x: re.fullmatch("([0-9a-f]{64})?", x)),
 )
@@ -115,6 +128,9 @@ def check(c: Config, meta: dict, world: int) -> None:
     if c.n_embd % c.n_head:
         near = next(h for h in range(min(c.n_head, c.n_embd), 0, -1) if c.n_embd % h == 0)
         raise UserError(f"n_embd {c.n_embd} is not divisible by n_head {c.n_head}; try n_head={near}")
+    if c.position == "rope" and c.n_embd // c.n_head % 2:
+        raise UserError(f"position=rope turns pairs of numbers, and a head of n_embd {c.n_embd} / n_head "
+                        f"{c.n_head} has {c.n_embd // c.n_head}; choose an even width of head")
     check_horizon(c)
     if not c.out_dir:
         raise UserError("out_dir is empty; give the run a directory, such as out/run")
@@ -248,17 +264,30 @@ def count_params(c: Config) -> dict:
     """Parameters by group, as GPT has them. The head's V x D work on every token; `total` has each once."""
     L, D, bias = c.n_layer, c.n_embd, int(c.bias)
     head = c.vocab_size * D
+    into, out = mlp_widths(c)
+    gains = (2 * L + 1) * D * (2 if c.bias and c.norm == "layer" else 1)
     groups = dict(
         token_embedding=head,
-        position_embedding=c.block_size * D,
+        position_embedding=c.block_size * D if c.position == "learned" else 0,
         attention=L * 4 * D * (D + bias),
-        mlp=L * D * (8 * D + 5 * bias),
-        norms=(2 * L + 1) * D * (1 + bias))
+        mlp=L * (D * (into + out) + (into + D) * bias),
+        norms=gains + (2 * L * (D // c.n_head) if c.qk_norm else 0))
     groups["non_embedding"] = groups["attention"] + groups["mlp"] + groups["norms"]
     groups["head"] = head
     embeddings = groups["position_embedding"] + (head if c.tie_weights else 2 * head)
     groups["total"] = groups["non_embedding"] + embeddings
     return groups
+
+
+def mlp_widths(c: Config) -> tuple[int, int]:
+    """How many numbers c_fc gives and c_proj takes. SwiGLU has three matrices, two of them in c_fc.
+
+    So that its parameters are as many, its width is 8/3 n_embd, to the nearest integer (Shazeer 2020).
+    """
+    if c.mlp == "swiglu":
+        width = round(8 * c.n_embd / 3)
+        return 2 * width, width
+    return 4 * c.n_embd, 4 * c.n_embd
 
 
 def default_N(groups: dict) -> int:
@@ -270,13 +299,14 @@ def count_flops(c: Config) -> dict:
     """FLOPs per trained token by part: each matmul, forward (2 per multiply-add) and backward (twice that).
 
     Attention is counted as the full T x T square, as torch.utils.flop_counter counts it; a causal kernel
-    executes about half of `scores`. LayerNorm, softmax, GELU and embedding look-ups are not matmuls.
+    executes about half of `scores`. Norms, softmax, GELU, RoPE and embedding look-ups are not matmuls, nor
+    does the optimizer's own work count.
     """
     L, D = c.n_layer, c.n_embd
     parts = dict(
         attention=6 * L * 4 * D * D,
         scores=12 * L * c.block_size * D,
-        mlp=6 * L * 8 * D * D,
+        mlp=6 * L * D * sum(mlp_widths(c)),
         head=6 * D * c.vocab_size)
     return parts | dict(total=sum(parts.values()))
 
@@ -489,7 +519,8 @@ def from_dict(old: dict) -> Config:
 
 
 # Columns of our tables that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
-TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization".split())
+TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization arm "
+                   "position norm mlp optimizer".split())
 # What a run is and what came of it, under the names that published tables use.
 _RESULT = (
     "study run seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule "
@@ -497,7 +528,7 @@ _RESULT = (
     "flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype "
     "commit").split()
 # Settings with bearing that those columns hold in another form.
-_TOLD = {*HORIZONS, "batch_size", "eval_iters"}
+_TOLD = {*HORIZONS, "batch_size", "eval_iters", "arm"}
 # The recipe: every other setting with bearing, so that a table of runs tells how they were trained.
 RECIPE = [f.name for f in dataclasses.fields(Config) if f.name not in {*FREE, *_RESULT, *_TOLD}]
 RUN_COLUMNS = [*_RESULT, *RECIPE]

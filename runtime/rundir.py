@@ -154,7 +154,8 @@ def save(run, name: str = CHECKPOINT) -> None:
     if run.rank > 0:
         return
     state = dict(
-        model=run.raw.state_dict(), optimizer=run.optimizer.state_dict(), scaler=run.scaler.state_dict(),
+        model=run.raw.state_dict(), optimizers=[x.state_dict() for x in run.optimizers],
+        scaler=run.scaler.state_dict(),
         step=run.step, record=run.record, elapsed=run.seconds(), losses=losses.cpu(), noise=noise.average,
         config=dataclasses.asdict(run.c), data_sha256=run.meta["train_sha256"],
         val_sha256=run.meta.get("val_sha256"))
@@ -201,8 +202,10 @@ def restore(run, state: dict) -> None:
     if not 0 <= state["step"] <= run.c.max_iters:
         raise ValueError
     run.raw.load_state_dict(state["model"])
-    groups = run.optimizer.state_dict()                # their settings are this run's: a branch has its own
-    run.optimizer.load_state_dict(groups | {"state": state["optimizer"]["state"]})
+    saved = state.get("optimizers") or [state["optimizer"]]    # until Muon came there was one
+    for optimizer, old in zip(run.optimizers, saved, strict=True):
+        groups = optimizer.state_dict()                # their settings are this run's: a branch has its own
+        optimizer.load_state_dict(groups | {"state": old["state"]})
     require_moments(run)
     run.scaler.load_state_dict(state["scaler"])
     run.step = state["step"]
@@ -214,11 +217,13 @@ def restore(run, state: dict) -> None:
 
 
 def require_moments(run) -> None:
-    """Raise ValueError unless AdamW has both moments and a step count of each weight: torch does not look."""
-    for p in run.weights:
-        moments = run.optimizer.state[p]
-        shapes = {moments["exp_avg"].shape, moments["exp_avg_sq"].shape, p.shape}
-        if len(shapes) > 1 or moments["step"].dim():
+    """Raise ValueError unless there are moments of each weight (AdamW: and a count): torch does not look."""
+    states = [(p, state) for optimizer in run.optimizers for p, state in optimizer.state.items()]
+    if len(states) < len(run.weights):
+        raise ValueError
+    for p, state in states:
+        shapes = {moment.shape for name, moment in state.items() if name != "step"}
+        if shapes != {p.shape} or "momentum_buffer" not in state and (len(state) < 3 or state["step"].dim()):
             raise ValueError
 
 
@@ -332,7 +337,8 @@ def result_row(asked: Config, run, record: dict) -> dict:
         train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
         val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
         tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), commit=git_commit())
-    return {name: found[name] for name in settings.RUN_COLUMNS if name not in ("study", "run")}
+    row = {name: found[name] for name in settings.RUN_COLUMNS if name not in ("study", "run")}
+    return row | dict(arm=c.arm) if c.arm else row
 
 
 def device_name(device: str) -> str:

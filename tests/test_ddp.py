@@ -20,7 +20,8 @@ FOUR = (*LAUNCHER[:-1], "--nproc_per_node=4")
 RUN = dict(max_iters=25, log_interval=5, eval_interval=10, learning_rate=1e-2)
 CASES = dict(plain={}, accumulated=dict(gradient_accumulation_steps=2),
              uneven=dict(batch_size=7, gradient_accumulation_steps=3),         # ranks of 2+1+1 and 1+1+1 rows
-             one_row=dict(eval_iters=1), odd_rows=dict(eval_iters=5))
+             one_row=dict(eval_iters=1), odd_rows=dict(eval_iters=5),
+             switched=dict(optimizer="muon", position="rope", norm="rms", mlp="swiglu", qk_norm=True))
 
 # One launch for all cases, since importing torch costs more than training. The last two get a SIGTERM at one
 # of their ranks in step 13; the first of them goes on here with two processes, the other in a test with one.

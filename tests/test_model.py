@@ -11,14 +11,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import settings
 from config.settings import Config
-from model import GPT
+from model import GPT, rotate
+from runtime import cpu
 
 TINY = Config(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=50, base_width=16)
 KINDS = [dict(parametrization=p, tie_weights=t, bias=b)
          for p, t, b in product(("gpt2", "mup"), (True, False), (True, False))]
-every_kind = pytest.mark.parametrize(
-    "kind", KINDS, ids=lambda k: "-".join([k["parametrization"], "tied" if k["tie_weights"] else "untied",
-                                           "bias" if k["bias"] else "nobias"]))
+
+
+def name_of(kind: dict) -> str:
+    return "-".join([kind["parametrization"], "tied" if kind["tie_weights"] else "untied",
+                     "bias" if kind["bias"] else "nobias"])
+
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=name_of)
+SWITCHED = {
+    "rope-rms-swiglu-qk": dict(position="rope", norm="rms", mlp="swiglu", qk_norm=True, bias=True,
+                               parametrization="completep", base_depth=1),
+    "relu2-untied": dict(mlp="relu2", tie_weights=False, position="rope")}
+every_switch = pytest.mark.parametrize("kind", [*KINDS, *SWITCHED.values()],
+                                       ids=[*map(name_of, KINDS), *SWITCHED])
 each_parametrization = pytest.mark.parametrize("parametrization", ["gpt2", "mup"])
 
 
@@ -80,7 +92,7 @@ def test_logits_and_loss_equal_hugging_face(hugging_face):
     assert model(x[:, :-1], x[:, 1:])[1].item() == pytest.approx(theirs.loss.item(), abs=1e-4)
 
 
-@every_kind
+@every_switch
 def test_loss_and_its_gradients_are_those_of_cross_entropy(kind):
     """However forward() computes it: scaled as train.py scales it, accumulated, and without gradients."""
     model, x = build(**kind), tokens(5)
@@ -109,7 +121,7 @@ def test_under_bfloat16_the_loss_stays_float32():
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=1e-2)
 
 
-@every_kind
+@every_switch
 @torch.no_grad()
 def test_a_token_is_seen_only_by_what_comes_after_it(kind):
     model, x = build(**kind).eval(), tokens(2, 16)
@@ -120,7 +132,7 @@ def test_a_token_is_seen_only_by_what_comes_after_it(kind):
     assert ((after[:, 9:] - before[:, 9:]).abs().amax(dim=2) > 1e-4).all()
 
 
-@every_kind
+@every_switch
 @torch.no_grad()
 def test_with_a_kv_cache_the_logits_are_the_same(kind):
     model, x = build(**kind).eval(), tokens(2, 16)
@@ -168,6 +180,18 @@ def test_parameters_by_group(kind):
                           + (0 if kind["tie_weights"] else n["head"]))
 
 
+@every_switch
+def test_parameters_are_those_that_the_settings_foresee(kind):
+    model = build(**kind)
+    assert model.count_params() == settings.count_params(model.config)
+    assert model.count_params()["total"] == sum(p.numel() for p in model.parameters())
+
+
+def test_swiglu_has_as_many_parameters_as_gelu():
+    gelu, swiglu = (build(mlp=mlp, n_embd=96).count_params()["mlp"] for mlp in ("gelu", "swiglu"))
+    assert swiglu == gelu == 2 * 8 * 96 ** 2
+
+
 def test_gpt2_small_has_its_published_size():
     with torch.device("meta"):
         model = GPT(Config(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257,
@@ -184,7 +208,7 @@ def count_flops(model: GPT, x: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-@every_kind
+@every_switch
 def test_flops_equal_torchs_counter_on_forward_and_backward(kind):
     """SDPA's math backend multiplies whole T x T squares, two forward and four backward: so do we count."""
     model, x = build(**kind), tokens()
@@ -277,6 +301,100 @@ def test_under_mup_a_learning_rate_moves_wide_and_narrow_models_alike():
     assert moved["gpt2", 256] / moved["gpt2", 64] > 2        # the check can tell
 
 
+class KeepsInput(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.inputs = module, []
+
+    def forward(self, x):
+        self.inputs.append(x.detach())
+        return self.module(x)
+
+
+def test_under_completep_a_learning_rate_moves_deep_and_shallow_models_alike():
+    """As above, in depth (Dey et al. 2025, figure 3): how far steps move what the blocks hand to the head."""
+    moved = {}
+    for parametrization, depth in product(("mup", "completep"), (2, 16)):
+        model = build(n_layer=depth, parametrization=parametrization, base_width=32, base_depth=2)
+        model.transformer.ln_f = KeepsInput(model.transformer.ln_f)
+        x, optimizer = tokens(8), adamw(model, lr=1e-2)
+        for _ in range(4):
+            step(model, optimizer, x)
+        stream = model.transformer.ln_f.inputs
+        moved[parametrization, depth] = (stream[3] - stream[0]).square().mean().sqrt().item()
+    assert 0.67 < moved["completep", 16] / moved["completep", 2] < 1.5
+    assert moved["mup", 16] / moved["mup", 2] > 2            # the check can tell
+
+
+def test_completep_is_mup_at_its_base_depth_and_scales_the_rest():
+    mup, completep = (build(parametrization=p, base_depth=2) for p in ("mup", "completep"))
+    x = tokens()
+    assert torch.equal(mup(x[:, :-1])[0], completep(x[:, :-1])[0])
+    deep = build(parametrization="completep", base_depth=1, n_embd=64, base_width=16)
+    assert deep.transformer.h[0].share == 0.5                # n_layer 2
+    blocks, tables, vectors = deep.optimizer_groups(0.1)
+    assert (blocks["lr_scale"], blocks["weight_decay"], blocks["eps"]) == (1 / 4, 0.4, 1e-8 / 8)
+    assert (tables["lr_scale"], tables["weight_decay"], tables["eps"]) == (1.0, 0.1, 1e-8 / 4)
+
+
+# ---------------------------------------------------------------- the switches
+
+
+def test_rope_sees_distances_and_not_places():
+    """Scores of one query and one key at two places that are as far apart, and at another distance."""
+    attention = build(position="rope").transformer.h[0].attn
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(3))
+
+    def turned(x, place: int):
+        return rotate(x, attention.cos[place:place + 1], attention.sin[place:place + 1])
+
+    def score(at_q: int, at_k: int) -> float:
+        return (turned(q, at_q) * turned(k, at_k)).sum().item()
+
+    assert score(9, 4) == pytest.approx(score(15, 10), abs=1e-5)
+    assert abs(score(9, 4) - score(9, 5)) > 0.01
+    assert score(0, 0) == pytest.approx((q * k).sum().item(), abs=1e-6)
+
+
+@torch.no_grad()
+def test_norms_queries_and_activations_are_those_of_their_papers():
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(4))
+    block = build(norm="rms", mlp="swiglu", qk_norm=True).transformer.h[0]
+    torch.testing.assert_close(block.ln_1(x), x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt())
+    q = block.attn.ln_q(x[:, :16])
+    torch.testing.assert_close(q.square().mean(1), torch.ones(5), atol=1e-4, rtol=0)
+    mlp, y = block.mlp, x[None]
+    gate, up = (y @ mlp.c_fc.weight.T).split(85, dim=2)      # 8/3 of 32
+    torch.testing.assert_close(mlp(y), (gate * gate.sigmoid() * up) @ mlp.c_proj.weight.T)
+    mlp = build(mlp="relu2").transformer.h[0].mlp
+    torch.testing.assert_close(mlp(y), (y @ mlp.c_fc.weight.T).clamp(min=0) ** 2 @ mlp.c_proj.weight.T)
+
+
+def test_muon_on_cpu_steps_as_torchs_does():
+    """cpu.Muon in float32 against torch's in bfloat16: four steps of tall, wide and square matrices."""
+    rng = torch.Generator().manual_seed(5)
+    start = [torch.randn(shape, generator=rng) for shape in ((96, 32), (32, 32), (32, 128), (96, 32))]
+    ours, theirs = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    one = cpu.Muon(ours, lr=0.02, weight_decay=0.1)
+    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1)
+    for _ in range(4):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=rng)
+            q.grad = p.grad.clone()
+        one.step()
+        other.step()
+    for w, p, q in zip(start, ours, theirs):
+        assert (p - q).abs().max() < 0.02 * (p - w).abs().max()
+
+
+def test_muon_takes_the_blocks_matrices_at_its_own_rate_and_decay():
+    for settings_, decay in ((dict(muon_rate=3.0), 0.1), (dict(muon_rate=3.0, muon_decay=2.0), 0.2)):
+        blocks, *others = build(optimizer="muon", parametrization="mup", **settings_).optimizer_groups(0.1)
+        assert (blocks["lr_scale"], blocks["weight_decay"]) == (3.0, decay)
+        assert all(p.dim() == 2 for p in blocks["params"]) and len(blocks["params"]) == 2 * 4
+        assert others[0]["lr_scale"] == 1.0
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -295,7 +413,7 @@ def test_golden_step(parametrization, first, second):
     assert step(model, optimizer, x) == pytest.approx(second, abs=1e-5)
 
 
-@every_kind
+@every_switch
 def test_it_learns_a_small_batch_by_heart(kind):
     model, x = build(**kind), tokens(4)
     optimizer = adamw(model, lr=1e-2)

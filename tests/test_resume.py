@@ -363,7 +363,8 @@ def test_a_terminal_that_is_closed_leaves_a_checkpoint(lab):
     assert process.wait(timeout=60) == 3 and lab.checkpoint()["step"] >= 4
 
 
-WSD = dict(schedule="wsd", warmup_iters=3, cooldown_frac=0.2, dropout=0.2, log_interval=7, eval_interval=10)
+WSD = dict(schedule="wsd", warmup_iters=3, cooldown_frac=0.2, dropout=0.2, log_interval=7, eval_interval=10,
+           optimizer="muon", position="rope")
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +383,7 @@ def test_a_branch_equals_the_run_that_it_shortens(trunk, name, cut):
         run_into(trunk, name, "step" if cut == 22 else "SIGTERM", cut, max_iters=30, branch=str(kept), **WSD)
     trunk.train(name, max_iters=30, branch=str(kept), **WSD)
     whole, branch = trunk.checkpoint(f"{name}-whole"), trunk.checkpoint(name)
-    assert same(whole["model"], branch["model"]) and same(whole["optimizer"], branch["optimizer"])
+    assert same(whole["model"], branch["model"]) and same(whole["optimizers"], branch["optimizers"])
     assert same(trunk.log(f"{name}-whole"), trunk.log(name))
     assert kept.read_bytes() == before
 
@@ -483,7 +484,7 @@ def test_a_branch_from_where_another_run_stands(module_lab, name, file):
     assert before.items() <= lab.files().items()
     lab.train(f"{name}-whole", max_iters=40, **STEADY)
     whole, branch = lab.checkpoint(f"{name}-whole"), lab.checkpoint(name)
-    assert same(whole["model"], branch["model"]) and same(whole["optimizer"], branch["optimizer"])
+    assert same(whole["model"], branch["model"]) and same(whole["optimizers"], branch["optimizers"])
     assert same(lab.log(f"{name}-whole"), lab.log(name))
 
 

@@ -190,8 +190,8 @@ def test_a_branch_equals_a_run_of_its_own(study, lab, in_process):
     both = (branch.out, lab.root / "out" / "alone")
     mine, other = (torch.load(d / "ckpt.pt", weights_only=True) for d in both)
     assert all(torch.equal(v, other["model"][k]) for k, v in mine["model"].items())
-    for k, state in mine["optimizer"]["state"].items():
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other["optimizer"]["state"][k][n]))
+    for k, state in mine["optimizers"][0]["state"].items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(other["optimizers"][0]["state"][k][n]))
                    for n, v in state.items())
     logs = [[{k: v for k, v in json.loads(line).items() if k not in ("elapsed_s", "tok_per_s")}
              for line in (d / "log.jsonl").read_text().splitlines()] for d in both]

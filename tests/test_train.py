@@ -30,8 +30,9 @@ from runtime.basics import UserError
 COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule
     params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd
     flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype
-    commit dropout bias tie_weights vocab_size parametrization base_width warmup_iters warmup_frac
-    lr_decay_iters cooldown_frac min_lr weight_decay beta1 beta2 grad_clip""".split()
+    commit dropout bias tie_weights position norm mlp qk_norm vocab_size parametrization base_width base_depth
+    optimizer muon_rate muon_decay warmup_iters warmup_frac lr_decay_iters cooldown_frac min_lr weight_decay
+    beta1 beta2 grad_clip""".split()
 
 
 # ---------------------------------------------------------------- horizon
@@ -719,11 +720,11 @@ def test_a_kept_step_that_is_behind_is_named(lab):
 
 
 def test_a_loss_above_a_guess_s_is_warned_of(lab):
-    out = lab.command(learning_rate=30, grad_clip=0, warmup_iters=0, schedule="constant")[1]
+    out = lab.command(learning_rate=5, grad_clip=0, warmup_iters=0, schedule="constant")[1]
     guess = math.log(settings.load_meta("tiny")["vocab_size"])
     warning, last = out.splitlines()[-2:]
     assert warning.startswith("warning: val_loss") and f"uniformly (ln V = {guess:.4f})" in warning
-    assert "lower learning_rate (now 30)" in warning and "next: python " in last
+    assert "lower learning_rate (now 5)" in warning and "next: python " in last
     assert "warning" not in lab.command("good", learning_rate=1e-2, max_iters=40)[1]
 
 
