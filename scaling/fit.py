@@ -23,14 +23,15 @@ from tqdm import tqdm
 
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
-from scaling.laws import counts, forms, frontiers, health
+from scaling.laws import arms, counts, forms, frontiers, health
 from scaling.report import card, laws_of, summary, text
 from scaling.tables import columns
 from scaling.tables.csv import read_table
-from scaling.tables.runs import along, select
+from scaling.tables.runs import along, by_arm, select
 
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
 FAR = 10                                       # AICc by which another form is clearly better
+REFERENCES = ("base", "baseline", "reference", "control")
 # How far beyond their intervals optima may lie: a profile is not quite a parabola, nor N_opt a power of C.
 SLACK = {"N_opt": 0.02, "D_opt": 0.02, "loss": 0.001}
 
@@ -46,6 +47,8 @@ class Options:
     where: str = ""                 # rows to use: COLUMN=VALUE[,COLUMN=VALUE]; may be given several times
     best_of: str = ""               # columns that were tuned, COLUMN,...: at each N and D the best counts
     curves: str = ""                # CURVES.csv, losses along the runs: the envelope and L(C) use them
+    arm: str = ""                   # column of arms: what is each worth? The other laws are the reference's
+    reference: str = ""             # the arm that others are held against; default: base, else the first
     json: str = ""                  # file for all that was fitted; -: standard output
 
 
@@ -383,6 +386,31 @@ def disagreements(rows: list[dict]) -> list[str]:
     return [name for name, each in spans.items() if np.greater(*common(each))]
 
 
+# ---- Arms. ----
+
+def reference_of(names: list[str], asked: str | None) -> str:
+    """The arm that others are held against: the one `asked` for, one that is called so, or the first."""
+    return asked or next((name for name in names if name.lower() in REFERENCES), names[0])
+
+
+def fit_arms(parts: dict, reference: str, at: list[float] | None, **asked) -> dict:
+    """What each arm of `parts` {name: table} is worth: scaling.laws.arms. `asked` is what `select` takes.
+
+    Notes and warnings of the arms' tables are in `notes`. Raises UserError.
+    """
+    found, notes = {}, []
+    for name, part in parts.items():
+        data = select(part, **asked)
+        last = data["last"]
+        found[name] = {key: data[key][last] for key in "NDCL"}
+        speed = data["table"].get("tok_per_s")
+        if speed is not None and speed.dtype != object:
+            found[name]["tok_per_s"] = speed[last]
+        lines = data["notes"] + data["warnings"]
+        notes += [f"{name}: {line}" for line in lines if "is the column" not in line]
+    return arms.fit_arms(found, reference, at) | {"notes": notes}
+
+
 # ---- All of them. ----
 
 def fit_each(data: dict, bootstrap: int) -> dict:
@@ -409,15 +437,25 @@ def fit_each(data: dict, bootstrap: int) -> dict:
 
 def fit_all(table: dict, params: str | None = None, flops: str | None = None, bootstrap: int = 1000,
             at: list[float] | None = None, curves: dict | None = None, residuals: str = "log",
-            **chosen) -> dict:
+            arm: str = "", reference: str = "", **chosen) -> dict:
     """Every fit that `table` ({column: array}) supports: {law: fit}, and verdict, skipped, data, card.
 
     `at` lists budgets in FLOPs for the verdict; by default the largest C of the table, three and ten times
     that. `curves` is curves.csv, the losses along the runs of `table`; `chosen` are `loss`, `where` and
-    `tuned` for `select`. What the data cannot support is
-    absent, with the reason under `skipped`. All is as JSON has it: None for nan and inf. Raises UserError for
-    bad data.
+    `tuned` for `select`. With `arm`, a column, the laws are those of the arm `reference`, and `arms` says
+    what the others are worth. What the data cannot support is absent, with the reason under `skipped`. All is
+    as JSON has it: None for nan and inf. Raises UserError for bad data.
     """
+    if arm:
+        if where := chosen.pop("where", ()):
+            met = columns.only(table, where)
+            table = {name: values[met] for name, values in table.items()}
+        parts = by_arm(table, arm)
+        reference = reference_of(list(parts), reference)
+        compared = fit_arms(parts, reference, at, params=params, flops=flops, **chosen)
+        result = fit_all(parts[reference], params, flops, bootstrap, at, curves, residuals, **chosen)
+        result["data"]["notes"].append(f"these laws are of the arm {reference!r}; see arms for the others")
+        return result | {"arms": finite(compared | {"column": arm})}
     signed = residuals == "linear"
     if signed:
         table, top = positive(table, chosen.get("loss"))
@@ -464,7 +502,9 @@ def fit_study(folder: str | Path, bootstrap: int = 1000) -> dict:
     folder = Path(folder)
     curves = folder / "curves.csv"
     curves = read_table(curves) if curves.exists() else None
-    result = fit_all(read_table(folder / "runs.csv"), bootstrap=bootstrap, curves=curves)
+    table = read_table(folder / "runs.csv")
+    arm = "arm" if len(set(table.get("arm", ()))) > 1 else ""
+    result = fit_all(table, bootstrap=bootstrap, curves=curves, arm=arm)
     for name, words in (("fit.json", json.dumps(result)), ("fit.txt", printed(result))):
         with whole_file(folder / name) as f:
             f.write(words + "\n")
@@ -492,7 +532,8 @@ def main(args: list[str] | None = None) -> None:
     curves = read_table(o.curves) if o.curves else None
     chosen = {"loss": o.loss, "where": listed(o.where), "tuned": listed(o.best_of)}
     table = read_table(table_of(paths[0]))
-    result = fit_all(table, o.params or None, o.flops or None, o.bootstrap, at, curves, o.residuals, **chosen)
+    result = fit_all(table, o.params or None, o.flops or None, o.bootstrap, at, curves, o.residuals, o.arm,
+                     o.reference, **chosen)
     if o.json not in ("", "-"):                        # before the text, which `| head` may cut short
         with whole_file(o.json) as f:
             f.write(json.dumps(result) + "\n")

@@ -26,7 +26,7 @@ from runtime.basics import Parser, UserError, exit_cleanly, git_commit, load_jso
 from scaling.fit import fit_all
 from scaling.laws import counts, extrapolate, forms
 from scaling.tables.csv import MALFORMED, read_table, write_table
-from scaling.tables.runs import final_runs
+from scaling.tables.runs import by_arm, final_runs
 
 DRAWS = 200                                # bootstrap resamples of a law that is fitted for one forecast
 COLUMNS = ("study run params tokens flops predicted lo95 hi95 sealed_at sha256 "
@@ -168,6 +168,14 @@ def require_unseen(folder: Path, table: dict, fit: dict, run: str) -> None:
                         f"{counts.DEFAULT_PARAMS}; fit again with --params={counts.DEFAULT_PARAMS}")
 
 
+def of_arm(table: dict, arm: str) -> dict:
+    """The runs of one arm, by which another of it is forecast. Raises UserError where there is none."""
+    arms = by_arm(table, "arm")
+    if arm not in arms:
+        raise UserError(f"no run of the arm {arm!r}; there are {', '.join(arms)}")
+    return arms[arm]
+
+
 def table_sha256(folder: Path) -> str:
     return hashlib.sha256((folder / "runs.csv").read_bytes()).hexdigest()
 
@@ -188,10 +196,13 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved, anyway:
         sealed = read_seal(path)
         require_same_target(sealed, target, path)
         return sealed
-    if why := refusal(fit, anyway):
-        raise UserError(f"no forecast of {run}: {why}")
     table = read_table(folder / "runs.csv")
     require_unseen(folder, table, fit, run)
+    if "arms" in fit:                                  # the law in `fit` is the reference's
+        table = of_arm(table, resolved.config.arm)
+        fit = fit_all(table, bootstrap=DRAWS)
+    if why := refusal(fit, anyway):
+        raise UserError(f"no forecast of {run}: {why}")
     content = {
         "study": folder.resolve().name,
         "run": run,

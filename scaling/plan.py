@@ -29,7 +29,7 @@ from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, counted, exit_cleanly, nearest, plain_name, whole_file
 from scaling import forecast
-from scaling.laws import counts, design, forms, solver
+from scaling.laws import arms, counts, design, forms, solver
 from scaling.tables.csv import MALFORMED, cell, read_table
 from scaling.tables.runs import final_runs
 
@@ -690,44 +690,31 @@ def next_text(law: dict, folder: Path, o: Options) -> str:
 
 # ---- Two recipes. ----
 
-def multiplier(first: dict, second: dict, C: float) -> tuple[float, float, float]:
-    """(factor, lo, hi): how many times C `first` needs for the loss that `second` reaches with C.
-
-    Both at their optimum, where L = E + K C^-g (Hoffmann et al. 2022, equation 4); inf where `first` never
-    gets there. The interval pairs bootstrap draws of the two at random.
-    """
-    def factor(p, q):
-        target = forms.surface_optimum(q, C)[2] - p["E"]
-        left = forms.surface_optimum(p, C)[2] - p["E"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = (left / target) ** ((p["alpha"] + p["beta"]) / (p["alpha"] * p["beta"]))
-        return np.where(target > 0, ratio, np.inf)
-    p = forms.draws_of(first)
-    q = forms.draws_of(second)
-    n = min(len(p["E"]), len(q["E"]))
-    order = np.random.default_rng(0).permutation(n)
-    draws = factor(first | {k: v[:n] for k, v in p.items()}, second | {k: v[order] for k, v in q.items()})
-    lo, hi = np.percentile(draws, [2.5, 97.5], method="closest_observation")    # some may be infinite
-    return float(factor(first, second)), float(lo), float(hi)
-
-
 def compare_text(paths: list[str], C: float) -> str:
-    """The compute multiplier of two fits, at C or at the largest that both have seen. Raises UserError."""
+    """The compute multiplier of two studies, at C or at the largest budget of both. Raises UserError."""
     if len(paths) != 2:
         raise UserError(f"--compare takes two fits, not {len(paths)}: --compare A/fit.json B/fit.json")
-    laws = [load_law(path) for path in paths]
-    if any(law["form"] != "surface" or not law["boot"] for law in laws):
-        raise UserError("--compare needs fit.json with a surface and its bootstrap; published laws have none")
-    C = C or min(law["range"]["C"][1] for law in laws)
-    factor, lo, hi = multiplier(*laws, C)
+    laws = list(map(load_law, paths))
+    for path, law in zip(paths, laws):
+        if not law["runs"]:
+            raise UserError(f"--compare needs fit.json with its runs.csv beside it, and {path} has none")
+    first, second = paths[0], paths[1] + " " * (paths[0] == paths[1])      # an arm's name is its own
+    runs = {path: final_runs(law["runs"], law["params"]) for path, law in zip((first, second), laws)}
+    C = C or min(part["C"].max() for part in runs.values())
+    found = arms.fit_arms(runs, first, [C])
+    if second in found["left_out"]:
+        raise UserError(f"{second}: {found['left_out'][second]}")
+    row, = found["arms"][second]["multiplier"]
+    factor, (lo, hi) = row["factor"], row["ci"]
     verdict = "not clearly more or less"
     better = paths[int(factor > 1)]
     if hi < 1:
         verdict = "less"
     elif lo > 1:
         verdict = "more"
-    out = [f"for the loss that {paths[1]} reaches with {C:.3g} FLOPs, {paths[0]} needs {factor:.3g} times "
-           f"that{span(lo, hi, '{:.3g}'.format, '95 % ')}: {verdict} compute"]
+    out = [f"for the loss that {second.strip()} reaches with {C:.3g} FLOPs, {first} needs {factor:.3g} times "
+           f"that{span(lo, hi, '{:.3g}'.format, '95 % ')}: {verdict} compute",
+           *(f"warning: {line}" for line in found["health"]["lines"])]
     for path, law in zip(paths, laws):
         out += warnings(law, f"{path}: ")
     return "\n".join(out + ["note: both must come from the same text and tokenizer, and count N alike",

@@ -48,6 +48,9 @@ GREEN = "#009E73"
 BLUE = "#0072B2"
 RED = "#D55E00"
 PURPLE = "#CC79A7"
+ORANGE = "#E69F00"
+YELLOW = "#C8B400"                                      # darker than theirs, so that a line can be seen
+COLORS = [BLACK, SKY, GREEN, BLUE, RED, PURPLE, ORANGE, YELLOW]
 VIRIDIS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))   # no pale yellow
 LOW_IS_DARK = {"cmap": VIRIDIS.reversed(), "norm": "log"}       # lines of equal loss
 WIDTH = 3.5                                             # inches: a column of a two-column paper
@@ -123,6 +126,9 @@ def read_study(folder: str | Path) -> Study:
     fit = if_there(load_json, folder / "fit.json")
     curves = if_there(read_table, folder / "curves.csv")
     forecasts = if_there(read_table, folder / "forecasts.csv") or NO_FORECASTS
+    if arms := fit.get("arms"):                         # the other laws are the reference's
+        own = runs[arms["column"]] == arms["reference"]
+        runs = {name: values[own] for name, values in runs.items()}
     used = fit.get("data", {})
     asked = {k: used[k] for k in ("params", "flops") if used.get(k, "as given") != "as given"}
     data = select(runs, **asked)
@@ -622,6 +628,27 @@ def cell_text(cell: dict) -> str:
     return text
 
 
+def what_arms_are_worth(study: Study, law: dict) -> Figure:
+    """The runs and frontiers of all arms, and the multiplier of each over the reference, against compute."""
+    left, right = Page(figsize=(2 * WIDTH, 3), layout="constrained").subplots(1, 2)
+    curves = {law["reference"]: law["curve"]} | {name: row["curve"] for name, row in law["arms"].items()}
+    for (name, curve), color in zip(curves.items(), COLORS * len(curves)):
+        left.plot(curve["runs"]["C"], curve["runs"]["loss"], ".", color=color, alpha=0.5, markersize=3)
+        left.plot(curve["C"], curve["loss"], color=color, label=name)
+        if name != law["reference"]:
+            low, high = np.array([m["ci"] for m in curve["multiplier"]]).T
+            right.fill_between(curve["C"], low, high, color=color, alpha=0.12, linewidth=0)
+            right.plot(curve["C"], [m["factor"] for m in curve["multiplier"]], color=color)
+    right.axhline(1, color=BLACK, linewidth=0.8)
+    left.set(title="runs, and the loss at the best size", xlabel=study.c_label, ylabel=loss_label(study.unit))
+    right.set(title=f"compute that {law['reference']} takes for the same loss", xlabel=study.c_label,
+              ylabel="multiplier", xscale="log")
+    log_axes(left)
+    log_ticks(right.xaxis)
+    left.figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+    return left.figure
+
+
 # The figures of a study's laws: the name, the law in fit.json that it shows, and its function, which gives
 # None where the law was fitted without what it shows.
 FIGURES = (
@@ -636,6 +663,7 @@ FIGURES = (
     ("bootstrap", "surface", bootstrap_cloud),
     ("profile_E", "surface", profile_of_E),
     ("accounting", "accounting", accounting),
+    ("arms", "arms", what_arms_are_worth),
 )
 
 

@@ -206,8 +206,44 @@ def text(result: dict) -> str:
         out += forms_text(result["comparison"]["forms"])
     if "accounting" in result:
         out += accounting_text(result["accounting"])
+    if "arms" in result:
+        out += arms_text(result["arms"])
     out += ["", *(f"{name}: skipped: {why}" for name, why in result["skipped"].items())]
     return "\n".join(out + verdict_text(result["verdict"]))
+
+
+def worth(row: dict, reference: str) -> str:
+    """An arm's multiplier at one budget, in words."""
+    if not all(row["ci"]) or not row["factor"]:        # None: more than any number
+        return f"C {row['C']:.3g}: not determined"
+    low, high = row["ci"]
+    said = spread(row["factor"], row["ci"], digits=".3g")
+    if low <= 1 <= high:
+        said += ", no difference shown"
+    less = spread(1 / row["factor"], [1 / high, 1 / low], digits=".3g")
+    return f"C {row['C']:.3g}: reaches the loss of {reference} with {less} of its compute; multiplier {said}"
+
+
+def arms_text(found: dict) -> list[str]:
+    """What each arm is worth, as lines."""
+    out = [f"\narms: L = E + A/(r N)^alpha + B/(s D)^beta, r = s = 1 of {found['reference']}; "
+           f"n = {found['n']}, residual {found['shared']['noise']:.2%}"]
+    for name, row in found["arms"].items():
+        constants = ", ".join(f"{k} {spread(row[k], ci)}" for k, ci in row["ci"].items())
+        out.append(f"  {name}: {constants}")
+        same = len({f"{m['factor']:.6g}" for m in row["multiplier"]}) == 1
+        out += [f"    {worth(m, found['reference'])}" for m in row["multiplier"][-1 if same else 0:]]
+        last = {key: row[key][-1] for key in ("at_equal_params", "at_equal_tokens", "per_hour") if key in row}
+        out += [f"    {key.replace('_', ' ')}: {spread(m['factor'], m['ci'])} at C {m['C']:.3g}"
+                for key, m in last.items()]
+        if "trend" in row:
+            ci = row["trend"]["ci"]
+            out.append(f"    trend: times {spread(row['trend']['per_tenfold_C'], ci)} for ten times the C")
+    test = found["equal_exponents"]
+    if test:
+        out.append(f"  one pair of exponents for all arms: F = {test['F']:.2f}, p = {test['p']:.2g}")
+    out += [f"  note: {line}" for line in found.get("notes", [])]
+    return out + [f"  warning: {line}" for line in found["health"]["lines"]]
 
 
 def runs_text(table: dict) -> str:

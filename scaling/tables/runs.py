@@ -195,6 +195,27 @@ def check_one(table: dict) -> None:
                             f"with --where={name}={values[0]}")
 
 
+def by_arm(table: dict, column: str) -> dict[str, dict]:
+    """{arm: its rows of `table`}, in their order; `column` says which arm a row belongs to.
+
+    Raises UserError where there is none such, or one arm only, and for arms on different data: their losses
+    do not compare, unless the data are what the arms are.
+    """
+    if column not in table:
+        raise UserError(f"no column {column!r}{nearest(column, table)}, which --arm names")
+    arm = table[column].astype(str)
+    names = list(dict.fromkeys(arm.tolist()))
+    if len(names) < 2:
+        raise UserError(f"column {column!r} holds {', '.join(names) or 'nothing'}: arms are two or more")
+    for name in table:
+        data = name in ONE_OF[:2] or plain(name) in columns.DATA
+        if name != column and data and len(set(map(str, table[name]))) > 1:
+            raise UserError(f"the arms differ in {name!r}, which holds {some(table[name])}: their losses do "
+                            f"not compare; keep one, with --where={name}={table[name][0]}")
+    rest = {name: values for name, values in table.items() if name != column}
+    return {name: {key: values[arm == name] for key, values in rest.items()} for name in names}
+
+
 def check_words(table: dict, names: list[str]) -> None:
     """Raise UserError where one of the columns `names`, in which rows of one N and D differ, holds words."""
     for name in names:

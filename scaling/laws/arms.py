@@ -1,0 +1,399 @@
+"""What a change is worth: the runs of several arms (recipes) as one law, an arm as a multiplier of it.
+
+    L = E + A/(r N)^alpha + B/(s D)^beta
+
+E, A, B, alpha and beta are those of all arms, r = s = 1 of the reference: an arm with r = 1.2 learns as if
+its parameters were a fifth more. At the best size for a budget it reaches the reference's loss with 1/(r s)
+of the compute, whatever the budget. Arms fitted apart would say far less: floor and exponents of one arm are
+ill-conditioned, and a multiplier takes the difference of two (Volkova et al. 2026). Whether the exponents are
+one is tested (F); where they are not, each arm has its own, and its multiplier depends on the budget.
+
+Where all runs have one D the law is L = E + A/(r N)^alpha, where they have one N that of D, and where D
+follows N that of C: the multiplier is that of N, D or C. No torch, no files.
+"""
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.stats import f as f_test
+
+from runtime.basics import UserError
+from scaling.laws import forms, frontiers
+from scaling.laws.solver import interval, robust_sd
+
+FEWEST = 3                                 # settings (N and D) of an arm
+DIFFER = 0.05                              # chance below which the exponents are not one
+DRAWS = 2000
+LEAST_NOISE = 1e-4                         # of log-loss: data without noise have a law, too
+TIED = 1e-3                                # sd of log r - log s of an arm that cannot tell them apart
+SPARE = 2                                  # degrees of freedom
+STARTS = [(share, slope) for share in (0.4, 0.7, 0.9) for slope in (0.2, 0.4, 0.8)]
+Array = np.ndarray
+
+
+class Runs(NamedTuple):
+    """Settings of all arms, each (n,): N, D, C, log-loss (mean over seeds), the arm's index.
+
+    Arm 0 is the reference. `terms` are the inputs that the law has terms of: "ND", "N", "D" or "C".
+    """
+
+    N: Array
+    D: Array
+    C: Array
+    y: Array
+    arm: Array
+    terms: str
+
+    def cost(self, k: int) -> float:
+        """Log of C over 6 N D in arm k's runs (where N and D have terms of their own)."""
+        own = self.arm == k
+        return float(np.median(np.log(self.C / (6 * self.N * self.D))[own])) if self.terms != "C" else 0.0
+
+    def shared_by(self) -> float:
+        """Log of C over the one input that the law has a term of."""
+        other = {"N": self.D, "D": self.N, "C": np.full(1, 1 / 6)}[self.terms]
+        return float(np.log(6 * other).mean())
+
+
+class Joint(NamedTuple):
+    """A fitted law: theta (p,), draws (B, p) of it, its cost, noise of log-loss and degrees of freedom."""
+
+    theta: Array
+    draws: Array
+    cost: float
+    noise: float
+    df: int
+    center: Array
+    own: bool                              # whether each arm has exponents of its own
+
+
+# ---- The law. ----
+
+def unpack(theta: Array, terms: int, own: bool) -> tuple[Array, Array, Array, Array]:
+    """theta (..., p) -> log E (...), log terms (..., T) at the mean inputs, exponents and shifts (..., T, K).
+
+    Arm 0 is the reference: its shifts, log r and log s, are 0. Log-exponents of other arms are offsets.
+    """
+    lead = theta.shape[:-1]
+    e = theta[..., 0]                                  # theta: the floor, levels, exponents, what arms add
+    level = theta[..., 1:1 + terms]
+    slope = theta[..., 1 + terms:1 + 2 * terms, None]
+    rest = theta[..., 1 + 2 * terms:].reshape(*lead, 1 + own, terms, -1)
+    rest = np.concatenate([np.zeros((*lead, 1 + own, terms, 1)), rest], -1)
+    shift = rest[..., 0, :, :]
+    slope = slope + (rest[..., 1, :, :] if own else np.zeros_like(shift))
+    return e, level, np.exp(np.minimum(slope, 9)), shift
+
+
+@np.errstate(over="ignore", invalid="ignore")          # a step too far; the solver refuses it
+def log_loss(theta: Array, x: Array, arm: Array, own: bool) -> Array:
+    """Log-loss (n,) at centred log-inputs x (T, n) of the runs of `arm` (n,)."""
+    e, level, slope, shift = unpack(theta, len(x), own)
+    terms = level[:, None] - slope[:, arm] * (x + shift[:, arm])
+    return np.logaddexp(e, np.logaddexp.reduce(terms, axis=0))
+
+
+def inputs(runs: Runs) -> Array:
+    """The logarithms (T, n) of what the law's terms fall with."""
+    return np.log([getattr(runs, name) for name in runs.terms])
+
+
+def tied(runs: Runs) -> list[int]:
+    """The arms whose own runs cannot tell log r from log s: they have one N, one D, or D follows N."""
+    if runs.terms != "ND":
+        return []
+    found = []
+    for k in range(1, runs.arm.max() + 1):
+        N, D = runs.N[runs.arm == k], runs.D[runs.arm == k]
+        if np.ptp(N) == 0 or np.ptp(np.log(D)) < 0.05 or forms.follows(N, D):
+            found.append(k)
+    return found
+
+
+def fit_joint(runs: Runs, own: bool = False, noise: float | None = None) -> Joint:
+    """The joint law, with exponents that are each arm's `own` or shared; the noise is found if not given.
+
+    Least squares of log-loss, linear beyond two standard deviations, so that an outlier does not decide.
+    """
+    x = inputs(runs)
+    center = x.mean(1)
+    x = x - center[:, None]
+    T, K = len(x), runs.arm.max()
+    together = [1 + 2 * T + np.array([k - 1, K + k - 1]) for k in tied(runs)]
+
+    def residuals(theta, noise):
+        apart = [(theta[a] - theta[b]) / TIED for a, b in together]
+        return np.append((log_loss(theta, x, runs.arm, own) - runs.y) / noise, apart)
+
+    low = runs.y.min()
+    extra = np.zeros((1 + own) * T * K)
+
+    def begin(share, slope):
+        height = low + np.log((1 - share) / T)
+        return np.concatenate([[low + np.log(share)], np.full(T, height), np.full(T, np.log(slope)), extra])
+
+    def solve(start, noise):
+        return least_squares(residuals, start, args=(noise,), loss="huber", f_scale=2, x_scale="jac")
+
+    df = len(runs.y) - len(begin(*STARTS[0])) + len(together)
+    found = min((solve(begin(*start), 0.01) for start in STARTS), key=lambda found: found.cost)
+    for _ in range(0 if noise else 3):
+        miss = residuals(found.x, 1.0)[:len(runs.y)]
+        most = 3 * max(robust_sd(miss), LEAST_NOISE)
+        noise_now = max(np.sqrt((np.clip(miss, -most, most) ** 2).sum() / df), LEAST_NOISE)
+        found = solve(found.x, noise_now)
+    if noise:
+        noise_now = noise
+        found = solve(found.x, noise)
+    return Joint(found.x, sampled(found, df), 2 * found.cost, float(noise_now), df, center, own)
+
+
+def sampled(found, df: int) -> Array:
+    """Draws (DRAWS, p) from the law's distribution: of the linearised law, as wide as Student's t."""
+    cov = np.linalg.pinv(found.jac.T @ found.jac, hermitian=True)
+    rng = np.random.default_rng(0)
+    draws = rng.multivariate_normal(np.zeros(len(found.x)), cov, DRAWS, method="eigh")
+    return found.x + draws * np.sqrt(df / rng.chisquare(df, (DRAWS, 1)))
+
+
+def equal_exponents(shared: Joint, own: Joint) -> dict:
+    """F test of shared exponents against each arm's own, both at the noise of the latter."""
+    q = shared.df - own.df
+    F = max(shared.cost - own.cost, 0) / q / (own.cost / own.df)
+    return {"F": float(F), "p": float(f_test.sf(F, q, own.df)), "df": [q, own.df]}
+
+
+# ---- What it is worth. ----
+
+def multiplier_of_losses(better: float, worse: float, E: float, alpha: float) -> float:
+    """How many times the compute takes a loss `worse` to `better` along L = E + k C^-alpha."""
+    return float(((worse - E) / (better - E)) ** (1 / alpha))
+
+
+def parts(law: Joint, theta: Array, k: int, T: int) -> tuple[Array, Array]:
+    """(log A, log B) (..., T) and exponents of arm k in raw inputs: term t is e^(level - slope x)."""
+    _, level, slope, shift = unpack(theta, T, law.own)
+    slope = slope[..., k]
+    return level + slope * (law.center - shift[..., k]), slope
+
+
+def best(levels: Array, slopes: Array, log_C: float) -> tuple[Array, Array]:
+    """(log N, log of the reducible loss) at the best size for a budget e^log_C = 6 N D."""
+    a, b = np.moveaxis(levels, -1, 0)
+    alpha, beta = np.moveaxis(slopes, -1, 0)
+    n = (np.log(alpha / beta) + a - b + beta * (log_C - np.log(6))) / (alpha + beta)
+    d = log_C - np.log(6) - n
+    return n, np.logaddexp(a - alpha * n, b - beta * d)
+
+
+def frontier(law: Joint, k: int, runs: Runs, C: Array) -> Array:
+    """The loss (m,) of arm k at its best size for the budgets C (m,)."""
+    levels, slopes = parts(law, law.theta, k, len(runs.terms))
+    log_C = np.log(C) - runs.cost(k)
+    if len(runs.terms) == 1:
+        reached = levels[0] - slopes[0] * (log_C - runs.shared_by())
+    else:
+        reached = np.array([best(levels, slopes, c)[1] for c in log_C])
+    return np.exp(law.theta[0]) + np.exp(reached)
+
+
+def log_factor(law: Joint, theta: Array, k: int, runs: Runs, log_C: float) -> Array:
+    """Log of the 6 N D that the reference takes over arm k's, at arm k's loss at e^log_C; theta (..., p)."""
+    T = len(runs.terms)
+    levels, slopes = parts(law, theta, k, T)
+    reference, own = parts(law, theta, 0, T)
+    if T == 1:
+        x = log_C - runs.shared_by()
+        reached = levels[..., 0] - slopes[..., 0] * x
+        return (reference[..., 0] - reached) / own[..., 0] - x
+    _, reached = best(levels, slopes, log_C)
+    _, there = best(reference, own, log_C)
+    gamma = own[..., 0] * own[..., 1] / own.sum(-1)            # the frontier's own exponent
+    return (there - reached) / gamma
+
+
+def log_factor_at_equal(law: Joint, theta: Array, k: int, t: int, log_C: float) -> Array:
+    """Log of the reference's own input t (0: N, 1: D) over arm k's at its best size, the other being equal.
+
+    Infinite where no amount of it makes up for the change.
+    """
+    levels, slopes = parts(law, theta, k, 2)
+    reference, own = parts(law, theta, 0, 2)
+    n, reached = best(levels, slopes, log_C)
+    x = np.stack([n, log_C - np.log(6) - n], -1)
+    other = np.exp(reference[..., 1 - t] - own[..., 1 - t] * x[..., 1 - t])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = np.log(np.maximum(np.exp(reached) - other, 0))
+        return (reference[..., t] - left) / own[..., t] - x[..., t]
+
+
+def with_interval(f, law: Joint) -> dict:
+    """{factor, ci} of a log-factor f(theta)."""
+    return {"factor": float(np.exp(f(law.theta))), "ci": interval(np.exp(f(law.draws)))}
+
+
+def worth(shared: Joint, own: Joint, law: Joint, runs: Runs, k: int, at: list[float]) -> dict:
+    """All that is said of arm k: r and s, its multiplier at each budget, that of N and D alone, the trend."""
+    terms = runs.terms
+    dearer = runs.cost(k) - runs.cost(0)               # by how much a step costs more, N and D alike
+
+    def at_budget(C):
+        log_C = np.log(C) - runs.cost(k)
+        return with_interval(lambda theta: log_factor(law, theta, k, runs, log_C) - dearer, law)
+    _, _, _, shift = unpack(shared.draws, len(terms), False)
+    _, _, _, center = unpack(shared.theta, len(terms), False)
+    names = {"ND": "rs", "N": "r", "D": "s", "C": "m"}[terms]
+    row = {name: float(np.exp(center[t, k])) for t, name in enumerate(names)}
+    row["n"] = int((runs.arm == k).sum())
+    row["ci"] = {name: interval(np.exp(shift[:, t, k])) for t, name in enumerate(names)}
+    row["multiplier"] = [{"C": C} | at_budget(C) for C in at]
+    if terms == "ND":
+        for t, name in enumerate(("at_equal_tokens", "at_equal_params")):
+            row[name] = [{"C": C} | with_interval(
+                lambda theta, t=t, C=C: log_factor_at_equal(law, theta, k, t, np.log(C) - runs.cost(k)), law)
+                for C in at]
+    low, high = np.log([runs.C.min(), runs.C.max()])
+
+    def slope(theta):
+        ends = [log_factor(own, theta, k, runs, C) for C in (low, high)]
+        return (ends[1] - ends[0]) / (high - low) * np.log(10)
+    trend = with_interval(slope, own)
+    row["trend"] = {"per_tenfold_C": trend["factor"], "ci": trend["ci"]}
+    C = np.geomspace(runs.C.min(), runs.C.max(), 15)
+    row["curve"] = curve(law, k, runs, C) | {"multiplier": [at_budget(c) for c in C]}
+    return row
+
+
+def curve(law: Joint, k: int, runs: Runs, C: Array) -> dict:
+    """What a picture of arm k shows: its runs, and its frontier at the budgets C."""
+    own = runs.arm == k
+    return {"runs": {"C": runs.C[own].tolist(), "loss": np.exp(runs.y[own]).tolist()},
+            "C": C.tolist(), "loss": frontier(law, k, runs, C).tolist()}
+
+
+# ---- The fit. ----
+
+def settings(arms: dict, reference: str) -> tuple[Runs, list[str], dict]:
+    """(settings of all arms, their names with the reference first, {arm: why it is left out}).
+
+    `arms` maps a name to N, D, C and L, each (n,). Raises UserError where nothing is left to compare.
+    """
+    if reference not in arms:
+        raise UserError(f"there is no arm {reference!r} to compare with; there are {', '.join(arms)}: "
+                        "--reference=NAME")
+    out, rows = {}, {}
+    for name in [reference, *(name for name in arms if name != reference)]:
+        key, group = np.unique(np.array([arms[name]["N"], arms[name]["D"]]), axis=1, return_inverse=True)
+        group = group.reshape(-1)
+        count = np.bincount(group)
+        if len(count) < FEWEST:
+            out[name] = (f"{len(count)} settings of N and D are too few; an arm needs {FEWEST}")
+            continue
+        C, y = (np.bincount(group, v) / count for v in (arms[name]["C"], np.log(arms[name]["L"])))
+        rows[name] = np.array([*key, C, y])
+    if reference in out:
+        raise UserError(f"the reference arm {reference!r}: {out[reference]}")
+    if len(rows) < 2:
+        why = "; ".join(f"{name}: {words}" for name, words in out.items()) or f"only {reference} is there"
+        raise UserError(f"no two arms to compare: {why}")
+    N, D, C, y = np.concatenate(list(rows.values()), axis=1)
+    arm = np.repeat(np.arange(len(rows)), [v.shape[1] for v in rows.values()])
+    terms = "ND"
+    if np.ptp(np.log(D)) < 0.05:
+        terms = "N"
+    elif np.ptp(np.log(N)) < 0.05:
+        terms = "D"
+    elif forms.follows(N, D):
+        terms = "C"
+    return Runs(N, D, C, y, arm, terms), list(rows), out
+
+
+def budgets(runs: Runs) -> list[float]:
+    """The budgets that runs share or, where they have none, three over the range that all arms have."""
+    level = frontiers.group_budgets(runs.C)
+    level = np.unique(level[np.isfinite(level)])
+    if len(level):
+        return level.tolist()
+    spans = [(runs.C[runs.arm == k].min(), runs.C[runs.arm == k].max()) for k in range(runs.arm.max() + 1)]
+    lows, highs = zip(*spans)
+    low, high = max(lows), min(highs)
+    if low >= high:
+        low, high = runs.C.min(), runs.C.max()
+    return np.geomspace(low, high, 3).tolist()
+
+
+def slowness(arms: dict, name: str, reference: str) -> float | None:
+    """Seconds a token over the reference's at the same N (median), where both have speeds `tok_per_s`."""
+    mine, theirs = arms[name].get("tok_per_s"), arms[reference].get("tok_per_s")
+    if mine is None or theirs is None:
+        return None
+    order = np.argsort(arms[reference]["N"])
+    there = np.interp(np.log(arms[name]["N"]), *np.log([arms[reference]["N"], theirs])[:, order])
+    found = float(np.exp(np.nanmedian(there - np.log(mine))))
+    return found if np.isfinite(found) else None
+
+
+def fit_arms(arms: dict, reference: str, at: list[float] | None = None) -> dict:
+    """What each arm is worth over `reference` at the budgets `at`: see the head of this file.
+
+    `arms` maps a name to {N, D, C, L} and perhaps tok_per_s, each (n,); rows of one N and D of an arm are
+    seeds. Returns reference, shared {E, A, B, alpha, beta, ci, noise, df}, equal_exponents, left_out, arms
+    {name: r, s, multiplier ...}, health. Raises UserError.
+    """
+    runs, names, out = settings(arms, reference)
+    at = at or budgets(runs)
+    T, K = len(runs.terms), len(names) - 1
+    have, need = len(runs.y), 1 + 2 * T + T * K + SPARE
+    if have < need:
+        raise UserError(f"{have} settings of {len(names)} arms cannot tell {need - SPARE} parameters; train "
+                        f"{need - have} more")
+    shared = fit_joint(runs)
+    test, own, law = None, shared, shared
+    if have >= need + T * K:
+        own = fit_joint(runs, own=True)
+        test = equal_exponents(fit_joint(runs, noise=own.noise), own)
+        if test["p"] < DIFFER:
+            law = own
+    found = {name: worth(shared, own, law, runs, k, at) for k, name in enumerate(names) if k}
+    for name, row in found.items():
+        if test is None:                               # a trend needs exponents of its own
+            del row["trend"]
+        if slower := slowness(arms, name, reference):
+            row["seconds_per_token"] = slower
+            row["per_hour"] = [{"C": m["C"], "factor": m["factor"] / slower,
+                                "ci": [end / slower for end in m["ci"]]} for m in row["multiplier"]]
+    return {"form": "arms", "terms": runs.terms, "reference": reference, "budgets": at, "n": have,
+            "shared": constants(shared, runs.terms), "equal_exponents": test, "arms": found, "left_out": out,
+            "curve": curve(law, 0, runs, np.geomspace(runs.C.min(), runs.C.max(), 15)),
+            "health": health(runs, names, test, found, out)}
+
+
+def constants(law: Joint, terms: str) -> dict:
+    """The shared parameters as in print, with intervals."""
+    def natural(theta):
+        levels, slopes = parts(law, theta, 0, len(terms))
+        names = {"ND": ("A", "B", "alpha", "beta"), "N": ("A", "alpha"), "D": ("B", "beta"),
+                 "C": ("k", "gamma")}[terms]
+        values = [*np.moveaxis(np.exp(levels), -1, 0), *np.moveaxis(slopes, -1, 0)]
+        return {"E": np.exp(theta[..., 0])} | dict(zip(names, values))
+    draws = natural(law.draws)
+    return {name: float(v) for name, v in natural(law.theta).items()} | {
+        "ci": {name: interval(v) for name, v in draws.items()}, "noise": law.noise, "df": law.df}
+
+
+def health(runs: Runs, names: list[str], test: dict | None, found: dict, out: dict) -> dict:
+    """What to doubt, a sentence each: exponents, arms left out, sizes that do not overlap."""
+    lines = [f"{name} is left out: {why}" for name, why in out.items()]
+    if test is None:
+        lines.append("too few settings to test whether the arms have one pair of exponents")
+    elif test["p"] < DIFFER:
+        lines.append(f"the exponents are not one (F test, p = {test['p']:.2g}): each arm has its own, and a "
+                     "multiplier holds at its budget only")
+    for k in tied(runs):
+        lines.append(f"the runs of {names[k]} cannot tell what N is worth from what D is: r = s is assumed")
+    for k, name in enumerate(names[1:], 1):
+        for word in runs.terms.replace("C", "ND"):
+            mine, theirs = (getattr(runs, word)[runs.arm == i] for i in (k, 0))
+            if mine.min() > 2 * theirs.max() or theirs.min() > 2 * mine.max():
+                lines.append(f"{name} and {names[0]} have no {word} in common: the law alone compares them")
+    return {"lines": lines, "ok": not lines}
