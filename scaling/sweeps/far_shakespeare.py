@@ -1,7 +1,7 @@
 # python -m scaling.sweep scaling/sweeps/far_shakespeare.py   (20 minutes of one core of a Zen 3 server)
 #
 # far.py on other text: characters of Shakespeare, 23 runs on four budgets of a quarter of far's, so that
-# the text lasts for models at 3, 10 and 25 times the largest, and one at 10 times that is six times too
+# the text lasts for models at 3, 10 and 25 times the largest, and one at 10 times that is five times too
 # large; all sealed before they train.
 base = dict(dataset="shakespeare", n_layer=3, n_head=2, block_size=32, batch_size=16, parametrization="mup",
             base_width=32, learning_rate=8e-3, schedule="wsd", warmup_iters=100, beta2=0.99, weight_decay=0.0,
