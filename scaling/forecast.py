@@ -2,18 +2,20 @@
 
     python -m scaling.forecast seal out/STUDY config/NAME.py --out_dir=out/STUDY/RUN  # before training
     python -m scaling.forecast score out/STUDY                                        # after it
-    python -m scaling.forecast board out/STUDY ...                                    # and their coverage
+    python -m scaling.forecast board out/STUDY ... [--git]                            # and their coverage
     python -m scaling.forecast rollout out/STUDY/runs.csv                             # what error to expect
     python -m scaling.forecast predict RUNS.csv --params=1.4e9 --tokens=9.2e11 [--json=-] # seals nothing
 
 How a forecast is made, and what its intervals are worth: scaling/laws/extrapolate.py. A law that its own fit
-calls undetermined forecasts nothing, unless `seal` is told --anyway.
+calls undetermined forecasts nothing, unless `seal` is told --anyway. `board --git` asks git for a commit that
+held the seal before the run began: pushed, it is a witness that nobody's clock can deny.
 """
 import dataclasses
 import hashlib
 import json
 import math
 import shlex
+import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -342,6 +344,48 @@ def coverage(inside: int, done: int, sealed: int) -> str:
             f"to {hi:.0%}); {sealed - done} sealed but not trained")
 
 
+# ---- Witnesses. ----
+
+def git(folder: Path, *args: str) -> str:
+    """What a git command says in `folder`. Raises UserError where git or a repository is missing."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError("--git needs git, which is not installed") from None
+    if done.returncode:
+        raise UserError(f"--git: {folder} is in no git repository that can be read "
+                        f"({done.stderr.strip():.100})")
+    return done.stdout
+
+
+def committed(path: Path, sha256: str) -> float:
+    """When a commit first held the seal in `path`, or its hash in the message; infinite where none did."""
+    held = git(path.parent, "log", "--all", f"-S{sha256}", "--format=%ct", "--", path.name)
+    said = git(path.parent, "log", "--all", f"--grep={sha256}", "--format=%ct")
+    return min(map(float, (held + said).split()), default=math.inf)
+
+
+def witness(folder: Path, sealed: dict) -> str:
+    """Whether a commit older than its run holds a seal, in words."""
+    name = f"{sealed['study']}/{sealed['run']}"
+    when = committed(seal_path(folder, sealed["run"]), sealed["sha256"])
+    if when == math.inf:
+        return f"{name}: no commit holds this seal"
+    config = folder / sealed["run"] / "config.json"
+    begun = load_json(config).get("started_at") if config.exists() else None
+    stamp = datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if not begun:
+        return f"{name}: committed {stamp}; its run is not here, so nothing says when it began"
+    if when > seconds(begun):
+        return f"{name}: committed {stamp}, AFTER its run began ({begun}): no witness"
+    return f"{name}: committed {stamp}, before its run began ({begun})"
+
+
+def witnesses(folder: Path) -> list[str]:
+    """A line per seal of a study: is there a commit that held it before its run began? Raises UserError."""
+    return [witness(folder, read_seal(path)) for path in sorted((folder / "forecasts").glob("*.json"))]
+
+
 # ---- Command line. ----
 
 def seal_config(folder: Path, args: list[str]) -> str:
@@ -355,7 +399,14 @@ def seal_config(folder: Path, args: list[str]) -> str:
                         f"--out_dir={shlex.quote(str(folder))}/RUN")
     sealed = seal(folder, load_fit(folder / "fit.json"), out.name, settings.resolve(c), anyway)
     command = shlex.join(["python", "train.py", *args, f"--forecast={sealed['sha256']}"])
-    return f"{sealed_text(sealed)}\nnext: {command}"
+    return f"{sealed_text(sealed)}\nto paste before it trains: {seal_line(sealed)}\nnext: {command}"
+
+
+def seal_line(s: dict) -> str:
+    """A seal in a line, for an issue or the message of a commit."""
+    target = s["target"]
+    return (f"forecast {s['study']}/{s['run']}: loss {s['predicted']:.4f} ({s['lo95']:.4f} to "
+            f"{s['hi95']:.4f}) at N {target['params']:.4g}, D {target['tokens']:.4g}, sha256 {s['sha256']}")
 
 
 def predict_command(args: list[str]) -> str:
@@ -415,7 +466,7 @@ def main(args: list[str] | None = None) -> None:
     if not args or {"-h", "--help"} & set(args):
         print(__doc__)
         return
-    command, *paths = args
+    command, *paths = [arg for arg in args if arg != "--git"]
     if command not in COMMANDS or not paths:
         close = "" if command in COMMANDS else nearest(command, COMMANDS)
         raise UserError(f"give a command{close} and a path: python -m scaling.forecast "
@@ -430,7 +481,10 @@ def main(args: list[str] | None = None) -> None:
     elif command == "predict":
         print(predict_command(paths))
     else:
-        print_board(list(map(Path, paths)), command == "score")
+        folders = list(map(Path, paths))
+        print_board(folders, command == "score")
+        for line in (line for folder in folders for line in witnesses(folder)) if "--git" in args else ():
+            print(line)
 
 
 if __name__ == "__main__":

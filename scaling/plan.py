@@ -64,6 +64,7 @@ LIMITS = (
     ("loss", 1e-3, 20, "nats per token"),
     ("gpu_hours", 1e-6, 1e11, "hours"),
     ("deadline", 1e-6, 1e6, "hours"),
+    ("price", 1e-6, 1e6, "for an hour of one device"),
     ("gpus", 1, 1e7, "devices"),
     ("block_size head_size", 1, 1e6, "lengths and widths"),
 )
@@ -85,6 +86,7 @@ class Options:
     tokens: float = 0.0                    # tokens to train on
     # circumstances
     gpus: int = 1                          # devices that share the work
+    price: float = 0.0                     # of an hour of one device, in any currency
     tok_per_s: str = ""                    # measured on one, TOKENS@PARAMS: 90000@124e6; default: the study's
     unique_tokens: float = 0.0             # all the text there is; training on more repeats it
     inference_tokens: float = 0.0          # tokens to be served over the model's life
@@ -514,6 +516,11 @@ def amount(x: float) -> str:
     return digits
 
 
+def cost_text(money: float) -> str:
+    """What a plan costs at --price, behind its time; nothing without a price or a speed."""
+    return f", costs {money:,.2f}" if money > 0 else ""
+
+
 def duration(hours: float) -> str:
     if math.isnan(hours):
         return "unknown (add --tok_per_s=TOKENS@PARAMS)"
@@ -572,7 +579,7 @@ def plan_text(plan: Plan) -> str:
            f"batch     {counted(steps, 'step', ',')} of {counted(rows, 'sequence', ',')} or "
            f"{amount(rows * c.block_size)} tokens; learning rate {plan.config['learning_rate']:g}",
            f"loss      {loss['predicted']:.4f}{band} (by {loss['by']})",
-           f"time      {duration(plan.hours)}{devices}",
+           f"time      {duration(plan.hours)}{devices}{cost_text(plan.hours * o.gpus * o.price)}",
            f"memory    {states / 1e9:.3g} GB of weights, gradients, AdamW; {row / 1e9:.3g} GB a row"]
     text = o.unique_tokens or text_of(plan.config["dataset"])
     if text < math.inf:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -423,3 +424,62 @@ def test_predict_says_what_is_wrong_in_a_line(tmp_path):
         forecast.main([*args[:2], "--params=-1", "--tokens=5"])
     with pytest.raises(UserError, match="--tokens"):
         forecast.main(args[:3])
+
+
+# ---- Witnesses. ----
+
+@pytest.fixture
+def repository(study, monkeypatch):
+    """(folder, seal, commit): the sealed study within a git repository, and how to commit in it at a time."""
+    folder, _, sealed = study
+    for name in ("NAME", "EMAIL"):
+        for who in ("AUTHOR", "COMMITTER"):
+            monkeypatch.setenv(f"GIT_{who}_{name}", "somebody")
+
+    def git(*args):
+        subprocess.run(["git", "-C", str(folder), *args], check=True, capture_output=True)
+
+    def commit(message, when, *paths):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", when)
+        git("add", *paths) if paths else None
+        git("commit", "--allow-empty", "-m", message)
+    git("init")
+    commit("begin", "2026-01-01T00:00:00Z", "runs.csv")
+    return folder, sealed, commit
+
+
+@pytest.mark.parametrize("how", ["file", "message"])
+def test_git_is_a_witness_of_a_seal_that_is_older_than_its_run(repository, how, capsys):
+    folder, sealed, commit = repository
+    finish(folder, forecast=sealed["sha256"], started_at="2026-02-02T00:00:00Z")
+    assert forecast.witnesses(folder) == ["lab/big: no commit holds this seal"]
+    if how == "file":
+        commit("seal", "2026-02-01T00:00:00Z", "forecasts")
+    else:
+        commit(forecast.seal_line(sealed), "2026-02-01T00:00:00Z")
+    commit("later", "2026-02-03T00:00:00Z")
+    forecast.score(folder)
+    forecast.main(["board", str(folder), "--git"])
+    assert capsys.readouterr().out.endswith("lab/big: committed 2026-02-01T00:00:00Z, before its run began "
+                                            "(2026-02-02T00:00:00Z)\n")
+
+
+def test_git_denies_a_seal_that_is_younger_than_its_run(repository):
+    folder, sealed, commit = repository
+    commit("seal", "2026-02-03T00:00:00Z", "forecasts")
+    line, = forecast.witnesses(folder)
+    assert "its run is not here" in line
+    finish(folder, forecast=sealed["sha256"], started_at="2026-02-02T00:00:00Z")
+    line, = forecast.witnesses(folder)
+    assert "committed 2026-02-03T00:00:00Z, AFTER its run began (2026-02-02T00:00:00Z): no witness" in line
+
+
+def test_without_a_repository_git_is_no_witness(study, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(study[0].parent))
+    with pytest.raises(UserError, match="is in no git repository that can be read"):
+        forecast.witnesses(study[0])
+
+
+def test_a_seal_is_one_line_to_paste(study):
+    line = forecast.seal_line(study[2])
+    assert "\n" not in line and study[2]["sha256"] in line and "forecast lab/big: loss " in line

@@ -379,6 +379,16 @@ def test_reading_the_text_twice_is_said(lab, monkeypatch):
     assert "\ndata      1 epoch of 40k tokens\n" in plan.plan_text(once)
 
 
+def test_a_price_makes_hours_a_cost(capsys):
+    args = ["hoffmann", "--flops=1e21", "--tok_per_s=90000@124e6", "--gpus=8", "--price=2.5"]
+    plan.main(args)
+    hours = plan.make_plan(plan.load_law("hoffmann"), plan.Options(flops=1e21, gpus=8,
+                                                                    tok_per_s="90000@124e6")).hours
+    assert f" on 8 devices, costs {hours * 8 * 2.5:,.2f}\n" in capsys.readouterr().out
+    plan.main(args[:1] + args[1:2] + args[3:])                   # hours unknown: so is the cost
+    assert "costs" not in capsys.readouterr().out
+
+
 # ---- Two recipes. ----
 
 def test_compare_on_the_command_line(study, capsys):

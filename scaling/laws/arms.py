@@ -113,7 +113,7 @@ def tied(runs: Runs) -> list[int]:
 def fit_joint(runs: Runs, own: bool = False, noise: float | None = None) -> Joint:
     """The joint law, with exponents that are each arm's `own` or shared; the noise is found if not given.
 
-    Least squares of log-loss, linear beyond two standard deviations, so that an outlier does not decide.
+    Least squares of log-loss, linear beyond three standard deviations, so that an outlier does not decide.
     """
     x = inputs(runs)
     center = x.mean(1)
@@ -133,13 +133,13 @@ def fit_joint(runs: Runs, own: bool = False, noise: float | None = None) -> Join
         return np.concatenate([[low + np.log(share)], np.full(T, height), np.full(T, np.log(slope)), extra])
 
     def solve(start, noise):
-        return least_squares(residuals, start, args=(noise,), loss="huber", f_scale=2, x_scale="jac")
+        return least_squares(residuals, start, args=(noise,), loss="huber", f_scale=3, x_scale="jac")
 
     df = len(runs.y) - len(begin(*STARTS[0])) + len(together)
     found = min((solve(begin(*start), 0.01) for start in STARTS), key=lambda found: found.cost)
     for _ in range(0 if noise else 3):
         miss = residuals(found.x, 1.0)[:len(runs.y)]
-        most = 3 * max(robust_sd(miss), LEAST_NOISE)
+        most = 4 * max(robust_sd(miss), LEAST_NOISE)
         noise_now = max(np.sqrt((np.clip(miss, -most, most) ** 2).sum() / df), LEAST_NOISE)
         found = solve(found.x, noise_now)
     if noise:
