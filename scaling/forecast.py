@@ -3,6 +3,7 @@
     python -m scaling.forecast seal out/STUDY config/NAME.py --out_dir=out/STUDY/RUN  # before training
     python -m scaling.forecast score out/STUDY                                        # after it
     python -m scaling.forecast board out/STUDY ... [--git]                            # and their coverage
+    python -m scaling.forecast watch out/STUDY/RUN [--follow] [--figure=FILE.png]     # while it trains
     python -m scaling.forecast rollout out/STUDY/runs.csv                             # what error to expect
     python -m scaling.forecast predict RUNS.csv --params=1.4e9 --tokens=9.2e11 [--json=-] # seals nothing
 
@@ -17,6 +18,7 @@ import math
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from scipy.stats import binomtest
 
 from config import settings
 from runtime.basics import Parser, UserError, exit_cleanly, git_commit, load_json, nearest, write_json
+from scaling import watch
 from scaling.fit import fit_all
 from scaling.laws import counts, extrapolate, forms
 from scaling.tables.csv import MALFORMED, read_table, write_table
@@ -33,7 +36,7 @@ from scaling.tables.runs import by_arm, final_runs
 DRAWS = 200                                # bootstrap resamples of a law that is fitted for one forecast
 COLUMNS = ("study run params tokens flops predicted lo95 hi95 sealed_at sha256 "
            "measured error inside").split()
-COMMANDS = ("seal", "score", "board", "rollout", "predict")
+COMMANDS = ("seal", "score", "board", "rollout", "predict", "watch")
 
 
 # ---- Predict. ----
@@ -432,6 +435,44 @@ def predict_command(args: list[str]) -> str:
     return predicted_text(found)
 
 
+def watch_command(args: list[str]) -> None:
+    """`watch out/STUDY/RUN`: print how the run stands beside its forecast. Raises UserError."""
+    p = Parser("scaling.forecast watch", "A run beside its sealed forecast, while it trains.")
+    p.add_argument("run", type=Path, help="a run directory of a study: out/STUDY/RUN")
+    p.add_argument("--follow", action="store_true", help="again and again, until it is done")
+    p.add_argument("--figure", type=Path, metavar="FILE.png", help="draw its log in the band of its seal")
+    args = p.parse_args(args)
+    folder, run = args.run.parent, args.run
+    if not (run / "config.json").exists():
+        raise UserError(f"{run} is no run directory: it has no config.json; give out/STUDY/RUN of one that "
+                        "trains")
+    known = watch.family(folder, load_json(run / "config.json"), run.name)
+    path = seal_path(folder, run.name)
+    sealed = read_seal(path) if path.exists() else None
+    watch.follow(run, known, sealed, args.follow)
+    if args.figure and not sealed:
+        raise UserError(f"no forecast of {run.name} was sealed, so there is no band to draw its log in")
+    if args.figure:
+        watch.picture(run, known, sealed).savefig(args.figure)
+
+
+def halfway_text(folders: list[Path]) -> str:
+    """How good the forecasts would have been, made again half way along the runs; empty where none can be."""
+    found = []
+    for folder in folders:
+        if not (folder / "curves.csv").exists():
+            continue
+        table = read_table(folder / "runs.csv")
+        with suppress(UserError):                      # too few runs of its schedule
+            like = {key: table[key][-1] for key in watch.ALIKE if key in table}
+            found += watch.halfway(folder, board_rows(folder), like)
+    if not found:
+        return ""
+    errors, inside = np.array(found).T
+    return (f"made again half way along the runs: rms error {np.sqrt((errors ** 2).mean()):.2%}, "
+            f"{int(inside.sum())} of {len(found)} inside their 95 % interval")
+
+
 def sealed_text(s: dict) -> str:
     """A sealed forecast in a few lines."""
     return f"{s['study']}/{s['run']}: {predicted_text(s)}\n  sealed {s['sealed_at']}, sha256 {s['sha256']}"
@@ -457,6 +498,8 @@ def print_board(folders: list[Path], anew: bool) -> None:
         if runs := unsealed(folder):
             print(f"{folder}: not scored, for no forecast was sealed: {', '.join(runs)}")
     print(board(folders))
+    if again := halfway_text(folders):
+        print(again)
     folder, rows = next((folder, rows) for folder in folders if (rows := board_rows(folder)))
     print(next_plan(folder, max(row["flops"] for row in rows)))
 
@@ -478,6 +521,8 @@ def main(args: list[str] | None = None) -> None:
         print(next_plan(folder.parent, runs["C"].max()))
     elif command == "seal":
         print(seal_config(folder, paths[1:]))
+    elif command == "watch":
+        watch_command(paths)
     elif command == "predict":
         print(predict_command(paths))
     else:

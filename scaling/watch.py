@@ -1,0 +1,183 @@
+"""A run beside its forecast while it trains: `python -m scaling.forecast watch out/STUDY/RUN [--follow]`.
+
+The run's log says where it stands, the study's finished runs how far such a run falls from there, its seal
+where it was to end (scaling/laws/collapse.py). Where these differ too much the line says ALARM.
+"""
+import math
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from config import settings
+from runtime.basics import UserError, load_json
+from scaling import logs
+from scaling.laws import collapse, counts
+from scaling.laws.collapse import Guess
+from scaling.laws.extrapolate import Z95
+from scaling.tables.csv import read_table
+
+WAIT = 10.0                                # seconds between two looks
+EARLY = 0.05                               # of a run: before that its curve is mostly warmup
+ALIKE = ("schedule", "cooldown_frac")      # settings that shape a curve
+
+
+class Family(NamedTuple):
+    """The finished runs of a study: N, D, log-loss, each (n,), and curves [(fractions, losses)]."""
+
+    N: np.ndarray
+    D: np.ndarray
+    loss: np.ndarray
+    curves: list
+
+    def gap(self, x: float) -> collapse.Gap | None:
+        """How far runs fall from the fraction x on."""
+        now = np.array([collapse.loss_at(x, *curve) for curve in self.curves])
+        return collapse.fit_gap(self.N, self.D, now - self.loss)
+
+
+def curve_of(curves: dict, run: str, tokens: float) -> tuple[np.ndarray, np.ndarray]:
+    """(fractions done, train losses) of a run in curves.csv that has so many tokens in all."""
+    own = (curves["run"] == run) & np.isfinite(curves["train_loss"])
+    return curves["tokens"][own] / tokens, curves["train_loss"][own]
+
+
+def family(folder: Path, like: dict, without: str = "") -> Family:
+    """The finished runs of the study in `folder`, of the schedule of `like`, less the run `without`.
+
+    Raises UserError where they are too few, or have no curves.
+    """
+    table = read_table(folder / "runs.csv")
+    path = folder / "curves.csv"
+    if not path.exists():
+        raise UserError(f"there is no {path}, the curves of finished runs; run: python -m scaling.logs "
+                        f"{folder} --out={folder}/runs.csv")
+    curves = read_table(path)
+    N = counts.params(table)
+    same = np.array([all(str(table[key][i]) == str(like[key]) for key in ALIKE if key in table)
+                     for i in range(len(N))])
+    use = np.flatnonzero(same & (table["run"] != without) & np.isin(table["run"], curves["run"]))
+    if len(use) < collapse.FEWEST:
+        raise UserError(f"{folder}: {len(use)} finished runs with curves have this schedule "
+                        f"({like['schedule']}): too few to say how such runs end, it takes {collapse.FEWEST}")
+    D = table["tokens"][use]
+    lines = [curve_of(curves, run, d) for run, d in zip(table["run"][use], D)]
+    return Family(N[use], D, np.log(table["val_loss"][use]), lines)
+
+
+def sealed_guess(sealed: dict) -> Guess:
+    """What a seal, or a row of forecasts.csv, says of the final loss."""
+    wide = math.log(sealed["hi95"] / sealed["lo95"]) / 2
+    return Guess(math.log(sealed["predicted"]), wide / Z95)
+
+
+def outlook(known: Family, curve: tuple, x: float, N: float, D: float) -> Guess | None:
+    """Where a run of N and D that is at x will end, by its own curve; None where it is too early."""
+    gap = known.gap(x)
+    now = collapse.loss_at(x, *curve)
+    if gap is None or math.isnan(now):
+        return None
+    return collapse.ending(now, N, D, gap)
+
+
+class Standing(NamedTuple):
+    """A run beside its forecast: the fraction done, its own outlook, the seal's, the final loss or None."""
+
+    run: str
+    x: float
+    own: Guess | None
+    sealed: Guess | None
+    final: float | None
+
+
+def stand(run: Path, known: Family, sealed: dict | None) -> Standing:
+    """How `run`, a run directory, stands. Raises UserError."""
+    config = load_json(run / "config.json")
+    c = settings.from_dict(config)
+    records = logs.thin(logs.read_log(run / "log.jsonl", lambda problem: None))
+    tokens = c.max_iters * c.batch_size * c.block_size
+    guess = sealed_guess(sealed) if sealed else None
+    if not records:
+        return Standing(run.name, 0.0, None, guess, None)
+    done, loss = np.array([[r["tokens"] / tokens, r["train_loss"]] for r in records]).T
+    N = settings.default_N(settings.count_params(c))
+    own = outlook(known, (done, loss), done[-1], N, tokens) if done[-1] >= EARLY else None
+    result = run / "result.json"
+    return Standing(run.name, float(done[-1]), own, guess,
+                    load_json(result)["val_loss"] if result.exists() else None)
+
+
+def range_text(guess: Guess) -> str:
+    low, high = guess.interval()
+    return f"{low:.4g} to {high:.4g}"
+
+
+def line(s: Standing) -> str:
+    """How a run stands, in a line for people."""
+    if s.final is not None:
+        said = f"; {math.exp(s.sealed.mean):.4g} was sealed ({range_text(s.sealed)})" if s.sealed else ""
+        return f"{s.run}: done, loss {s.final:.4f}{said}"
+    start = f"{s.run}: {s.x:.0%} done"
+    if s.own is None:
+        return f"{start}, too early to say where it will end"
+    if s.sealed is None:
+        return f"{start}: {math.exp(s.own.mean):.4g} expected, {range_text(s.own)}; no forecast was sealed"
+    if collapse.apart(s.own, s.sealed) > collapse.ALARM:
+        return (f"{start}, ALARM: as it stands it ends at {math.exp(s.own.mean):.4g} "
+                f"({range_text(s.own)}), but {math.exp(s.sealed.mean):.4g} ({range_text(s.sealed)}) was "
+                "sealed: is its rate too high?")
+    both = collapse.joined(s.own, s.sealed)
+    return f"{start}, on track: {math.exp(both.mean):.4g} expected, {range_text(both)}"
+
+
+def follow(run: Path, known: Family, sealed: dict | None, more: bool) -> None:
+    """Print how `run` stands and, if `more` is asked for, again whenever that changes, until it is done."""
+    said = ""
+    while True:
+        s = stand(run, known, sealed)
+        if (words := line(s)) != said:
+            print(words, flush=True)
+            said = words
+        if not more or s.final is not None:
+            return
+        time.sleep(WAIT)
+
+
+def picture(run: Path, known: Family, sealed: dict) -> Figure:
+    """The log of a run in the band in which its seal has it, and where it was to end."""
+    from scaling import plots
+    c = settings.from_dict(load_json(run / "config.json"))
+    tokens = c.max_iters * c.batch_size * c.block_size
+    N = settings.default_N(settings.count_params(c))
+    x = np.linspace(EARLY, 1, 60)
+    guess = sealed_guess(sealed)
+    # The way back from the end: the sealed loss and, above it, the gap at x.
+    there = [Guess(guess.mean + gap.value(N, tokens), math.hypot(guess.sd, gap.error(N, tokens)), gap.df)
+             for gap in map(known.gap, x)]
+    low, high = np.array([g.interval() for g in there]).T
+    records = logs.thin(logs.read_log(run / "log.jsonl", lambda problem: None))
+    done, loss = np.array([[r["tokens"] / tokens, r["train_loss"]] for r in records]).T
+    ax = plots.axes("share x of the run", f"train loss from {collapse.WINDOW:g} x to x", run.name)
+    ax.fill_between(x, low, high, color=plots.SKY, alpha=0.3, linewidth=0, label="sealed, 95 %")
+    means = [collapse.loss_at(at, done, loss) for at in done]
+    ax.plot(done, np.exp(means), color=plots.BLACK, label="so far")
+    ax.set(xlim=(0, 1.02), ylim=(low.min() * 0.98, high.max() * 1.02))
+    ax.legend()
+    return ax.figure
+
+
+def halfway(folder: Path, rows: list[dict], like: dict) -> list[tuple[float, bool]]:
+    """(error, whether inside) of each measured forecast of a study, made again half way along its run."""
+    known = family(folder, like)
+    curves = read_table(folder / "curves.csv")
+    found = []
+    for row in rows:
+        curve = curve_of(curves, row["run"], row["tokens"])
+        own = outlook(known, curve, 0.5, row["params"], row["tokens"])
+        if own and math.isfinite(row["measured"]):
+            both = collapse.joined(own, sealed_guess(row))
+            low, high = both.interval()
+            found.append((math.exp(both.mean) / row["measured"] - 1, low <= row["measured"] <= high))
+    return found
