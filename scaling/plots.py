@@ -735,24 +735,39 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
 
 # ---- Figures of the recipe. ----
 
-def by_parametrization(table: dict, xlabel: str, ylabel: str, titles: tuple[str, str]) -> list[tuple]:
-    """(axes, rows of the table) of muP and of GPT-2, side by side."""
-    both = pair(sharey=True)
-    both[0].set_ylabel(ylabel)
+# Parametrizations in the order of their panels, and what the coordinate check should show in width.
+PANELS = {"mup": ("muP", "muP: flat"),
+          "gpt2": ("GPT-2", "GPT-2: grows"),
+          "completep": ("CompleteP", "CompleteP: flat")}
+SIZE_OF = {"n_embd": ("width d", "d"), "n_layer": ("layers", "layers")}
+
+
+def axis_of(table: dict) -> str:
+    """The column of sizes in a table of scaling.recipe.transfer: of widths, or of depths."""
+    return "n_layer" if "n_layer" in table else "n_embd"
+
+
+def by_parametrization(table: dict, xlabel: str, ylabel: str, titled: int) -> list[tuple]:
+    """(axes, rows) of each parametrization of the table, side by side; `titled`: by which name of PANELS."""
+    kinds = [kind for kind in PANELS if kind in table["parametrization"]]
+    figure = Page(figsize=(max(WIDTH, 1.75 * len(kinds)), 2.4), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True)
+    panels[0].set_ylabel(ylabel)
     parts = []
-    for ax, title, kind in zip(both, titles, ("mup", "gpt2")):
-        ax.set(title=title, xlabel=xlabel)
+    for ax, kind in zip(panels, kinds):
+        ax.set(title=PANELS[kind][titled], xlabel=xlabel)
         own = table["parametrization"] == kind
         parts.append((ax, {name: column[own] for name, column in table.items()}))
     return parts
 
 
 def transfer(table: dict, unit: str) -> Figure:
-    """Loss against learning rate, a line per width, its best marked; `table` is transfer.csv."""
-    widths = np.unique(table["n_embd"])
-    colors = shades(widths)
-    for ax, rows in by_parametrization(table, "learning rate", loss_label(unit), ("muP", "GPT-2")):
-        curves = {"run": rows["n_embd"], "N": rows["n_embd"], "L": rows["val_loss"]}
+    """Loss against learning rate, a line per size, its best marked; `table` is transfer.csv."""
+    axis = axis_of(table)
+    sizes = np.unique(table[axis])
+    colors = shades(sizes)
+    for ax, rows in by_parametrization(table, "learning rate", loss_label(unit), 0):
+        curves = {"run": rows[axis], "N": rows[axis], "L": rows["val_loss"]}
         draw_curves(ax, curves, rows["learning_rate"], colors, marker="o", markersize=2)
         for line in [*ax.lines]:
             rate, loss = line.get_data()
@@ -760,7 +775,8 @@ def transfer(table: dict, unit: str) -> Figure:
             ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, mfc=fill, markersize=7)
         ax.set_xscale("log")
         label_only(ax, np.unique(rows["learning_rate"])[::2])
-    lines = [Line2D([], [], color=colors.to_rgba(width), label=f"d {width:.0f}") for width in widths]
+    word = SIZE_OF[axis][1]
+    lines = [Line2D([], [], color=colors.to_rgba(size), label=f"{word} {size:.0f}") for size in sizes]
     for label, fill in (("best", RED), ("best at an edge", "white")):
         lines.append(Line2D([], [], color=RED, marker="*", markersize=7, mfc=fill, linestyle="", label=label))
     ax.figure.legend(handles=lines, loc="outside lower center", ncols=3, columnspacing=1)
@@ -775,15 +791,16 @@ def coordinates(table: dict) -> Figure:
         "residual stream": (BLACK, "^"),
         "logits": (GREEN, "D"),
     }
-    widths = np.unique(table["n_embd"])
-    for ax, rows in by_parametrization(table, "width d", "change after 4 Adam steps (rms)",
-                                       ("muP: flat", "GPT-2: grows")):
+    axis = axis_of(table)
+    sizes = np.unique(table[axis])
+    for ax, rows in by_parametrization(table, SIZE_OF[axis][0], "change after 4 Adam steps (rms)",
+                                       int(axis == "n_embd")):
         last = rows["step"] == table["step"].max()
         for name, (color, marker) in looks.items():
             own = last & (rows["activation"] == name)
-            moved = [gmean(rows["moved"][own & (rows["n_embd"] == width)]) for width in widths]   # over seeds
-            ax.loglog(widths, moved, color=color, marker=marker, label=name)
-        label_only(ax, widths)
+            moved = [gmean(rows["moved"][own & (rows[axis] == size)]) for size in sizes]      # over seeds
+            ax.loglog(sizes, moved, color=color, marker=marker, label=name)
+        label_only(ax, sizes)
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return ax.figure
 

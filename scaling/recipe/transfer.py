@@ -1,10 +1,11 @@
-"""Does muP do here what it promises? The coordinate check, and the table of learning-rate transfer.
+"""Do muP and CompleteP do here what they promise? The coordinate check, and the table of rate transfer.
 
-    python -m scaling.recipe.transfer out/transfer
+    python -m scaling.recipe.transfer out/transfer        in width: scaling/sweeps/transfer.py
+    python -m scaling.recipe.transfer out/depth           in depth: scaling/sweeps/depth.py
 
 Coordinate check (Yang et al. 2022, appendix D.1): how far a few Adam steps move the activations of models of
-several widths. Under muP by the same amount at every width; under gpt2 by more the wider the model is, which
-is why its best learning rate falls. Transfer: losses of scaling/sweeps/transfer.py by width and rate.
+several sizes. Where the learning rate transfers by the same amount at every size; under gpt2 by more the
+wider the model is, which is why its best learning rate falls. Transfer: the study's losses by size and rate.
 Writes coordinates.csv and transfer.csv into the study.
 """
 from collections.abc import Iterator
@@ -22,12 +23,13 @@ from scaling.laws.frontiers import slope_of
 from scaling.report import amount
 from scaling.tables.csv import write_table
 
-WIDTHS = (32, 64, 128, 256)
+# What grows in a study: its values in the coordinate check, and what tables call it.
+SIZES = {"n_embd": (32, 64, 128, 256), "n_layer": (2, 4, 8, 16)}
+WORDS = {"n_embd": ("width", "d"), "n_layer": ("depth", "layers")}
 STEPS = 4
 RATE = 0.008
 VOCAB = 64
-KINDS = ("mup", "gpt2")
-COLUMNS = ("parametrization", "n_embd", "learning_rate", "seed", "val_loss")
+KINDS = ("mup", "gpt2", "completep")
 ACTIVATIONS = ("attention", "mlp", "residual stream", "logits")
 
 
@@ -46,11 +48,12 @@ def activations(model: GPT, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return dict(zip(ACTIVATIONS, [*found, logits.detach()]))       # a block calls its parts in this order
 
 
-def coordinate_check(kind: str, width: int, seed: int) -> Iterator[dict]:
-    """Rows {parametrization, n_embd, seed, step, activation, moved}: rms of the change since step 0."""
+def coordinate_check(kind: str, axis: str, size: int, seed: int) -> Iterator[dict]:
+    """Rows {parametrization, n_embd or n_layer, seed, step, activation, moved}: rms change since step 0."""
     torch.manual_seed(seed)
-    model = GPT(Config(n_layer=3, n_head=2, n_embd=width, block_size=32, vocab_size=VOCAB,
-                       parametrization=kind, base_width=WIDTHS[0]))
+    shape = dict(n_layer=3, n_embd=32) | {axis: size}
+    model = GPT(Config(n_head=2, block_size=32, vocab_size=VOCAB, parametrization=kind,
+                       base_width=SIZES["n_embd"][0], base_depth=SIZES["n_layer"][0], **shape))
     x = torch.randint(VOCAB, (8, 33), generator=torch.Generator().manual_seed(seed))
     groups = [g | {"lr": RATE * g["lr_scale"]} for g in model.optimizer_groups(0.0)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
@@ -61,18 +64,22 @@ def coordinate_check(kind: str, width: int, seed: int) -> Iterator[dict]:
         optimizer.zero_grad()
         for name, now in activations(model, x[:, :-1]).items():
             moved = (now - first[name]).square().mean().sqrt().item()
-            yield dict(parametrization=kind, n_embd=width, seed=seed, step=step, activation=name, moved=moved)
+            yield {"parametrization": kind, axis: size, "seed": seed, "step": step, "activation": name,
+                   "moved": moved}
 
 
-def growth(rows: list[dict], kind: str, activation: str) -> float:
-    """Exponent of width in how far the last step has moved `activation`: 0 is flat, .5 and 1 grow."""
-    points = [(r["n_embd"], r["moved"]) for r in rows
+def growth(rows: list[dict], axis: str, kind: str, activation: str) -> float:
+    """Exponent of the size in how far the last step has moved `activation`: 0 is flat, .5 and 1 grow."""
+    points = [(r[axis], r["moved"]) for r in rows
               if (r["parametrization"], r["activation"], r["step"]) == (kind, activation, STEPS)]
     return slope_of(*np.log(points).T)
 
 
-def transfer_table(folder: Path) -> list[dict]:
-    """Rows {parametrization, n_embd, learning_rate, seed, val_loss} of finished runs. Raises UserError."""
+def transfer_table(folder: Path) -> tuple[str, list[dict]]:
+    """(n_embd or n_layer, which the study varies; rows {parametrization, it, learning_rate, seed, val_loss}).
+
+    Raises UserError.
+    """
     rows, problems = logs.parse_study(folder)
     for problem in problems:
         print(problem)
@@ -80,36 +87,39 @@ def transfer_table(folder: Path) -> list[dict]:
         if row.get("parametrization") not in KINDS:
             raise UserError(f"{folder / row['run']}: its result.json does not tell its parametrization, as "
                             "those of older versions; train the study again")
-    table = [{column: row[column] for column in COLUMNS} for row in rows]
+    axis = "n_layer" if len({row["n_layer"] for row in rows}) > 1 else "n_embd"
+    columns = ("parametrization", axis, "learning_rate", "seed", "val_loss")
+    table = [{column: row[column] for column in columns} for row in rows]
     table.sort(key=lambda row: list(row.values()))
-    return [row for kind in KINDS for row in table if row["parametrization"] == kind]
+    return axis, [row for kind in KINDS for row in table if row["parametrization"] == kind]
 
 
-def best_rates(rows: list[dict], kind: str) -> dict[int, float]:
-    """{width: the learning rate of the lowest loss}."""
+def best_rates(rows: list[dict], axis: str, kind: str) -> dict[int, float]:
+    """{size: the learning rate of the lowest loss}."""
     own = sorted((r for r in rows if r["parametrization"] == kind), key=lambda r: -r["val_loss"])
-    return {r["n_embd"]: r["learning_rate"] for r in own}      # the lowest comes last
+    return {r[axis]: r["learning_rate"] for r in own}          # the lowest comes last
 
 
-def table_text(rows: list[dict], kind: str) -> str:
-    """Losses by width (rows) and learning rate (columns), the best of each width marked."""
-    losses = {(r["n_embd"], r["learning_rate"]): r["val_loss"] for r in rows if r["parametrization"] == kind}
-    best = best_rates(rows, kind)
+def table_text(rows: list[dict], axis: str, kind: str) -> str:
+    """Losses by size (rows) and learning rate (columns), the best of each size marked."""
+    losses = {(r[axis], r["learning_rate"]): r["val_loss"] for r in rows if r["parametrization"] == kind}
+    best = best_rates(rows, axis, kind)
     rates = sorted({rate for _, rate in losses})
-    lines = [f"{kind:>8}" + "".join(f"{rate:>9g}" for rate in rates)]
-    for width in sorted(best):
-        line = f"d {width:>6}"
+    word, short = WORDS[axis]
+    lines = [f"{kind:>9}" + "".join(f"{rate:>9g}" for rate in rates)]
+    for size in sorted(best):
+        line = f"{short} {size:>{8 - len(short)}}"
         for rate in rates:
-            loss = losses.get((width, rate))
+            loss = losses.get((size, rate))
             text = f"{loss:.3f}" if loss else ""
-            mark = "*" if rate == best[width] else ""
+            mark = "*" if rate == best[size] else ""
             line += f"{text + mark:>9}"
         lines.append(line)
     factor = max(best.values()) / min(best.values())
-    lines.append(f"the best learning rate moves by a factor {factor:.3g} over widths {min(best)} to "
+    lines.append(f"the best learning rate moves by a factor {factor:.3g} over {word}s {min(best)} to "
                  f"{max(best)}")
-    tried = {width: [rate for d, rate in losses if d == width] for width in best}
-    edges = [f"d {width}" for width in sorted(best) if best[width] in (min(tried[width]), max(tried[width]))]
+    tried = {size: [rate for d, rate in losses if d == size] for size in best}
+    edges = [f"{short} {size}" for size in sorted(best) if best[size] in (min(tried[size]), max(tried[size]))]
     if edges:
         lines.append(f"  at {', '.join(edges)} the best is at an edge of what was tried: add rates beyond it")
     return "\n".join(lines)
@@ -119,21 +129,23 @@ def main(args: list[str] | None = None) -> int:
     parser = Parser("python -m scaling.recipe.transfer", __doc__)
     parser.add_argument("study", help="out/transfer, trained by scaling/sweeps/transfer.py")
     folder = Path(parser.parse_args(args).study)
-    table = transfer_table(folder)
-    if {row["parametrization"] for row in table} != set(KINDS):
-        raise UserError(f"{folder} holds no finished runs of both {' and '.join(KINDS)}; run: "
+    axis, table = transfer_table(folder)
+    word, _ = WORDS[axis]
+    kinds = [kind for kind in KINDS if kind in {row["parametrization"] for row in table}]
+    if len(kinds) < 2:
+        raise UserError(f"{folder} holds no finished runs of two parametrizations; run: "
                         "python -m scaling.sweep scaling/sweeps/transfer.py")
-    widths = {row["n_embd"] for row in table}
-    print(f"{folder}: {amount(len(table), 'run')} of {amount(len(widths), 'width')}", flush=True)
-    rows = [row for kind in KINDS for width in WIDTHS for seed in range(3)
-            for row in coordinate_check(kind, width, seed)]
+    sizes = {row[axis] for row in table}
+    print(f"{folder}: {amount(len(table), 'run')} of {amount(len(sizes), word)}", flush=True)
+    rows = [row for kind in kinds for size in SIZES[axis] for seed in range(3)
+            for row in coordinate_check(kind, axis, size, seed)]
     write_table(folder / "coordinates.csv", rows, list(rows[0]))
     write_table(folder / "transfer.csv", table, list(table[0]))
-    for kind in KINDS:
-        print(table_text(table, kind))
+    for kind in kinds:
+        print(table_text(table, axis, kind))
     for name in ACTIVATIONS:
-        mup, gpt2 = (growth(rows, kind, name) for kind in KINDS)
-        print(f"{name} moves as width^{mup:.2f} under mup, width^{gpt2:.2f} under gpt2")
+        grows = [f"{word}^{growth(rows, axis, kind, name):.2f} under {kind}" for kind in kinds]
+        print(f"{name} moves as {', '.join(grows)}")
     print(f"next: python -m scaling.plots {quote(str(folder))}")
     return 0
 
