@@ -24,6 +24,7 @@ from tqdm import tqdm
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling.laws import arms, counts, forms, frontiers, health
+from scaling.laws.glossary import explained
 from scaling.report import card, laws_of, summary, text
 from scaling.tables import columns
 from scaling.tables.csv import read_table
@@ -50,6 +51,7 @@ class Options:
     arm: str = ""                   # column of arms: what is each worth? The other laws are the reference's
     reference: str = ""             # the arm that others are held against; default: base, else the first
     json: str = ""                  # file for all that was fitted; -: standard output
+    explain: bool = False           # what every warning means, and what helps
 
 
 # ---- What the fits share: columns of the selected data, the noise of seeds, the health. ----
@@ -519,6 +521,9 @@ def main(args: list[str] | None = None) -> None:
         print(__doc__ + help_text(Options))
         return
     o = set_fields(Options(), given)
+    if o.explain:
+        print(explained())
+        return
     if len(paths) != 1:
         raise UserError(f"give one table of runs, not {len(paths)}: python -m scaling.fit RUNS.csv")
     at = [convert("at", number, float, "--at") for number in listed(o.at)]
