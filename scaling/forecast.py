@@ -446,9 +446,11 @@ def watch_command(args: list[str]) -> None:
     if not (run / "config.json").exists():
         raise UserError(f"{run} is no run directory: it has no config.json; give out/STUDY/RUN of one that "
                         "trains")
-    known = watch.family(folder, load_json(run / "config.json"), run.name)
     path = seal_path(folder, run.name)
     sealed = read_seal(path) if path.exists() else None
+    if sealed:
+        print(seal_line(sealed))
+    known = watch.family(folder, load_json(run / "config.json"), run.name)
     watch.follow(run, known, sealed, args.follow)
     if args.figure and not sealed:
         raise UserError(f"no forecast of {run.name} was sealed, so there is no band to draw its log in")
@@ -463,9 +465,10 @@ def halfway_text(folders: list[Path]) -> str:
         if not (folder / "curves.csv").exists():
             continue
         table = read_table(folder / "runs.csv")
-        with suppress(UserError):                      # too few runs of its schedule
-            like = {key: table[key][-1] for key in watch.ALIKE if key in table}
-            found += watch.halfway(folder, board_rows(folder), like)
+        like = {key: table[key][-1] for key in watch.ALIKE if key in table}
+        if all(len(set(table[key])) == 1 for key in like):         # else the schedule of a run is not known
+            with suppress(UserError):                  # too few runs
+                found += watch.halfway(folder, board_rows(folder), like)
     if not found:
         return ""
     errors, inside = np.array(found).T

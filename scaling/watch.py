@@ -21,7 +21,7 @@ from scaling.tables.csv import read_table
 
 WAIT = 10.0                                # seconds between two looks
 EARLY = 0.05                               # of a run: before that its curve is mostly warmup
-ALIKE = ("schedule", "cooldown_frac")      # settings that shape a curve
+ALIKE = ("schedule", "cooldown_frac", "min_lr")    # settings that shape a curve
 
 
 class Family(NamedTuple):
@@ -170,10 +170,10 @@ def picture(run: Path, known: Family, sealed: dict) -> Figure:
 
 def halfway(folder: Path, rows: list[dict], like: dict) -> list[tuple[float, bool]]:
     """(error, whether inside) of each measured forecast of a study, made again half way along its run."""
-    known = family(folder, like)
     curves = read_table(folder / "curves.csv")
     found = []
     for row in rows:
+        known = family(folder, like, row["run"])
         curve = curve_of(curves, row["run"], row["tokens"])
         own = outlook(known, curve, 0.5, row["params"], row["tokens"])
         if own and math.isfinite(row["measured"]):

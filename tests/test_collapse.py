@@ -15,7 +15,7 @@ from scaling.tables.csv import read_table
 from scaling.tables.runs import final_runs
 
 RESULTS = Path(__file__).parents[1] / "scaling" / "results"
-LIKE = dict(schedule="wsd", cooldown_frac=0.2)
+LIKE = dict(schedule="wsd", cooldown_frac=0.2, min_lr=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_torn_log_and_one_that_went_back_are_read(isoflop, study):
 
 def test_another_schedule_is_no_family(study):
     with pytest.raises(UserError, match=r"0 finished runs with curves have this schedule \(cosine\)"):
-        watch.family(study, dict(schedule="cosine", cooldown_frac=0.2))
+        watch.family(study, LIKE | dict(schedule="cosine"))
     (study / "curves.csv").unlink()
     with pytest.raises(UserError, match="there is no .*curves.csv"):
         watch.family(study, LIKE)
