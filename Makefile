@@ -1,6 +1,6 @@
 # make study     environment, data, laptop study, law, forecast, figures      (PYTHON=python3.12 chooses another)
 # make test      environment, linter, all tests
-# make notebook  run scaling/scaling_laws.ipynb again and keep what it prints and draws
+# make notebook  run the notebooks in scaling/ again and keep what it prints and draws
 PYTHON ?= python3
 
 study: .venv/runtime
@@ -11,7 +11,7 @@ test: .venv/dev
 	.venv/bin/python -m pytest -q -n auto tests
 
 notebook: .venv/dev
-	.venv/bin/jupyter-execute --inplace scaling/scaling_laws.ipynb
+	.venv/bin/jupyter-execute --inplace scaling/scaling_laws.ipynb scaling/published_studies.ipynb
 
 # The .pth file lets `python -m scaling.NAME` and `python scaling/NAME.py` work from any folder.
 .venv/runtime: requirements.txt

@@ -72,7 +72,7 @@ D_LABEL = "training tokens D"
 UNITS = {"char": "character", "byte": "byte"}           # of the loss, by tokenizer; else a token
 A_LABEL = "a, exponent of $N_{opt}$"
 
-NO_FORECASTS = dict.fromkeys(("run", "params", "tokens", "predicted", "measured"), np.array([]))
+NO_FORECASTS = dict.fromkeys("run params tokens predicted lo95 hi95 measured error".split(), np.array([]))
 
 matplotlib.rcParams.update({
     "font.size": 8,
