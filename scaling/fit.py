@@ -400,9 +400,15 @@ def fit_arms(parts: dict, reference: str, at: list[float] | None, **asked) -> di
 
     Notes and warnings of the arms' tables are in `notes`. Raises UserError.
     """
-    found, notes = {}, []
+    found, notes, out = {}, [], {}
     for name, part in parts.items():
-        data = select(part, **asked)
+        try:
+            data = select(part, **asked)
+        except UserError as e:                         # of an arm; a reference has to be sound
+            if name == reference:
+                raise
+            out[name] = str(e)
+            continue
         last = data["last"]
         found[name] = {key: data[key][last] for key in "NDCL"}
         speed = data["table"].get("tok_per_s")
@@ -410,7 +416,9 @@ def fit_arms(parts: dict, reference: str, at: list[float] | None, **asked) -> di
             found[name]["tok_per_s"] = speed[last]
         lines = data["notes"] + data["warnings"]
         notes += [f"{name}: {line}" for line in lines if "is the column" not in line]
-    return arms.fit_arms(found, reference, at) | {"notes": notes}
+    notes += [f"{name} is left out: {why}" for name, why in out.items()]
+    result = arms.fit_arms(found, reference, at)
+    return result | {"notes": notes, "left_out": result["left_out"] | out}
 
 
 # ---- All of them. ----

@@ -877,11 +877,13 @@ def draw_assets(out: Path) -> list[Path]:
     results = basics.ROOT / "scaling" / "results"
     laptop = read_study(results / "laptop")
     far = read_study(results / "far")
+    modern = read_study(results / "modern")
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     return [save(named(frontier(laptop, laptop.fit["surface"]), laptop.name), out / "laptop_frontier.png"),
             save(named(frontier(far, far.fit["surface"]), far.name), out / "far_frontier.png"),
             save(forecast_board(forecasts), out / "forecasts.png"),
+            save(named(study_figures(modern)["arms"], modern.name), out / "modern_arms.png"),
             save(recipe_figures(results / "transfer")["transfer"], out / "transfer_transfer.png")]
 
 

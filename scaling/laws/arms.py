@@ -16,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import f as f_test
+from scipy.stats import t as student
 
 from runtime.basics import UserError
 from scaling.laws import forms, frontiers
-from scaling.laws.solver import interval, robust_sd
+from scaling.laws.solver import LEVEL, robust_sd
 
 FEWEST = 3                                 # settings (N and D) of an arm
 DIFFER = 0.05                              # chance below which the exponents are not one
-DRAWS = 2000
 LEAST_NOISE = 1e-4                         # of log-loss: data without noise have a law, too
 TIED = 1e-3                                # sd of log r - log s of an arm that cannot tell them apart
 SPARE = 2                                  # degrees of freedom
@@ -56,10 +56,10 @@ class Runs(NamedTuple):
 
 
 class Joint(NamedTuple):
-    """A fitted law: theta (p,), draws (B, p) of it, its cost, noise of log-loss and degrees of freedom."""
+    """A fitted law: theta (p,), its covariance, its cost, noise of log-loss and degrees of freedom."""
 
     theta: Array
-    draws: Array
+    cov: Array
     cost: float
     noise: float
     df: int
@@ -145,16 +145,9 @@ def fit_joint(runs: Runs, own: bool = False, noise: float | None = None) -> Join
     if noise:
         noise_now = noise
         found = solve(found.x, noise)
-    return Joint(found.x, sampled(found, df), 2 * found.cost, float(noise_now), df, center, own)
-
-
-def sampled(found, df: int) -> Array:
-    """Draws (DRAWS, p) from the law's distribution: of the linearised law, as wide as Student's t."""
     cov = np.linalg.pinv(found.jac.T @ found.jac, hermitian=True)
     cov *= 1 + len(found.x) / df                       # else 93 % are inside, for the law is no straight line
-    rng = np.random.default_rng(0)
-    draws = rng.multivariate_normal(np.zeros(len(found.x)), cov, DRAWS, method="eigh")
-    return found.x + draws * np.sqrt(df / rng.chisquare(df, (DRAWS, 1)))
+    return Joint(found.x, cov, 2 * found.cost, float(noise_now), df, center, own)
 
 
 def equal_exponents(shared: Joint, own: Joint) -> dict:
@@ -229,8 +222,14 @@ def log_factor_at_equal(law: Joint, theta: Array, k: int, t: int, log_C: float) 
 
 
 def with_interval(f, law: Joint) -> dict:
-    """{factor, ci} of a log-factor f(theta)."""
-    return {"factor": float(np.exp(f(law.theta))), "ci": interval(np.exp(f(law.draws)))}
+    """{factor, ci} of a log-factor f(theta): the delta method, with Student's t."""
+    sd = np.sqrt(np.diag(law.cov))
+    with np.errstate(invalid="ignore"):                # where no amount makes up for a change
+        slope = (f(law.theta + 1e-3 * np.diag(sd)) - f(law.theta - 1e-3 * np.diag(sd))) / 2e-3
+    scaled = np.divide(slope, sd, out=np.zeros_like(sd), where=sd > 0)
+    wide = student.ppf((1 + LEVEL) / 2, law.df) * np.sqrt(scaled @ law.cov @ scaled)
+    middle = float(f(law.theta))
+    return {"factor": float(np.exp(middle)), "ci": np.exp([middle - wide, middle + wide]).tolist()}
 
 
 def worth(shared: Joint, own: Joint, law: Joint, runs: Runs, k: int, at: list[float]) -> dict:
@@ -241,12 +240,10 @@ def worth(shared: Joint, own: Joint, law: Joint, runs: Runs, k: int, at: list[fl
     def at_budget(C):
         log_C = np.log(C) - runs.cost(k)
         return with_interval(lambda theta: log_factor(law, theta, k, runs, log_C) - dearer, law)
-    _, _, _, shift = unpack(shared.draws, len(terms), False)
-    _, _, _, center = unpack(shared.theta, len(terms), False)
-    names = {"ND": "rs", "N": "r", "D": "s", "C": "m"}[terms]
-    row = {name: float(np.exp(center[t, k])) for t, name in enumerate(names)}
-    row["n"] = int((runs.arm == k).sum())
-    row["ci"] = {name: interval(np.exp(shift[:, t, k])) for t, name in enumerate(names)}
+    row = {"n": int((runs.arm == k).sum()), "ci": {}}
+    for t, name in enumerate({"ND": "rs", "N": "r", "D": "s", "C": "m"}[terms]):
+        found = with_interval(lambda theta, t=t: unpack(theta, len(terms), False)[3][..., t, k], shared)
+        row[name], row["ci"][name] = found["factor"], found["ci"]
     row["multiplier"] = [{"C": C} | at_budget(C) for C in at]
     if terms == "ND":
         for t, name in enumerate(("at_equal_tokens", "at_equal_params")):
@@ -371,15 +368,16 @@ def fit_arms(arms: dict, reference: str, at: list[float] | None = None) -> dict:
 
 def constants(law: Joint, terms: str) -> dict:
     """The shared parameters as in print, with intervals."""
-    def natural(theta):
+    names = {"ND": ("A", "B", "alpha", "beta"), "N": ("A", "alpha"), "D": ("B", "beta"), "C": ("k", "gamma")}
+
+    def logs(theta):
         levels, slopes = parts(law, theta, 0, len(terms))
-        names = {"ND": ("A", "B", "alpha", "beta"), "N": ("A", "alpha"), "D": ("B", "beta"),
-                 "C": ("k", "gamma")}[terms]
-        values = [*np.moveaxis(np.exp(levels), -1, 0), *np.moveaxis(slopes, -1, 0)]
-        return {"E": np.exp(theta[..., 0])} | dict(zip(names, values))
-    draws = natural(law.draws)
-    return {name: float(v) for name, v in natural(law.theta).items()} | {
-        "ci": {name: interval(v) for name, v in draws.items()}, "noise": law.noise, "df": law.df}
+        return np.concatenate([theta[..., :1], levels, np.log(slopes)], -1)
+    found = {"ci": {}, "noise": law.noise, "df": law.df}
+    for i, name in enumerate(("E", *names[terms])):
+        value = with_interval(lambda theta, i=i: logs(theta)[..., i], law)
+        found[name], found["ci"][name] = value["factor"], value["ci"]
+    return found
 
 
 def health(runs: Runs, names: list[str], test: dict | None, found: dict, out: dict) -> dict:
