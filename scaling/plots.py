@@ -127,7 +127,7 @@ def read_study(folder: str | Path) -> Study:
     curves = if_there(read_table, folder / "curves.csv")
     forecasts = if_there(read_table, folder / "forecasts.csv") or NO_FORECASTS
     if arms := fit.get("arms"):                         # the other laws are the reference's
-        own = runs[arms["column"]] == arms["reference"]
+        own = runs[arms["column"]].astype(str) == arms["reference"]
         runs = {name: values[own] for name, values in runs.items()}
     used = fit.get("data", {})
     asked = {k: used[k] for k in ("params", "flops") if used.get(k, "as given") != "as given"}
