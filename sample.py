@@ -5,8 +5,8 @@
     python sample.py --out_dir=out/RUN --start="ROMEO:" --num_samples=5 --temperature=0.7 --top_p=0.95
 
 Prints the prompt with each continuation. While both fit in block_size, keys and values are cached.
-Beyond, each token is drawn from the last block_size tokens, computed afresh: positions are learned, so
-when the window moves on by one, everything in it changes.
+Beyond, each token is drawn from the last block_size tokens, computed afresh: what they hold was computed with
+tokens that have left the window, and learned positions change.
 """
 import os
 

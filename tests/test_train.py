@@ -997,3 +997,9 @@ def test_the_hint_for_a_missing_dataset_leads_on(lab, dataset, says, monkeypatch
         (lab.data / name / "prepare.py").touch()
     code, _, err = lab.command(dataset=dataset)
     assert code == 2 and says in one_line(err)
+
+
+def test_muon_in_float16_is_one_line(lab):
+    """Where one of two optimizers sees an overflow, the scaler would let the other step."""
+    code, _, err = lab.command(optimizer="muon", dtype="float16")
+    assert code == 2 and "optimizer=muon has no float16" in err and err.count("\n") == 1
