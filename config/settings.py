@@ -162,8 +162,8 @@ def check_horizon(c: Config) -> None:
         found = f"got {' and '.join(given)}; -1 takes one away" if given else (
             "none is set; try --tokens_per_param=20")
         raise UserError(f"set exactly one horizon of {', '.join(HORIZONS)} ({found})")
-    if not 0 < getattr(c, given[0]) < math.inf:
-        raise UserError(f"{given[0]} must be positive, not {getattr(c, given[0])}")
+    if not 0 < getattr(c, given[0]) < 1e40:            # far above any run, and still a float
+        raise UserError(f"{given[0]} must be positive and below 1e40, not {str(getattr(c, given[0])):.30}")
 
 
 # ---- a quick look: another horizon than the config file's ----

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from config import settings
 from runtime.basics import UserError, load_json
@@ -145,9 +144,9 @@ def follow(run: Path, known: Family, sealed: dict | None, more: bool) -> None:
         time.sleep(WAIT)
 
 
-def picture(run: Path, known: Family, sealed: dict) -> Figure:
-    """The log of a run in the band in which its seal has it, and where it was to end."""
-    from scaling import plots
+def picture(run: Path, known: Family, sealed: dict):
+    """The log of a run in the band in which its seal has it, as a matplotlib figure."""
+    from scaling import plots  # to watch and to forecast takes no matplotlib
     c = settings.from_dict(load_json(run / "config.json"))
     tokens = c.max_iters * c.batch_size * c.block_size
     N = settings.default_N(settings.count_params(c))

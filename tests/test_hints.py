@@ -355,7 +355,7 @@ def test_a_plan_without_a_study(here):
 
 @pytest.mark.parametrize("command, words, meant", [
     ("python -m scaling.fit RUNS.csv RUNS.csv", "RUNS.csv", "RUNS.csv"),
-    ("python -m scaling.forecast seal", "seal|score|board|rollout|predict PATH", "rollout RUNS.csv")])
+    ("python -m scaling.forecast seal", "seal|score|board|rollout|predict|watch PATH", "rollout RUNS.csv")])
 def test_a_command_that_lacks_its_words(command, words, meant, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "scaling" / "results" / "wikitext2_cpu" / "runs.csv", "RUNS.csv")

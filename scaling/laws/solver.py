@@ -19,6 +19,7 @@ from runtime.basics import UserError
 from scaling.laws.health import judge
 
 DELTA = 1e-3                               # Huber's delta on log-residuals
+EXACT = 1e-16                              # objective per run below which a fit is exact, but for rounding
 LEVEL = 0.95                               # level of every interval
 SMALL = 20                                 # fewer runs than this: Gaussian bootstrap, see `resample`
 CHUNK = 500_000                            # gradient entries (B p n) of one batch of problems: about 4 MB
@@ -285,7 +286,7 @@ def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed
     # A frozen parameter has draws, all alike, but no interval.
     fit["ci"] = {k: ends for k, ends in fit["ci"].items() if ends[0] < ends[1]}
     fit["health"] |= {"starts": len(F),
-                      "agree": float((F <= F.min() * (1 + 1e-4)).mean()),
+                      "agree": float((F <= F.min() * (1 + 1e-4) + EXACT * n).mean()),
                       "moved": problem.moved(best[0], problem.starts[F.argmin()])}
     if bootstrap:
         fit["health"]["influence"] = influence(problem, best, group, boot, fit["ci"])
