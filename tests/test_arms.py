@@ -59,16 +59,16 @@ def test_without_noise_the_truth_comes_back():
 
 
 def test_intervals_hold_the_truth_and_equal_exponents_are_not_rejected():
-    """40 draws here; 400 by hand: 96 % inside, half-width 3.7 %, 5.8 % rejected (scaling/LOG.md)."""
+    """20 draws here; 400 by hand: 96 % inside, half-width 3.7 %, 5.8 % rejected (scaling/LOG.md)."""
     inside, widths, rejected = 0, [], 0
-    for seed in range(40):
+    for seed in range(20):
         found = arms.fit_arms(study(seed, new=dict(r=1.3 ** 0.5, s=1.3 ** 0.5)), "base", [2e11])
         row, = found["arms"]["new"]["multiplier"]
         low, high = row["ci"]
         inside += low <= 1.3 <= high
         widths.append((high - low) / 2 / row["factor"])
         rejected += found["equal_exponents"]["p"] < 0.05
-    assert inside >= 34 and np.median(widths) < 0.04 and rejected <= 6
+    assert inside >= 16 and np.median(widths) < 0.04 and rejected <= 4
 
 
 def test_other_exponents_are_found_and_then_each_arm_has_its_own():

@@ -27,7 +27,7 @@ DIFFER = 0.05                              # chance below which the exponents ar
 LEAST_NOISE = 1e-4                         # of log-loss: data without noise have a law, too
 TIED = 1e-3                                # sd of log r - log s of an arm that cannot tell them apart
 SPARE = 2                                  # degrees of freedom
-STARTS = [(share, slope) for share in (0.4, 0.7, 0.9) for slope in (0.2, 0.4, 0.8)]
+STARTS = [(share, slope) for share in (0.5, 0.85) for slope in (0.25, 0.6)]
 Array = np.ndarray
 
 
