@@ -11,6 +11,7 @@ one is tested (F); where they are not, each arm has its own, and its multiplier 
 Where all runs have one D the law is L = E + A/(r N)^alpha, where they have one N that of D, and where D
 follows N that of C: the multiplier is that of N, D or C. No torch, no files.
 """
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,9 +46,15 @@ class Runs(NamedTuple):
     terms: str
 
     def cost(self, k: int) -> float:
-        """Log of C over 6 N D in arm k's runs (where N and D have terms of their own)."""
+        """Log of C over 6 N D in arm k's runs; 0 where the law is of C as it is."""
+        if self.terms == "C":
+            return 0.0
         own = self.arm == k
-        return float(np.median(np.log(self.C / (6 * self.N * self.D))[own])) if self.terms != "C" else 0.0
+        return float(np.median(np.log(self.C / (6 * self.N * self.D))[own]))
+
+    def inputs(self) -> Array:
+        """The logarithms (T, n) of what the law's terms fall with."""
+        return np.log([getattr(self, name) for name in self.terms])
 
     def shared_by(self) -> float:
         """Log of C over the one input that the law has a term of."""
@@ -93,11 +100,6 @@ def log_loss(theta: Array, x: Array, arm: Array, own: bool) -> Array:
     return np.logaddexp(e, np.logaddexp.reduce(terms, axis=0))
 
 
-def inputs(runs: Runs) -> Array:
-    """The logarithms (T, n) of what the law's terms fall with."""
-    return np.log([getattr(runs, name) for name in runs.terms])
-
-
 def tied(runs: Runs) -> list[int]:
     """The arms whose own runs cannot tell log r from log s: they have one N, one D, or D follows N."""
     if runs.terms != "ND":
@@ -110,58 +112,67 @@ def tied(runs: Runs) -> list[int]:
     return found
 
 
-def fit_joint(runs: Runs, own: bool = False, noise: float | None = None) -> Joint:
-    """The joint law, with exponents that are each arm's `own` or shared; the noise is found if not given.
-
-    Least squares of log-loss, linear beyond three standard deviations, so that an outlier does not decide.
-    """
-    x = inputs(runs)
-    center = x.mean(1)
-    x = x - center[:, None]
+def misfit_of(runs: Runs, own: bool) -> Callable:
+    """The residuals of theta (p,), in units of a noise: of each setting, and of r = s where arms tie them."""
+    x = runs.inputs()
+    x = x - x.mean(1)[:, None]
     T, K = len(x), runs.arm.max()
     together = [1 + 2 * T + np.array([k - 1, K + k - 1]) for k in tied(runs)]
 
-    def residuals(theta, noise):
+    def misfit(theta, noise):
         apart = [(theta[a] - theta[b]) / TIED for a, b in together]
         return np.append((log_loss(theta, x, runs.arm, own) - runs.y) / noise, apart)
+    return misfit
 
+
+def solve(misfit: Callable, start: Array, noise: float):
+    """Least squares, linear beyond three standard deviations, so that an outlier does not decide."""
+    return least_squares(misfit, start, args=(noise,), loss="huber", f_scale=3, x_scale="jac")
+
+
+def start_at(runs: Runs, own: bool, share: float, slope: float) -> Array:
+    """theta (p,) of arms that are alike, with a floor of `share` of the lowest loss and exponents `slope`."""
+    T, K = len(runs.terms), runs.arm.max()
     low = runs.y.min()
-    extra = np.zeros((1 + own) * T * K)
+    height = low + np.log((1 - share) / T)
+    arms = np.zeros((1 + own) * T * K)
+    return np.concatenate([[low + np.log(share)], np.full(T, height), np.full(T, np.log(slope)), arms])
 
-    def begin(share, slope):
-        height = low + np.log((1 - share) / T)
-        return np.concatenate([[low + np.log(share)], np.full(T, height), np.full(T, np.log(slope)), extra])
 
-    def solve(start, noise):
-        return least_squares(residuals, start, args=(noise,), loss="huber", f_scale=3, x_scale="jac")
-
-    df = len(runs.y) - len(begin(*STARTS[0])) + len(together)
-    found = min((solve(begin(*start), 0.01) for start in STARTS), key=lambda found: found.cost)
-    for _ in range(0 if noise else 3):
-        miss = residuals(found.x, 1.0)[:len(runs.y)]
+def fit_joint(runs: Runs, own: bool = False) -> Joint:
+    """The joint law, with exponents that are each arm's `own` or shared; fit and noise are found in turns."""
+    misfit = misfit_of(runs, own)
+    starts = [start_at(runs, own, *start) for start in STARTS]
+    df = len(runs.y) - len(starts[0]) + len(tied(runs))
+    found = min((solve(misfit, start, 0.01) for start in starts), key=lambda found: found.cost)
+    for _ in range(3):
+        miss = misfit(found.x, 1.0)[:len(runs.y)]
         most = 4 * max(robust_sd(miss), LEAST_NOISE)
-        noise_now = max(np.sqrt((np.clip(miss, -most, most) ** 2).sum() / df), LEAST_NOISE)
-        found = solve(found.x, noise_now)
-    if noise:
-        noise_now = noise
-        found = solve(found.x, noise)
+        noise = max(float(np.sqrt((np.clip(miss, -most, most) ** 2).sum() / df)), LEAST_NOISE)
+        found = solve(misfit, found.x, noise)
     cov = np.linalg.pinv(found.jac.T @ found.jac, hermitian=True)
     cov *= 1 + len(found.x) / df                       # else 93 % are inside, for the law is no straight line
-    return Joint(found.x, cov, 2 * found.cost, float(noise_now), df, center, own)
+    return Joint(found.x, cov, 2 * found.cost, noise, df, runs.inputs().mean(1), own)
 
 
-def equal_exponents(shared: Joint, own: Joint) -> dict:
+def equal_exponents(runs: Runs, shared: Joint, own: Joint) -> dict:
     """F test of shared exponents against each arm's own, both at the noise of the latter."""
+    cost = 2 * solve(misfit_of(runs, False), shared.theta, own.noise).cost
     q = shared.df - own.df
-    F = max(shared.cost - own.cost, 0) / q / (own.cost / own.df)
+    F = max(cost - own.cost, 0) / q / (own.cost / own.df)
     return {"F": float(F), "p": float(f_test.sf(F, q, own.df)), "df": [q, own.df]}
 
 
 # ---- What it is worth. ----
 
+def log_multiplier(worse: Array, better: Array, exponent: Array) -> Array:
+    """Log of how many times the compute takes one log of a reducible loss to another, along k C^-exponent."""
+    return (worse - better) / exponent
+
+
 def multiplier_of_losses(better: float, worse: float, E: float, alpha: float) -> float:
     """How many times the compute takes a loss `worse` to `better` along L = E + k C^-alpha."""
-    return float(((worse - E) / (better - E)) ** (1 / alpha))
+    return float(np.exp(log_multiplier(np.log(worse - E), np.log(better - E), alpha)))
 
 
 def parts(law: Joint, theta: Array, k: int, T: int) -> tuple[Array, Array]:
@@ -171,54 +182,44 @@ def parts(law: Joint, theta: Array, k: int, T: int) -> tuple[Array, Array]:
     return level + slope * (law.center - shift[..., k]), slope
 
 
-def best(levels: Array, slopes: Array, log_C: float) -> tuple[Array, Array]:
-    """(log N, log of the reducible loss) at the best size for a budget e^log_C = 6 N D."""
-    a, b = np.moveaxis(levels, -1, 0)
-    alpha, beta = np.moveaxis(slopes, -1, 0)
-    n = (np.log(alpha / beta) + a - b + beta * (log_C - np.log(6))) / (alpha + beta)
-    d = log_C - np.log(6) - n
-    return n, np.logaddexp(a - alpha * n, b - beta * d)
+def at_best(law: Joint, theta: Array, k: int, runs: Runs, log_C: Array) -> tuple[Array, Array | None]:
+    """(log of the reducible loss, log N) of arm k at its best size for 6 N D = e^log_C.
 
-
-def frontier(law: Joint, k: int, runs: Runs, C: Array) -> Array:
-    """The loss (m,) of arm k at its best size for the budgets C (m,)."""
-    levels, slopes = parts(law, law.theta, k, len(runs.terms))
-    log_C = np.log(C) - runs.cost(k)
+    With one term there is no size to choose: None.
+    """
+    levels, slopes = parts(law, theta, k, len(runs.terms))
     if len(runs.terms) == 1:
-        reached = levels[0] - slopes[0] * (log_C - runs.shared_by())
-    else:
-        reached = np.array([best(levels, slopes, c)[1] for c in log_C])
-    return np.exp(law.theta[0]) + np.exp(reached)
+        return levels[..., 0] - slopes[..., 0] * (log_C - runs.shared_by()), None
+    A, B = np.moveaxis(np.exp(levels), -1, 0)
+    alpha, beta = np.moveaxis(slopes, -1, 0)
+    surface = {"E": 0.0, "A": A, "B": B, "alpha": alpha, "beta": beta}
+    N, _, loss = forms.surface_optimum(surface, np.exp(log_C))
+    return np.log(loss), np.log(N)
 
 
-def log_factor(law: Joint, theta: Array, k: int, runs: Runs, log_C: float) -> Array:
-    """Log of the 6 N D that the reference takes over arm k's, at arm k's loss at e^log_C; theta (..., p)."""
-    T = len(runs.terms)
-    levels, slopes = parts(law, theta, k, T)
-    reference, own = parts(law, theta, 0, T)
-    if T == 1:
-        x = log_C - runs.shared_by()
-        reached = levels[..., 0] - slopes[..., 0] * x
-        return (reference[..., 0] - reached) / own[..., 0] - x
-    _, reached = best(levels, slopes, log_C)
-    _, there = best(reference, own, log_C)
-    gamma = own[..., 0] * own[..., 1] / own.sum(-1)            # the frontier's own exponent
-    return (there - reached) / gamma
+def log_factor(law: Joint, theta: Array, k: int, runs: Runs, C: float) -> Array:
+    """Log of the compute that the reference takes over arm k's, at arm k's loss for C; theta (..., p)."""
+    log_C = np.log(C) - runs.cost(k)
+    reached, _ = at_best(law, theta, k, runs, log_C)
+    there, _ = at_best(law, theta, 0, runs, log_C)
+    _, slopes = parts(law, theta, 0, len(runs.terms))
+    exponent = 1 / (1 / slopes).sum(-1)                # the frontier's: alpha beta / (alpha + beta)
+    return log_multiplier(there, reached, exponent) - (runs.cost(k) - runs.cost(0))
 
 
-def log_factor_at_equal(law: Joint, theta: Array, k: int, t: int, log_C: float) -> Array:
+def log_factor_at_equal(law: Joint, theta: Array, k: int, runs: Runs, t: int, C: float) -> Array:
     """Log of the reference's own input t (0: N, 1: D) over arm k's at its best size, the other being equal.
 
     Infinite where no amount of it makes up for the change.
     """
-    levels, slopes = parts(law, theta, k, 2)
-    reference, own = parts(law, theta, 0, 2)
-    n, reached = best(levels, slopes, log_C)
+    log_C = np.log(C) - runs.cost(k)
+    reached, n = at_best(law, theta, k, runs, log_C)
     x = np.stack([n, log_C - np.log(6) - n], -1)
-    other = np.exp(reference[..., 1 - t] - own[..., 1 - t] * x[..., 1 - t])
+    levels, slopes = parts(law, theta, 0, 2)
+    other = np.exp(levels[..., 1 - t] - slopes[..., 1 - t] * x[..., 1 - t])
     with np.errstate(invalid="ignore", divide="ignore"):
         left = np.log(np.maximum(np.exp(reached) - other, 0))
-        return (reference[..., t] - left) / own[..., t] - x[..., t]
+        return (levels[..., t] - left) / slopes[..., t] - x[..., t]
 
 
 def with_interval(f, law: Joint) -> dict:
@@ -232,41 +233,44 @@ def with_interval(f, law: Joint) -> dict:
     return {"factor": float(np.exp(middle)), "ci": np.exp([middle - wide, middle + wide]).tolist()}
 
 
-def worth(shared: Joint, own: Joint, law: Joint, runs: Runs, k: int, at: list[float]) -> dict:
-    """All that is said of arm k: r and s, its multiplier at each budget, that of N and D alone, the trend."""
-    terms = runs.terms
-    dearer = runs.cost(k) - runs.cost(0)               # by how much a step costs more, N and D alike
+def worth(shared: Joint, own: Joint | None, law: Joint, runs: Runs, k: int, at: list[float]) -> dict:
+    """All that is said of arm k: r and s, its multiplier at each budget, that of N and D alone, the trend.
 
+    `law` is the one of `shared` and `own` that holds; a trend needs exponents of its own.
+    """
     def at_budget(C):
-        log_C = np.log(C) - runs.cost(k)
-        return with_interval(lambda theta: log_factor(law, theta, k, runs, log_C) - dearer, law)
-    row = {"n": int((runs.arm == k).sum()), "ci": {}}
-    for t, name in enumerate({"ND": "rs", "N": "r", "D": "s", "C": "m"}[terms]):
-        found = with_interval(lambda theta, t=t: unpack(theta, len(terms), False)[3][..., t, k], shared)
-        row[name], row["ci"][name] = found["factor"], found["ci"]
-    row["multiplier"] = [{"C": C} | at_budget(C) for C in at]
-    if terms == "ND":
-        for t, name in enumerate(("at_equal_tokens", "at_equal_params")):
-            row[name] = [{"C": C} | with_interval(
-                lambda theta, t=t, C=C: log_factor_at_equal(law, theta, k, t, np.log(C) - runs.cost(k)), law)
-                for C in at]
-    low, high = np.log([runs.C.min(), runs.C.max()])
+        return {"C": C} | with_interval(lambda theta: log_factor(law, theta, k, runs, C), law)
+
+    def at_equal(t, C):
+        return {"C": C} | with_interval(lambda theta: log_factor_at_equal(law, theta, k, runs, t, C), law)
 
     def slope(theta):
-        ends = [log_factor(own, theta, k, runs, C) for C in (low, high)]
-        return (ends[1] - ends[0]) / (high - low) * np.log(10)
-    trend = with_interval(slope, own)
-    row["trend"] = {"per_tenfold_C": trend["factor"], "ci": trend["ci"]}
-    C = np.geomspace(runs.C.min(), runs.C.max(), 15)
-    row["curve"] = curve(law, k, runs, C) | {"multiplier": [at_budget(c) for c in C]}
+        low, high = runs.C.min(), runs.C.max()
+        rise = log_factor(own, theta, k, runs, high) - log_factor(own, theta, k, runs, low)
+        return rise / np.log10(high / low)
+    row = {"n": int((runs.arm == k).sum()), "ci": {}}
+    for t, name in enumerate({"ND": "rs", "N": "r", "D": "s", "C": "m"}[runs.terms]):
+        found = with_interval(lambda theta, t=t: unpack(theta, len(runs.terms), False)[3][..., t, k], shared)
+        row[name], row["ci"][name] = found["factor"], found["ci"]
+    row["multiplier"] = [at_budget(C) for C in at]
+    if runs.terms == "ND":
+        for t, name in enumerate(("at_equal_tokens", "at_equal_params")):
+            row[name] = [at_equal(t, C) for C in at]
+    if own:
+        trend = with_interval(slope, own)
+        row["trend"] = {"per_tenfold_C": trend["factor"], "ci": trend["ci"]}
+    row["curve"] = curve(law, k, runs)
+    row["curve"]["multiplier"] = [at_budget(C) for C in row["curve"]["C"]]
     return row
 
 
-def curve(law: Joint, k: int, runs: Runs, C: Array) -> dict:
-    """What a picture of arm k shows: its runs, and its frontier at the budgets C."""
+def curve(law: Joint, k: int, runs: Runs) -> dict:
+    """What a picture of arm k shows: its runs, and its frontier over the C of all arms."""
     own = runs.arm == k
+    C = np.geomspace(runs.C.min(), runs.C.max(), 15)
+    reached, _ = at_best(law, law.theta, k, runs, np.log(C) - runs.cost(k))
     return {"runs": {"C": runs.C[own].tolist(), "loss": np.exp(runs.y[own]).tolist()},
-            "C": C.tolist(), "loss": frontier(law, k, runs, C).tolist()}
+            "C": C.tolist(), "loss": (np.exp(law.theta[0]) + np.exp(reached)).tolist()}
 
 
 # ---- The fit. ----
@@ -285,7 +289,7 @@ def settings(arms: dict, reference: str) -> tuple[Runs, list[str], dict]:
         group = group.reshape(-1)
         count = np.bincount(group)
         if len(count) < FEWEST:
-            out[name] = (f"{len(count)} settings of N and D are too few; an arm needs {FEWEST}")
+            out[name] = f"{len(count)} settings of N and D are too few; an arm needs {FEWEST}"
             continue
         C, y = (np.bincount(group, v) / count for v in (arms[name]["C"], np.log(arms[name]["L"])))
         rows[name] = np.array([*key, C, y])
@@ -346,24 +350,21 @@ def fit_arms(arms: dict, reference: str, at: list[float] | None = None) -> dict:
         raise UserError(f"{have} settings of {len(names)} arms cannot tell {need - SPARE} parameters; train "
                         f"{need - have} more")
     shared = fit_joint(runs)
-    test, own, law = None, shared, shared
+    test, own, law = None, None, shared
     if have >= need + T * K:
         own = fit_joint(runs, own=True)
-        test = equal_exponents(fit_joint(runs, noise=own.noise), own)
+        test = equal_exponents(runs, shared, own)
         if test["p"] < DIFFER:
             law = own
     found = {name: worth(shared, own, law, runs, k, at) for k, name in enumerate(names) if k}
     for name, row in found.items():
-        if test is None:                               # a trend needs exponents of its own
-            del row["trend"]
         if slower := slowness(arms, name, reference):
             row["seconds_per_token"] = slower
             row["per_hour"] = [{"C": m["C"], "factor": m["factor"] / slower,
                                 "ci": [end / slower for end in m["ci"]]} for m in row["multiplier"]]
     return {"form": "arms", "terms": runs.terms, "reference": reference, "budgets": at, "n": have,
             "shared": constants(shared, runs.terms), "equal_exponents": test, "arms": found, "left_out": out,
-            "curve": curve(law, 0, runs, np.geomspace(runs.C.min(), runs.C.max(), 15)),
-            "health": health(runs, names, test, found, out)}
+            "curve": curve(law, 0, runs), "health": health(runs, names, test, out)}
 
 
 def constants(law: Joint, terms: str) -> dict:
@@ -380,7 +381,7 @@ def constants(law: Joint, terms: str) -> dict:
     return found
 
 
-def health(runs: Runs, names: list[str], test: dict | None, found: dict, out: dict) -> dict:
+def health(runs: Runs, names: list[str], test: dict | None, out: dict) -> dict:
     """What to doubt, a sentence each: exponents, arms left out, sizes that do not overlap."""
     lines = [f"{name} is left out: {why}" for name, why in out.items()]
     if test is None:
