@@ -6,7 +6,7 @@ runs, with noise as large as that between seeds or, without any, as the scatter 
 Where the surface is the truth, the difference of the approaches is what these show: a median, for a profile
 is not quite a parabola, and a spread. What the data show beyond that median is the difference reported.
 
-In 400 simulated studies each, runs as in scaling/results/laptop and isoflop, 95 to 98 % of the intervals of a,
+In 400 simulated studies each, runs as in results/laptop and isoflop, 95 to 98 % of the intervals of a,
 N_opt, D_opt and loss held 0; in 1 % of the studies `fit` would have said that the approaches disagree.
 """
 import numpy as np
