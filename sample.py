@@ -90,13 +90,14 @@ def load_run(out: Path) -> tuple[GPT, Tokenizer]:
     except Exception as e:                             # unpickling garbage can raise almost anything
         raise UserError(f"{out}: ckpt.pt or config.json is corrupt ({type(e).__name__}); {again}") from None
     meta = load_meta(c.dataset)
-    # A char vocabulary is its text's, so it must be the same text; byte and gpt2 are the same for every text.
-    other = "other text, " if tokenizer == "char" and meta["train_sha256"] != data else ""
+    # Vocabularies of char and bpe are their text's, so it must be the same; byte and gpt2 are one for all.
+    own = tokenizer in ("char", "bpe")
+    other = "other text, " if own and meta["train_sha256"] != data else ""
     if other or meta["tokenizer"] != tokenizer or meta["vocab_size"] > c.vocab_size:
         raise UserError(f"{out} does not match data/{c.dataset}: trained with tokenizer {tokenizer} and "
                         f"{c.vocab_size} ids, and that now holds {other}tokenizer {meta['tokenizer']} and "
                         f"{meta['vocab_size']} ids; prepare it as it was")
-    return model.eval(), get_tokenizer(tokenizer, meta.get("chars", ""))
+    return model.eval(), get_tokenizer(tokenizer, meta.get("chars") or meta.get("bpe", ""))
 
 
 def read_prompt(start: str) -> str:

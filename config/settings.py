@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -240,15 +241,16 @@ def how_to_prepare(dataset: str) -> str:
     data = basics.ROOT / "data"
     name, _, tokenizer = dataset.partition("_")
     script = data / name / "prepare.py"
-    known = tokenizers(script) if script.exists() else []
+    known = tokenizers(script) if script.exists() and name != "text" else []
     out = from_here(data / dataset)
     if known and (not tokenizer or tokenizer in known):
         # With --out_dir, because a dataset's usual tokenizer is not in the name of its directory.
         options = f" --tokenizer={tokenizer} --out_dir={out}" if tokenizer else ""
         return f"run: python {from_here(script)}{options}"
-    others = [f"{name}_{x}" for x in known] or sorted(p.parent.name for p in data.glob("*/prepare.py"))
+    others = [f"{name}_{x}" for x in known] or sorted(p.parent.name for p in data.glob("*/prepare.py")
+                                                       if p.parent.name != "text")
     return (f"what can be prepared: {', '.join(others)}{nearest(dataset, others)}; or your own text: python "
-            f"{from_here(data / 'wikitext2' / 'prepare.py')} --input FILES --out_dir={out}")
+            f"{from_here(data / 'text' / 'prepare.py')} --name={shlex.quote(dataset)} --input FILES")
 
 
 def tokenizers(script: Path) -> list[str]:

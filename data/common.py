@@ -213,14 +213,14 @@ def json_rows(lines: io.TextIOWrapper) -> Iterable:
     return json.load(lines) if first == "[" else map(json.loads, filter(str.strip, lines))
 
 
-def texts(stream) -> Iterator[str]:
-    """The documents of a stream of rows. UserError for whatever cannot be read."""
+def texts(stream, field: str = "text") -> Iterator[str]:
+    """The documents of a stream of rows, in their `field`. UserError for whatever cannot be read."""
     try:
         for row in stream:
-            if not isinstance(row, dict) or not isinstance(row.get("text", 0), str | None):
-                raise UserError(f"{place(stream)}: no text in a field 'text' of {str(row):.80}; rename the "
-                                "field that holds it")
-            text = (row["text"] or "").replace("\ufeff", "")     # a mark amid it: of files that were joined
+            if not isinstance(row, dict) or not isinstance(row.get(field, 0), str | None):
+                have = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) else "rename it"
+                raise UserError(f"{place(stream)}: no text in a field {field!r} of {str(row):.80}; {have}")
+            text = (row[field] or "").replace("\ufeff", "")     # a mark amid it: of files that were joined
             text.encode()                             # JSON can hold halves of surrogate pairs
             yield text
     except UserError:
@@ -246,7 +246,8 @@ class Tokenizer(NamedTuple):
     encode: Callable
     decode: Callable
     separator: np.ndarray
-    chars: str = ""
+    chars: str = ""                                   # of char: its vocabulary
+    bpe: str = ""                                     # of bpe: what `tokenizers` saves
 
 
 def char_tokenizer(chars: str) -> Tokenizer:
@@ -277,6 +278,44 @@ def byte_tokenizer() -> Tokenizer:
         return bytes(list(ids)).decode(errors="replace")
 
     return Tokenizer("byte", 256, encode, decode, encode("\n\n\n"))
+
+
+def bpe_tokenizer(docs: Iterable[str] = (), vocab: int = 0, trained: str = "") -> Tokenizer:
+    """Byte-level BPE: trained on `docs` to `vocab` ids, or as `trained` says (tokenizer.json's text)."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("tokenizer bpe needs `pip install tokenizers`; or use --tokenizer=byte") from None
+    if trained:
+        bpe = tokenizers.Tokenizer.from_str(trained)
+    else:
+        bpe = train_bpe(tokenizers, docs, vocab)
+
+    def encode(text):
+        return np.array(bpe.encode(text).ids, dtype=np.uint16)
+
+    def decode(ids):
+        return bpe.decode([int(i) for i in ids])
+
+    return Tokenizer("bpe", bpe.get_vocab_size(), encode, decode, np.zeros(1, np.uint16), bpe=bpe.to_str())
+
+
+def train_bpe(tokenizers, docs: Iterable[str], vocab: int):
+    """Id 0 stands between documents, 256 are the bytes, the others merges. UserError for a bad `vocab`."""
+    if not 257 < vocab <= 65536:
+        raise UserError(f"--vocab={vocab}: take 258 to 65536 (257 are the bytes and the end of a text, and "
+                        "ids are of 16 bits)")
+    level = tokenizers.pre_tokenizers.ByteLevel
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = level(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    bpe.train_from_iterator(docs, tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=["<|endoftext|>"], initial_alphabet=level.alphabet(),
+        show_progress=False))
+    if bpe.get_vocab_size() < vocab:
+        raise UserError(f"--vocab={vocab}, but this text makes no more than {bpe.get_vocab_size()}; set "
+                        f"--vocab={bpe.get_vocab_size()} or less")
+    return bpe
 
 
 def gpt2_from_package():
@@ -317,17 +356,27 @@ def gpt2_tokenizer() -> Tokenizer:
 
 
 def get_tokenizer(name: str, *corpus: str) -> Tokenizer:
-    """The tokenizer `name`; "char" has the characters of the corpus as ids. UserError for other names."""
+    """The tokenizer `name`: "char" has the characters of the corpus as ids, "bpe" is it. UserError."""
     if name == "char":
         return char_tokenizer("".join(sorted(set().union(*corpus))))
     if name == "byte":
         return byte_tokenizer()
     if name == "gpt2":
         return gpt2_tokenizer()
+    if name == "bpe":
+        return bpe_tokenizer(trained="".join(corpus))
     raise UserError(f"unknown tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}")
 
 
 # ---- overlap between train and validation ----
+
+def hold_out(text: str) -> tuple[str, str]:
+    """All but the last tenth, and that: from where a line begins or, if none does soon, from within one."""
+    at = len(text) - len(text) // 10
+    at = text.find("\n", at - 1, at + len(text) // 20) + 1 or at
+    return text[:at], text[at:]
+
+
 
 OVERLAP_RULE = ("a part of train repeats val if it has 200 characters or more in lines of at least 40, and "
                 "over half of those characters are in lines that val has too")
@@ -379,7 +428,7 @@ Piece = tuple[np.ndarray, int]                        # ids of a stretch of text
 def pieces(docs: Iterable[str], tok: Tokenizer, follows: bool = False) -> Iterator[Piece]:
     """Encode documents on all cores, with a separator between two (and first, if this `follows` another)."""
     docs = iter(docs)
-    size = 0 if tok.name == "gpt2" else len(tok.separator)      # <|endoftext|> is no text
+    size = 0 if tok.name in ("gpt2", "bpe") else len(tok.separator)      # <|endoftext|> is no text
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(docs, 256)):
             for doc, ids in zip(batch, pool.map(tok.encode, batch)):
@@ -421,8 +470,7 @@ def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) 
     """
     out = out_dir(args)
     meta = {"name": args.name, "tokenizer": tok.name, "vocab_size": tok.vocab_size}
-    if tok.chars:
-        meta["chars"] = tok.chars
+    meta |= {key: getattr(tok, key) for key in ("chars", "bpe") if getattr(tok, key)}
     for split in ("train", "val"):
         tokens, nbytes = counts[split]
         if tokens < 2:

@@ -128,7 +128,7 @@ def test_gpt2_without_network_uses_the_verified_package(monkeypatch, tmp_path):
 
 def test_unknown_tokenizer():
     with pytest.raises(UserError, match="char, byte, gpt2"):
-        common.get_tokenizer("bpe")
+        common.get_tokenizer("wordpiece")
 
 
 # ---- overlap ----
@@ -514,6 +514,112 @@ def test_bad_command_line(name, capsys):
     with pytest.raises(SystemExit) as end:
         module(name).main(["--help"])
     assert end.value.code == 0 and f"data/{name}_TOKENIZER/" in capsys.readouterr().out
+
+
+# ---- Own text. ----
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Prepare own text from the arguments, as data/NAME of a lab: its meta.json, with each split's ids."""
+    monkeypatch.setattr(common.basics, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    return lambda name, *args: prepare("text", tmp_path / "data" / name, f"--name={name}", *args)
+
+
+def write_documents(folder: Path, docs: list[str]) -> Path:
+    folder.mkdir()
+    for i, doc in enumerate(docs):
+        (folder / f"{i:03}.md").write_text(doc, encoding="utf-8")
+    return folder
+
+
+def test_a_folder_of_documents(tmp_path, mine, capsys):
+    """A twentieth is held out, whole; copies come once, and no training text repeats what is held out."""
+    folder = write_documents(tmp_path / "notes", PROSE)
+    (folder / "copy.txt").write_text(PROSE[7], encoding="utf-8")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (folder / "empty.md").write_text(" \n", encoding="utf-8")
+    meta = mine("mine", "--input", folder)
+    train, val = (as_bytes(meta[split]).decode().split("\n\n\n") for split in ("train", "val"))
+    assert sorted(train + val) == sorted(PROSE) and not set(train) & set(val)
+    assert 0.03 < meta["val_bytes"] / (meta["train_bytes"] + meta["val_bytes"]) <= 0.05
+    assert meta["dropped"] == {"empty": 0, "duplicate": 1, "binary files": 2,
+                               "paragraphs that repeat validation": 0}
+    assert "next: python train.py config/scale_d32.py --dataset=mine" in capsys.readouterr().out
+    again = mine("again", "--input", *sorted(folder.glob("*.md"))[1::-1], *sorted(folder.glob("*.md"))[2:-1])
+    assert set(as_bytes(again["val"]).decode().split("\n\n\n")) == set(val)      # whatever the order
+
+
+def test_few_documents_are_cut(tmp_path, mine):
+    text = write_lines(tmp_path / "book.txt", PROSE)
+    with gzip.open(tmp_path / "book.txt.gz", "wb") as f:
+        f.write(text.read_bytes())
+    meta, packed = (mine(name, "--input", tmp_path / file, "--tokenizer=char")
+                    for name, file in (("a", "book.txt"), ("b", "book.txt.gz")))
+    words = "".join(np.array(list(meta["chars"]))[np.concatenate([meta["train"], meta["val"]])])
+    assert words == text.read_text() and meta["split"] == "the last 10 % of each document held out"
+    assert (meta["train"] == packed["train"]).all() and (meta["val"] == packed["val"]).all()
+
+
+def test_rows_with_a_field_and_a_vocabulary_of_their_own(tmp_path, mine):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "body": doc}) + "\n" for i, doc in enumerate(PROSE)))
+    meta = mine("mine", "--input", path, "--field=body", "--tokenizer=bpe", "--vocab=400")
+    tok = common.get_tokenizer("bpe", meta["bpe"])
+    assert meta["vocab_size"] == tok.vocab_size == 400
+    train = tok.decode(meta["train"][meta["train"] > 0])
+    assert len(train.encode()) == meta["train_bytes"] > 2 * meta["train_tokens"]
+    assert 1 + (meta["train"] == 0).sum() == train.count("Paragraph ") > 185     # one between two documents
+    odd = "na\u00efve \U0001f600\n\n  end"
+    assert tok.decode(tok.encode(odd)) == odd          # bytes: nothing is unknown
+
+
+def test_texts_that_share_validation_can_be_compared(tmp_path, mine, capsys):
+    folder = write_documents(tmp_path / "a", PROSE[:100])
+    first = mine("first", "--input", folder, "--tokenizer=bpe", "--vocab=300")
+    val = common.get_tokenizer("bpe", first["bpe"]).decode(first["val"])
+    other = write_documents(tmp_path / "b", [*PROSE[100:], val[:1500].replace("\n", " ") + "\n" + val])
+    meta = mine("second", "--input", other, "--val_from=first", "--num_tokens=5000")
+    assert meta["val_sha256"] == first["val_sha256"] and meta["val_bytes"] == first["val_bytes"]
+    assert meta["bpe"] == first["bpe"] and meta["train_tokens"] == 5000
+    assert "first brings its vocabulary" in refused("text", capsys, "--name=c", "--input", other,
+                                                    "--val_from=first", "--tokenizer=char")
+    mine("chars", "--input", tmp_path / "a", "--tokenizer=char")
+    (tmp_path / "new.txt").write_text("\u00df" * 99)
+    assert "'\u00df' are not in the vocabulary" in refused("text", capsys, "--name=d", "--input",
+                                                         tmp_path / "new.txt", "--val_from=chars")
+
+
+def test_the_hub_by_name_and_field(tmp_path, mine, capsys, monkeypatch):
+    import datasets
+    asked = []
+
+    def load(repo, config, revision, split, streaming):
+        asked.append((repo, config, split))
+        return iter([{"body": doc, "id": i} for i, doc in enumerate(PROSE)])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    meta = mine("web", "--hf=some/web:small", "--field=body", "--num_tokens=2000")
+    assert asked == [("some/web", "small", "train")] and meta["train_tokens"] == 2000
+    line = refused("text", capsys, "--name=web", "--hf=some/web")
+    assert "no text in a field 'text' of " in line and "; it has body, id" in line
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--name=a"], "give either --input FILES or --hf=REPO"),
+    (["--name=a/b", "--input", "x"], "is no name for a directory"),
+    (["--name=a", "--input", "void"], "no text in void; give files of text"),
+    (["--name=a", "--input", "gone.txt"], "cannot read gone.txt"),
+    (["--name=a", "--input", "zeros.bin"], "zeros.bin holds zero bytes: it is no text"),
+    (["--name=a", "--input", "my.txt", "--tokenizer=bpe", "--vocab=60000"], "but this text makes no more "),
+    (["--name=a", "--input", "my.txt", "--tokenizer=bpe", "--vocab=1e5"], "take 258 to 65536"),
+    (["--name=a", "--input", "my.txt", "--val_from=none"], "'none' is not prepared")])
+def test_own_text_that_cannot_be_had(mine, tmp_path, monkeypatch, capsys, args, words):
+    monkeypatch.chdir(tmp_path)
+    Path("void").mkdir()
+    write_lines(Path("my.txt"), PROSE)
+    Path("zeros.bin").write_bytes(b"a\0b")
+    assert words in refused("text", capsys, *args)
+    assert not list(Path("data").iterdir())
 
 
 def test_no_network(tmp_path, capsys, monkeypatch):

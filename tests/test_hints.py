@@ -171,7 +171,7 @@ def test_a_damaged_dataset(online, name):
     ("python data/c4/prepare.py --tokenizer=byte --out_dir=data/a --input my.txt", "too little text"),
     ("python data/tinyshakespeare/prepare.py --input train.jsonl", "not Tiny Shakespeare")])
 def test_text_that_is_not_for_that_command(online, command, later):
-    leads_on(command, rf"own text, run: {PREPARE}", later=later, FILES="my.txt", DIR="data/own")
+    leads_on(command, rf"own text, run: {PREPARE}", later=later, FILES="my.txt", NAME="own")
     assert run(train(dataset="own"))[0] == 0
 
 

@@ -864,7 +864,7 @@ def test_prepare_says_how_a_dataset_is_made(study, lab, capfd):
             prepare(f"prepare = {bad}\nruns = [dict(name='a')]")
     with pytest.raises(UserError, match="'maker_7' is not prepared; what can be prepared: maker_char, "):
         prepare("runs = [dict(name='a', dataset='maker_7')]")
-    with pytest.raises(UserError, match="'mine' is not prepared; .*wikitext2/prepare.py --input FILES"):
+    with pytest.raises(UserError, match="'mine' is not prepared; .*text/prepare.py --name=mine --input "):
         prepare("runs = [dict(name='a', dataset='mine')]")
     with pytest.raises(UserError, match="is not prepared"):
         prepare("prepare = {'gone': '../tiny'}\nruns = [dict(name='a', dataset='gone')]")

@@ -989,7 +989,7 @@ def test_another_horizon_takes_the_place_of_the_config_s(look):
 @pytest.mark.parametrize("dataset, says", [
     ("shakespeare_char", "data/shakespeare/prepare.py --tokenizer=char --out_dir=data/shakespeare_char"),
     ("shakespeare", "run: python data/shakespeare/prepare.py"),
-    ("mine", "python data/wikitext2/prepare.py --input FILES --out_dir=data/mine")])
+    ("mine", "python data/text/prepare.py --name=mine --input FILES")])
 def test_the_hint_for_a_missing_dataset_leads_on(lab, dataset, says, monkeypatch):
     monkeypatch.chdir(lab.root)
     for name in ("shakespeare", "wikitext2"):

@@ -96,8 +96,8 @@ def prepare(args) -> None:
             state_path.unlink(missing_ok=True)
             raise UserError(f"too little text for training: validation took {len(val)} documents, and of the "
                             f"{state['documents']} others {state['dropped']} are empty or repeat it; lower "
-                            "--val_tokens; or of your own text, run: python data/wikitext2/prepare.py "
-                            f"--tokenizer={tok.name} --input FILES --out_dir=DIR")
+                            "--val_tokens; or of your own text, run: python data/text/prepare.py --name=NAME "
+                            f"--tokenizer={tok.name} --input FILES")
         counts["train"] = state["tokens"], state["bytes"]
         place = "C4's own split"
         if args.val_input:

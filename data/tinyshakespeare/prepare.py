@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> None:
     found = common.sha256(text.encode("utf-8"))
     if found != SHA256:                               # of the decoded text, so other line ends are no matter
         raise UserError(f"{origin} is not Tiny Shakespeare (sha256 {found}, not {SHA256}); get {URL}; or of "
-                        "your own text, run: python data/wikitext2/prepare.py --input FILES --out_dir=DIR")
+                        "your own text, run: python data/text/prepare.py --name=NAME --input FILES")
     tok = common.get_tokenizer(args.tokenizer, text)
     if args.max_tokens:
         unit = "tokens"

@@ -20,13 +20,6 @@ def read(files: list[Path], split: str) -> str:
     return "".join(text.rstrip("\r\n") + "\n" for text in common.texts(stream))
 
 
-def hold_out(text: str) -> tuple[str, str]:
-    """All but the last tenth, and that: from where a line begins or, if none does soon, from within one."""
-    at = len(text) - len(text) // 10
-    at = text.find("\n", at - 1, at + len(text) // 20) + 1 or at
-    return text[:at], text[at:]
-
-
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("wikitext2", __doc__)
     common.add_input(p)
@@ -35,7 +28,7 @@ def main(args: list[str] | None = None) -> None:
     origin = common.describe(args, HUB)
     train = read(args.input, "train")
     if args.input and not args.val_input:
-        train, val = hold_out(train)
+        train, val = common.hold_out(train)
         split = "the last 10 % of the text held out"
     else:
         val = read(args.val_input, "validation")

@@ -1,0 +1,183 @@
+"""Your own text, from files, a folder or the Hugging Face Hub, with a vocabulary of its own if you like.
+
+    python data/text/prepare.py --name=mine --input book.txt notes/           # -> data/mine/
+    python data/text/prepare.py --name=mine --input pages.jsonl --field=body --tokenizer=bpe --vocab=4096
+    python data/text/prepare.py --name=web --hf=HuggingFaceFW/fineweb:sample-10BT --num_tokens=1e7
+    python data/text/prepare.py --name=other --input more/ --val_from=mine    # its val.bin and vocabulary
+
+A file of plain text is a document, and so is a row of JSON or parquet. Documents with a twentieth of all
+characters are held out, chosen by their hashes; of fewer than 20 the last tenth of each. What comes twice,
+or repeats validation text, is dropped from training. All of it is held in memory: for more than a few GB take
+data/c4/prepare.py.
+"""
+import gzip
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from data import common  # noqa: E402, I001    first: it says which package is missing
+from config.settings import load_meta  # noqa: E402
+from runtime import basics  # noqa: E402
+from runtime.basics import UserError, exit_cleanly, plain_name  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+FEW = 20                                              # fewer documents are cut instead of held out whole
+HUB_TOKENS = 1e7                                      # of the Hub, where --num_tokens is not given
+LONGEST = 8                                           # characters a token at most, on average over a text
+
+
+# ---- documents ----
+
+
+def files_below(paths: list[Path]) -> tuple[list[Path], int]:
+    """The files, those in folders too, that hold text, and how many in folders do not. Raises UserError."""
+    found = []
+    binary = 0
+    for path in paths:
+        below = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        text = [p for p in below if not path.is_dir() or is_text(p)]
+        found += text
+        binary += len(below) - len(text)
+    if not found:
+        raise UserError(f"no text in {' '.join(map(str, paths))}; give files of text, JSON or parquet, or a "
+                        "folder of them")
+    return found, binary
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file that was found in a folder is worth reading: no picture, no program."""
+    if common.file_format(path):
+        return True
+    with open(path, "rb") as f:
+        head = f.read(4096)
+    return bool(head.strip()) and b"\0" not in head
+
+
+def documents(path: Path, field: str):
+    """The documents of one file. Raises UserError."""
+    if common.file_format(path) in ("json", "parquet"):
+        yield from common.texts(common.Rows([path], "paragraph"), field)
+        return
+    data = common.read_bytes(path)
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    if b"\0" in data:
+        raise UserError(f"{path} holds zero bytes: it is no text, or not in UTF-8; leave it out, or convert "
+                        "it")
+    yield common.to_text(data, path)
+
+
+def of_the_hub(asked: str, field: str, limit: float):
+    """Documents of --hf=REPO[:CONFIG], until they hold `limit` characters. Raises UserError."""
+    repo, _, config = asked.partition(":")
+    stream = common.open_stream([], (repo, config or None, None), "train", "paragraph")
+    seen = 0
+    for text in common.texts(stream, field):
+        yield text
+        seen += len(text)
+        if seen >= limit:
+            return
+
+
+def unique(docs) -> tuple[list[str], dict]:
+    """The documents that are not empty, each once, and how many were dropped."""
+    docs = list(docs)
+    found = dict.fromkeys(doc for doc in docs if doc.strip())
+    empty = sum(not doc.strip() for doc in docs)
+    return list(found), {"empty": empty, "duplicate": len(docs) - empty - len(found)}
+
+
+# ---- the split ----
+
+
+def hold_out(docs: list[str]) -> tuple[list[str], list[str], str]:
+    """(training documents, validation documents, how they were parted)."""
+    if len(docs) < FEW:
+        parts = [common.hold_out(doc) for doc in docs]
+        train, val = ([part for part in side if part.strip()] for side in zip(*parts))
+        return train, val, "the last 10 % of each document held out"
+    room = sum(map(len, docs)) / FEW
+    held = set()
+    for doc in sorted(docs, key=lambda doc: common.sha256(doc.encode())):
+        if len(doc) <= room:
+            held.add(doc)
+            room -= len(doc)
+    train, val = [doc for doc in docs if doc not in held], [doc for doc in docs if doc in held]
+    return train, val, "by document: a twentieth of the characters held out, by the hash of the text"
+
+
+def shared_validation(name: str) -> tuple[common.Tokenizer, np.ndarray, dict]:
+    """(tokenizer, ids of val.bin, meta.json) of the dataset `name`, whose validation text others share."""
+    meta = load_meta(name)
+    tok = common.get_tokenizer(meta["tokenizer"], meta.get("chars") or meta.get("bpe", ""))
+    return tok, np.fromfile(basics.ROOT / "data" / name / "val.bin", dtype="<u2"), meta
+
+
+# ---- command line ----
+
+
+def read_args(args: list[str] | None):
+    p = common.new_parser("text", __doc__, default="byte", tokenizers=(*common.TOKENIZERS, "bpe"))
+    p.add_argument("--name", required=True, help="the dataset's: it goes to data/NAME/")
+    p.add_argument("--input", nargs="+", type=common.as_path, default=[], help="files or folders")
+    p.add_argument("--hf", default="", help="REPO[:CONFIG] on the Hugging Face Hub, its train split")
+    p.add_argument("--field", default="text", help="where JSON, parquet and the Hub have the text")
+    p.add_argument("--vocab", type=common.count, default="4096", help="size of the vocabulary of bpe")
+    p.add_argument("--num_tokens", type=common.count, default=None, help="training tokens; default: all, or "
+                   f"{HUB_TOKENS:g} of the Hub's")
+    p.add_argument("--val_from", default="", metavar="DATASET", help="take its validation text and its "
+                   "vocabulary, so that losses can be compared")
+    p.set_defaults(tokenizer=None)
+    args = p.parse_args(args)
+    if not plain_name(args.name):
+        raise UserError(f"--name={args.name!r} is no name for a directory under data/")
+    if (basics.ROOT / "data" / args.name / "prepare.py").exists() and not args.out_dir:
+        raise UserError(f"data/{args.name} is for what it is called after; give another --name")
+    if bool(args.input) == bool(args.hf):
+        raise UserError("give either --input FILES or --hf=REPO")
+    if args.val_from and args.tokenizer:
+        raise UserError(f"--val_from={args.val_from} brings its vocabulary; leave --tokenizer out")
+    args.tokenizer = args.tokenizer or "byte"
+    args.out_dir = args.out_dir or basics.ROOT / "data" / args.name
+    return args
+
+
+def main(args: list[str] | None = None) -> None:
+    args = read_args(args)
+    most = args.num_tokens or (HUB_TOKENS if args.hf else math.inf)
+    if args.hf:
+        docs, dropped = unique(of_the_hub(args.hf, args.field, LONGEST * most))
+        origin = dict(source=f"https://huggingface.co/datasets/{args.hf}, {args.field}")
+    else:
+        files, binary = files_below(args.input)
+        docs, dropped = unique(doc for path in files for doc in documents(path, args.field))
+        dropped["binary files"] = binary
+        digests = "".join(map(common.file_sha256, files))
+        origin = dict(source=" ".join(path.name for path in args.input),
+                      sha256={f"sha256 of {len(files)} files": common.sha256(digests.encode())})
+    if not docs:
+        raise UserError("there is no text in it; give other files, or another --field")
+    if args.val_from:
+        tok, ids, meta = shared_validation(args.val_from)
+        train, val, split = docs, [tok.decode(ids)], f"validation: that of {args.val_from}"
+        held = [(ids, meta["val_bytes"])]
+    else:
+        train, val, split = hold_out(docs)
+    train, repeated = common.drop_repeats(train, val)
+    train = [doc for doc in train if doc.strip()]
+    dropped["paragraphs that repeat validation"] = repeated["paragraphs"]
+    if not args.val_from:
+        tok = common.bpe_tokenizer(train, args.vocab) if args.tokenizer == "bpe" else None
+        tok = tok or common.get_tokenizer(args.tokenizer, *train, *val)
+        held = common.pieces(val, tok)
+    common.save(args, tok, common.cut(common.pieces(train, tok), most, tok), held, **origin, split=split,
+                documents=len(docs), rule=common.OVERLAP_RULE, dropped=dropped)
+    said = ", ".join(f"{count} {why}" for why, count in dropped.items() if count)
+    print(f"{len(docs):,} documents; {split}" + (f"; dropped: {said}" if said else ""))
+    print(f"next: python train.py config/scale_d32.py --dataset={args.name} --out_dir=out/{args.name}")
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
