@@ -2,6 +2,8 @@
 
     python -m scaling.plots                                   the figures that README shows, into assets/
     python -m scaling.plots STUDY_DIR ... [--out=FOLDER]      every figure of a study, into its figures/
+    python -m scaling.plots RUN_DIR                           a run, done or not: loss, rate, gradient, speed
+    python -m scaling.plots ... --format=svg                  pictures that can be enlarged
 
 What is ordered (sizes, budgets) is coloured along viridis, what is not takes a colour of Okabe and Ito
 (2008): both survive colour blindness, viridis also a grey printer. A shaded band is a 95 % interval; a law is
@@ -22,6 +24,7 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
+    EngFormatter,
     LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
@@ -38,6 +41,7 @@ from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
 from scaling.laws.frontiers import group_budgets, named_budgets
 from scaling.laws.solver import DELTA, Array, huber, interval
+from scaling.logs import is_run, read_log
 from scaling.report import amount
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
@@ -93,6 +97,7 @@ matplotlib.rcParams.update({
     "legend.borderpad": 0.2,
     "legend.handlelength": 1.6,
     "figure.dpi": 160,
+    "svg.hashsalt": "nanoScale",                        # else the names in it are random
 })
 
 
@@ -145,7 +150,11 @@ def read_study(folder: str | Path) -> Study:
 
 def unit_of(runs: dict) -> str:
     """What a loss counts, by the tokenizer that runs.csv names."""
-    return f"nats per {UNITS.get(only(runs, 'tokenizer'), 'token')}"
+    return unit_of_tokenizer(only(runs, "tokenizer"))
+
+
+def unit_of_tokenizer(tokenizer: str | None) -> str:
+    return f"nats per {UNITS.get(tokenizer, 'token')}"
 
 
 def name_of(folder: Path, runs: dict) -> str:
@@ -235,10 +244,14 @@ def log_axes(ax) -> None:
     """Logarithmic axes, x for N, D or C and y for a loss; to be called when the limits are final."""
     ax.set(xscale="log", yscale="log")
     log_ticks(ax.xaxis)
-    # A loss spans less than a decade: plain numbers, evenly spread, instead of powers of ten.
-    ax.yaxis.set(major_locator=MaxNLocator(9, steps=[1, 2, 5, 10]),
-                 major_formatter=ScalarFormatter(),
-                 minor_locator=NullLocator())
+    loss_ticks(ax.yaxis)
+
+
+def loss_ticks(axis) -> None:
+    """A loss spans less than a decade: plain numbers, evenly spread, instead of powers of ten."""
+    axis.set(major_locator=MaxNLocator(9, steps=[1, 2, 5, 10]),
+             major_formatter=ScalarFormatter(),
+             minor_locator=NullLocator())
 
 
 def finish(ax, x: Array, L: Array, **legend) -> Figure:
@@ -334,6 +347,31 @@ def loss_curves(study: Study) -> Figure | None:
     draw_curves(ax, curves, curves["D"], colors, linewidth=0.7)
     log_axes(ax)
     return ax.figure
+
+
+def run_curves(run: Path) -> Figure:
+    """What the log of a run directory holds, over tokens. Raises UserError where there is nothing yet."""
+    told = load_json(run / "config.json")
+    records = read_log(run / "log.jsonl")
+    if not records:
+        raise UserError(f"{run}: its log holds no step yet; wait for the first line")
+    keys = "tokens train_loss val_loss lr grad_norm tok_per_s".split()
+    D, train, val, *others = np.array([[record[key] for key in keys] for record in records]).T
+    figure = Page(figsize=(WIDTH, 4.8), layout="constrained")
+    top, *panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 1, 1))
+    top.plot(D, train, color=SKY, linewidth=0.8, label="train loss, a mean since the last log line")
+    top.plot(D, val, "o", color=BLUE, label="validation loss")
+    top.set(ylabel=f"loss ({unit_of_tokenizer(told.get('tokenizer'))})", yscale="log")
+    loss_ticks(top.yaxis)
+    top.legend()
+    titles = "learning rate", "norm of the gradient, before it is clipped", "speed (tokens / s)"
+    for ax, values, title in zip(panels, others, titles):
+        ax.plot(D, values, color=BLACK, linewidth=0.8)
+        ax.set(title=title, ylim=(0, None))
+    ax.set_xlabel(D_LABEL)
+    ax.xaxis.set(major_locator=MaxNLocator(5), major_formatter=EngFormatter())      # 200 k, not 200000
+    ax.yaxis.set(major_locator=MaxNLocator(3), major_formatter=EngFormatter())
+    return named(figure, f"{run.parent.name}/{run.name}, {told.get('dataset', '')}")
 
 
 # ---- The best size for each budget. ----
@@ -672,10 +710,15 @@ def study_figures(study: Study) -> dict[str, Figure]:
     figures = {"curves": named(loss_curves(study), study.name)}
     for name, law, draw in FIGURES:
         if law in study.fit:
-            fit = study.fit[law]
-            warned = not fit.get("health", {"ok": True})["ok"]
-            figures[name] = named(draw(study, fit), study.name, warned)
+            figures[name] = law_figure(study, law, draw)
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def law_figure(study: Study, law: str, draw: Callable) -> Figure | None:
+    """The figure that `draw` makes of a law of the study's fit, marked where that fit has warnings."""
+    fit = study.fit[law]
+    warned = not fit.get("health", {"ok": True})["ok"]
+    return named(draw(study, fit), study.name, warned)
 
 
 # ---- Figures across studies, and of a plan. ----
@@ -850,41 +893,44 @@ def recipe_figures(folder: Path) -> dict[str, Figure]:
 # ---- The command. ----
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG whose bytes depend on the figure alone."""
+    """Write a PNG or an SVG, as its name ends, whose bytes depend on the figure alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 9})
+    if path.suffix == ".svg":
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    else:
+        figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 9})
     return path
 
 
-def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Draw every figure that a study's files support into FOLDER/figures/NAME.png, or OUT/STUDY_NAME.png.
-
-    Returns the paths written. Raises UserError.
-    """
-    folder = Path(folder)
-    figures = study_figures(read_study(folder)) | recipe_figures(folder)
+def save_all(figures: dict[str, Figure], folder: Path, out: str | Path | None, form: str) -> list[Path]:
+    """Write {name: figure} to FOLDER/figures/NAME.FORM or, with `out`, OUT/FOLDER_NAME.FORM: the paths."""
     start = f"{folder}/figures/"
     if out is not None:
         start = f"{out}/{folder.resolve().name}_"
-    return [save(figure, Path(f"{start}{name}.png")) for name, figure in figures.items()]
+    return [save(figure, Path(f"{start}{name}.{form}")) for name, figure in figures.items()]
 
 
-def draw_assets(out: Path) -> list[Path]:
+def draw_study(folder: str | Path, out: str | Path | None = None, form: str = "png") -> list[Path]:
+    """Draw every figure that a study's files support: the paths written, see `save_all`. Raises UserError."""
+    folder = Path(folder)
+    return save_all(study_figures(read_study(folder)) | recipe_figures(folder), folder, out, form)
+
+
+def draw_assets(out: Path, form: str) -> list[Path]:
     """Draw the figures that README shows, from scaling/results, into `out`: the paths written.
 
     Raises UserError.
     """
     results = basics.ROOT / "scaling" / "results"
-    laptop = read_study(results / "laptop")
-    far = read_study(results / "far")
-    modern = read_study(results / "modern")
+    laptop, far, modern = (read_study(results / name) for name in ("laptop", "far", "modern"))
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    return [save(named(frontier(laptop, laptop.fit["surface"]), laptop.name), out / "laptop_frontier.png"),
-            save(named(frontier(far, far.fit["surface"]), far.name), out / "far_frontier.png"),
-            save(forecast_board(forecasts), out / "forecasts.png"),
-            save(named(study_figures(modern)["arms"], modern.name), out / "modern_arms.png"),
-            save(recipe_figures(results / "transfer")["transfer"], out / "transfer_transfer.png")]
+    figures = {"laptop_frontier": law_figure(laptop, "surface", frontier),
+               "far_frontier": law_figure(far, "surface", frontier),
+               "forecasts": forecast_board(forecasts),
+               "modern_arms": law_figure(modern, "arms", what_arms_are_worth),
+               "transfer_transfer": recipe_figures(results / "transfer")["transfer"]}
+    return [save(figure, out / f"{name}.{form}") for name, figure in figures.items()]
 
 
 def next_command(folder: Path, study: Study) -> str:
@@ -900,18 +946,22 @@ def next_command(folder: Path, study: Study) -> str:
 
 def main(args: list[str] | None = None) -> None:
     parser = Parser("python -m scaling.plots", __doc__)
-    parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: what README shows")
-    parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
+    parser.add_argument("folders", nargs="*", metavar="STUDY_OR_RUN_DIR", help="default: what README shows")
+    parser.add_argument("--out", help="where the pictures go; default: assets, or figures/ in the directory")
+    parser.add_argument("--format", choices=("png", "svg"), default="png")
     a = parser.parse_args(args)
     if a.out and not Path(a.out).absolute().parent.is_dir():
         raise UserError(f"--out={a.out}: there is no {Path(a.out).parent}; make it first, or name another")
-    if not a.studies:
-        for path in draw_assets(Path(a.out or basics.ROOT / "assets")):
+    if not a.folders:
+        for path in draw_assets(Path(a.out or basics.ROOT / "assets"), a.format):
             print(path)
-    for folder in map(Path, a.studies):
+    for folder in map(Path, a.folders):
+        if is_run(folder):
+            print(*save_all({"run": run_curves(folder)}, folder, a.out, a.format))
+            continue
         study = read_study(folder)
         print(f"{folder}: {amount(study.data['rows_read'], 'row')} of {study.name}", flush=True)
-        for path in draw_study(folder, a.out):
+        for path in draw_study(folder, a.out, a.format):
             print(path)
         if not study.fit:
             print(f"{folder}: no law was drawn, for there is no fit.json")

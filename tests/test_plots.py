@@ -158,6 +158,46 @@ def test_figures_name_their_study_and_what_its_loss_counts(study, drawn, copy):
         assert plots.read_study(copy).unit == f"nats per {unit}"
 
 
+def write_run(folder):
+    """A run directory as train.py leaves it when it is killed: its last log line is torn."""
+    folder.mkdir(parents=True)
+    told = {"dataset": "help", "tokenizer": "char", "seed": 1}
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    text = ""
+    for k in range(1, 9):
+        record = dict(step=k, tokens=1000 * k, train_loss=4.0 - k / 10, lr=0.01 * k, grad_norm=1.0 + k)
+        if k % 2 == 0:
+            record["val_loss"] = 4.1 - k / 10
+        text += json.dumps(record | dict(tok_per_s=5000.0)) + "\n"
+    (folder / "log.jsonl").write_text(text + '{"step": 9, "tok', encoding="utf-8")
+    return folder
+
+
+def test_the_curves_of_one_run(tmp_path, capsys):
+    run = write_run(tmp_path / "mine" / "d8")
+    figure = plots.run_curves(run)
+    loss, rate, norm, speed = figure.axes
+    assert figure.get_suptitle() == "mine/d8, help" and loss.get_ylabel() == "loss (nats per character)"
+    x, y = line(figure, "validation loss").get_data()
+    assert list(x[np.isfinite(y)]) == [2000, 4000, 6000, 8000] and np.nanmin(y) == pytest.approx(3.3)
+    assert list(line(figure, "train loss").get_ydata()) == pytest.approx([4.0 - k / 10 for k in range(1, 9)])
+    assert list(rate.lines[0].get_ydata()) == pytest.approx([0.01 * k for k in range(1, 9)])
+    assert norm.lines[0].get_ydata()[-1] == 9 and speed.lines[0].get_ydata()[0] == 5000
+    plots.main([str(run)])
+    assert capsys.readouterr().out == f"{run}/figures/run.png\n"
+    (run / "log.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="its log holds no step yet"):
+        plots.main([str(run)])
+
+
+def test_svg_is_as_its_figure_alone(tmp_path, capsys):
+    run = write_run(tmp_path / "mine" / "d8")
+    for name in ("a", "b"):
+        plots.main([str(run), f"--out={tmp_path / name}", "--format=svg"])
+    first, second = ((tmp_path / name / "d8_run.svg").read_bytes() for name in ("a", "b"))
+    assert first == second and b"<svg" in first and not (run / "figures").exists()
+
+
 def test_a_new_law_is_one_row(study, monkeypatch):
     monkeypatch.setattr(plots, "FIGURES", (("mine", "my_law", plots.power_law),))
     assert "mine" not in plots.study_figures(study)
