@@ -927,11 +927,8 @@ def critical_batch(table: dict, found: dict, unit: str) -> Figure:
     left.figure.legend(title=f"loss ({unit})", title_fontsize=7, ncols=5, loc="outside lower center",
                        columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
-    middle = found["B_star"] * gmean(L) ** -found["p"]
-    low, high = found["ci"]["B_crit"]
-    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep")
-    right.errorbar(gmean(L), middle, [[middle - low], [high - middle]], color=BLACK, capsize=2,
-                   elinewidth=0.8, label="batch sweep, 95 %")
+    right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep, 95 %")
+    right.plot([gmean(L)] * 2, found["ci"]["B_crit"], "-_", color=BLACK, linewidth=0.8)
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
     right.set(title="critical batch", xlabel="loss", ylabel="tokens", ylim=(0, None))
     right.legend(loc="lower left")
