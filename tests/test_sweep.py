@@ -249,7 +249,7 @@ def assert_end_is_true(printed, root, scored):
     assert len(lines) < 15 and "pictures: out/tiny_study/figures" in lines
     assert f"big: forecast {float(scored['predicted']):.4f}" in text
     assert f"measured {float(scored['measured']):.4f}" in text
-    assert len(commands.splitlines()[1:]) == 3
+    assert len(commands.splitlines()[1:]) == 4 and commands.endswith("STUDY=out/tiny_study make notebook\n")
     for word in (text + commands).replace("=", " ").replace(";", " ").split():
         if word.startswith("out/"):
             assert (root / word).exists(), word
