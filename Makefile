@@ -1,5 +1,6 @@
 # make study     environment, data, laptop study, law, forecast, figures      (PYTHON=python3.12 chooses another)
 # make test      environment, linter, all tests
+# make published published data, fetched and fitted again beside what was published
 # make notebook  run the notebooks in scaling/ again and keep what it prints and draws;
 #                STUDY=out/laptop make notebook: the lesson on that study, as a page, out/laptop/scaling_laws.html
 PYTHON ?= python3
@@ -10,6 +11,9 @@ study: .venv/runtime
 test: .venv/dev
 	.venv/bin/ruff check --quiet .
 	.venv/bin/python -m pytest -q -n auto tests
+
+published: .venv/runtime
+	.venv/bin/python -m scaling.published --fit
 
 notebook: .venv/dev
 ifdef STUDY
@@ -30,4 +34,4 @@ endif
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-.PHONY: study test notebook
+.PHONY: study test published notebook

@@ -26,7 +26,7 @@ from config import settings
 from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
 from runtime import basics, console, cpu, rundir, system, text, tracker
-from runtime.basics import UserError, caught_signals, exit_cleanly
+from runtime.basics import caught_signals, exit_cleanly
 from runtime.devices import join_processes, on_machine
 from runtime.noise import NoiseScale, average_gradients
 from runtime.rundir import explained, require_finite
@@ -118,17 +118,13 @@ class Run:
         c = self.c
         kind = c.device.partition(":")[0]
         groups = self.raw.optimizer_groups(c.weight_decay)
-        muon = []
-        if c.optimizer == "muon" and c.dtype == "float16":
-            raise UserError("optimizer=muon has no float16: the loss scaler would leave out the step of one "
-                            "optimizer and not of the other; set --dtype=bfloat16 or float32")
-        if c.optimizer == "muon":
-            muon = cpu.Muon if kind == "cpu" else torch.optim.Muon
-            muon = [muon(groups[:1], lr=c.learning_rate)]
-            groups = groups[1:]
-        adamw = cpu.FusedAdamW if kind == "cpu" else torch.optim.AdamW
-        adamw = adamw(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=kind != "mps")
-        self.optimizers = [adamw, *muon]
+        AdamW, Muon = torch.optim.AdamW, torch.optim.Muon
+        if kind == "cpu":
+            AdamW, Muon = cpu.FusedAdamW, cpu.Muon
+        blocks = [groups.pop(0)] if c.optimizer == "muon" else []
+        self.optimizers = [AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=kind != "mps")]
+        if blocks:
+            self.optimizers.append(Muon(blocks, lr=c.learning_rate))
         # Gradients of float16 underflow, so the loss is scaled up; where that overflows the step is left out.
         self.scaler = torch.amp.GradScaler(kind, enabled=c.dtype == "float16")
         self.autocast = torch.autocast(kind, dtype=getattr(torch, c.dtype), enabled=c.dtype != "float32")

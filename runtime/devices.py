@@ -48,7 +48,10 @@ def join_processes(device: str) -> tuple[int, int, str]:
 
 
 def on_machine(c: Config, device: str, world: int) -> Config:
-    """`c` with what only the machine can say: device, dtype, and micro-batches that fit its memory."""
+    """`c` with what only the machine can say: device, dtype, and micro-batches that fit its memory.
+
+    Raises UserError for what such a device cannot do.
+    """
     c = dataclasses.replace(c, device=device)
     on_gpu = device.startswith("cuda")
     if c.dtype == "auto":
@@ -57,6 +60,9 @@ def on_machine(c: Config, device: str, world: int) -> Config:
             # Older GPUs emulate bfloat16, which is slower than float32.
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             c.dtype = "bfloat16" if native else "float16"
+    if c.optimizer == "muon" and c.dtype == "float16":
+        raise UserError("optimizer=muon has no float16: the loss scaler would leave out the step of one "
+                        "optimizer and not of the other; set --dtype=bfloat16 or float32")
     if c.gradient_accumulation_steps == -1:
         # Weights and optimizer are there already; activations and logits get 60 % of what is free.
         free = torch.cuda.mem_get_info()[0] if on_gpu else system.free_memory()

@@ -222,8 +222,12 @@ def require_moments(run) -> None:
     if len(states) < len(run.weights):
         raise ValueError
     for p, state in states:
-        shapes = {moment.shape for name, moment in state.items() if name != "step"}
-        if shapes != {p.shape} or "momentum_buffer" not in state and (len(state) < 3 or state["step"].dim()):
+        moments = ["momentum_buffer"]
+        if "momentum_buffer" not in state:
+            moments = ["exp_avg", "exp_avg_sq"]
+            if state["step"].dim():
+                raise ValueError
+        if any(state[name].shape != p.shape for name in moments):
             raise ValueError
 
 

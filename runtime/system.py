@@ -47,10 +47,11 @@ def locked(path: Path) -> bool:
         return True
 
 
-def start(command: list[str], console, env: dict) -> subprocess.Popen:
-    """Start `command` with its output to the file `console`. A Ctrl-C at the terminal does not reach it."""
-    return subprocess.Popen(command, env=env, stdout=console, stderr=subprocess.STDOUT,
-                            start_new_session=True)
+def start(command: list[str], path: Path, env: dict) -> subprocess.Popen:
+    """Start `command`, its output added to the file `path`. A Ctrl-C at the terminal does not reach it."""
+    with open(path, "ab") as console:
+        return subprocess.Popen(command, env=env, stdout=console, stderr=subprocess.STDOUT,
+                                start_new_session=True)
 
 
 def cores() -> int:

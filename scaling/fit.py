@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
-from scaling.laws import arms, counts, forms, frontiers, health
+from scaling.laws import arms, counts, difference, forms, frontiers, health
 from scaling.laws.glossary import explained
 from scaling.report import card, laws_of, summary, text
 from scaling.tables import columns
@@ -35,6 +35,7 @@ FAR = 10                                       # AICc by which another form is c
 REFERENCES = ("base", "baseline", "reference", "control")
 # How far beyond their intervals optima may lie: a profile is not quite a parabola, nor N_opt a power of C.
 SLACK = {"N_opt": 0.02, "D_opt": 0.02, "loss": 0.001}
+WORLDS = 400                               # simulated studies behind a difference of approaches, at least
 
 
 @dataclass
@@ -332,11 +333,24 @@ def accounting(data: dict, bootstrap: int) -> dict:
     return matrix
 
 
-def verdict(result: dict, at: list[float]) -> dict:
-    """a, b and the optimum at each budget of `at`, per approach; do their intervals share points?
+def differences_of(data: dict, result: dict, at: list[float], bootstrap: int) -> list[dict]:
+    """IsoFLOP less surface (scaling.laws.difference), also at the budgets inside; empty where not known."""
+    N, D, C, L = ends(data, "NDCL")
+    law, profiles = result.get("surface"), result.get("isoflop")
+    if not bootstrap or not law or not profiles or law["n"] != len(N) or health.of_design(law):
+        return []
+    inside = [c for c in at if forms.outside(profiles, C=c).get("C", 1) < 1 + forms.SAME]
+    budget = None if data["budget"] is None else data["budget"][data["last"]]
+    found = difference.differences(law, N, D, C, L, inside, max(bootstrap, WORLDS), noise_of(data), budget)
+    return [row for row in found if profiles["budgets"] > 3 or "loss" not in row["what"]]
+
+
+def verdict(result: dict, at: list[float], differences: list[dict] = ()) -> dict:
+    """a, b and the optimum at each budget of `at`, per approach; do they agree?
 
     Asked are a and, at the budgets inside all their data, N_opt, D_opt and the loss; not the loss of fewer
-    than four budgets, which cannot tell its floor.
+    than four budgets, which cannot tell its floor. Approaches disagree where their intervals share nothing;
+    or IsoFLOP and surface where a difference of theirs is no noise.
     """
     approaches = {}
     for name, fit in laws_of(result).items():
@@ -358,15 +372,25 @@ def verdict(result: dict, at: list[float]) -> dict:
         words = "no intervals, so nothing says whether the approaches agree"
     if len(rows) > 1:
         apart = disagreements(rows)
-        agree = not apart
+        parted = [row["what"] for row in differences if beyond_noise(row, len(differences))]
+        agree = not apart and not parted
         low, high = common([row["ci"]["a"] for row in rows])
         words = f"the approaches agree: their 95 % intervals of a share {low:.3f} to {high:.3f}"
     if agree is False:
-        words = f"the approaches disagree: no {', no '.join(apart)} lies in all of their 95 % intervals"
+        why = [f"no {name} lies in all of their 95 % intervals" for name in apart]
+        why += [f"IsoFLOP and surface differ in {name} by more than noise" for name in parted]
+        words = f"the approaches disagree: {'; '.join(why)}"
     floorless = [name for name, row in approaches.items() if not row["floor"]]
     if agree is not None and floorless:
         words += f" (losses not compared: {', '.join(floorless)} of fewer than four budgets has no floor)"
-    return {"approaches": approaches, "budgets": at, "agree": agree, "text": words}
+    return {"approaches": approaches, "budgets": at, "agree": agree, "text": words,
+            "differences": list(differences)}
+
+
+def beyond_noise(row: dict, asked: int) -> bool:
+    """Is this difference, one of so many `asked`, neither noise nor what a parabola may be off by?"""
+    slack = SLACK.get(row["what"].split()[0], 0)
+    return row["p"] * asked < 0.05 and abs(row["difference"]) > slack
 
 
 def common(spans: list) -> tuple[float, float]:
@@ -478,7 +502,8 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     if curves and not data["curves"]:
         data["along"] = along(data, table.get("schedule"), curves)
     result = fit_each(data, bootstrap)
-    result["verdict"] = verdict(result, at or [float(data["C"].max() * m) for m in (1, 3, 10)])
+    at = at or [float(data["C"].max() * m) for m in (1, 3, 10)]
+    result["verdict"] = verdict(result, at, differences_of(data, result, at, bootstrap))
     shown = ("loss_column", "unit", "params", "flops", "notes", "curve_notes", "warnings", "separate",
              "seed_noise", "seed_df")
     result["data"] = {k: data[k] for k in shown}

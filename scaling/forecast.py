@@ -18,7 +18,6 @@ import math
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -450,7 +449,7 @@ def watch_command(args: list[str]) -> None:
     sealed = read_seal(path) if path.exists() else None
     if sealed:
         print(seal_line(sealed))
-    known = watch.family(folder, load_json(run / "config.json"), run.name)
+    known = watch.family_of(run)
     watch.follow(run, known, sealed, args.follow)
     if args.figure and not sealed:
         raise UserError(f"no forecast of {run.name} was sealed, so there is no band to draw its log in")
@@ -462,13 +461,8 @@ def halfway_text(folders: list[Path]) -> str:
     """How good the forecasts would have been, made again half way along the runs; empty where none can be."""
     found = []
     for folder in folders:
-        if not (folder / "curves.csv").exists():
-            continue
-        table = read_table(folder / "runs.csv")
-        like = {key: table[key][-1] for key in watch.ALIKE if key in table}
-        if all(len(set(table[key])) == 1 for key in like):         # else the schedule of a run is not known
-            with suppress(UserError):                  # too few runs
-                found += watch.halfway(folder, board_rows(folder), like)
+        if (folder / "curves.csv").exists():
+            found += watch.halfway(folder, board_rows(folder))
     if not found:
         return ""
     errors, inside = np.array(found).T
@@ -531,8 +525,9 @@ def main(args: list[str] | None = None) -> None:
     else:
         folders = list(map(Path, paths))
         print_board(folders, command == "score")
-        for line in (line for folder in folders for line in witnesses(folder)) if "--git" in args else ():
-            print(line)
+        if "--git" in args:
+            for folder in folders:
+                print(*witnesses(folder), sep="\n")
 
 
 if __name__ == "__main__":

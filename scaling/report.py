@@ -180,6 +180,10 @@ def verdict_text(verdict: dict) -> list[str]:
             if far > 1.01:
                 line += f"  [{far:.3g}x outside the data]"
             out.append(line)
+    for row in verdict.get("differences", ()):         # older fits lack it
+        kind = "" if row["what"] == "a" else "log "
+        out.append(f"  isoflop less surface: {kind}{row['what']} "
+                   f"{spread(row['difference'], row['ci'], digits='+.3g')}, p = {row['p']:.2g}")
     return out
 
 

@@ -43,27 +43,33 @@ def curve_of(curves: dict, run: str, tokens: float) -> tuple[np.ndarray, np.ndar
     return curves["tokens"][own] / tokens, curves["train_loss"][own]
 
 
-def family(folder: Path, like: dict, without: str = "") -> Family:
-    """The finished runs of the study in `folder`, of the schedule of `like`, less the run `without`.
-
-    Raises UserError where they are too few, or have no curves.
-    """
-    table = read_table(folder / "runs.csv")
-    path = folder / "curves.csv"
-    if not path.exists():
-        raise UserError(f"there is no {path}, the curves of finished runs; run: python -m scaling.logs "
-                        f"{folder} --out={folder}/runs.csv")
-    curves = read_table(path)
+def family(table: dict, curves: dict, like: dict, without: str = "") -> Family:
+    """The runs of a study's runs.csv and curves.csv, of the schedule of `like`, less the run `without`."""
     N = counts.params(table)
     same = np.array([all(str(table[key][i]) == str(like[key]) for key in ALIKE if key in table)
                      for i in range(len(N))])
     use = np.flatnonzero(same & (table["run"] != without) & np.isin(table["run"], curves["run"]))
-    if len(use) < collapse.FEWEST:
-        raise UserError(f"{folder}: {len(use)} finished runs with curves have this schedule "
-                        f"({like['schedule']}): too few to say how such runs end, it takes {collapse.FEWEST}")
     D = table["tokens"][use]
     lines = [curve_of(curves, run, d) for run, d in zip(table["run"][use], D)]
     return Family(N[use], D, np.log(table["val_loss"][use]), lines)
+
+
+def family_of(run: Path) -> Family:
+    """The finished runs beside `run`, a run directory, and like it.
+
+    Raises UserError where they are too few, or have no curves.
+    """
+    folder = run.parent
+    path = folder / "curves.csv"
+    if not path.exists():
+        raise UserError(f"there is no {path}, the curves of finished runs; run: python -m scaling.logs "
+                        f"{folder} --out={folder}/runs.csv")
+    like = load_json(run / "config.json")
+    known = family(read_table(folder / "runs.csv"), read_table(path), like, run.name)
+    if len(known.N) < collapse.FEWEST:
+        raise UserError(f"{folder}: {len(known.N)} finished runs with curves have this schedule "
+                        f"({like['schedule']}): too few to say how such runs end, it takes {collapse.FEWEST}")
+    return known
 
 
 def sealed_guess(sealed: dict) -> Guess:
@@ -81,6 +87,15 @@ def outlook(known: Family, curve: tuple, x: float, N: float, D: float) -> Guess 
     return collapse.ending(now, N, D, gap)
 
 
+def progress(run: Path) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """(N, D, fractions done, train losses there) of a run directory, by its config and log."""
+    c = settings.from_dict(load_json(run / "config.json"))
+    tokens = c.max_iters * c.batch_size * c.block_size
+    records = logs.thin(logs.read_log(run / "log.jsonl", lambda problem: None))
+    done, loss = np.array([[r["tokens"] / tokens, r["train_loss"]] for r in records]).reshape(-1, 2).T
+    return settings.default_N(settings.count_params(c)), tokens, done, loss
+
+
 class Standing(NamedTuple):
     """A run beside its forecast: the fraction done, its own outlook, the seal's, the final loss or None."""
 
@@ -93,19 +108,12 @@ class Standing(NamedTuple):
 
 def stand(run: Path, known: Family, sealed: dict | None) -> Standing:
     """How `run`, a run directory, stands. Raises UserError."""
-    config = load_json(run / "config.json")
-    c = settings.from_dict(config)
-    records = logs.thin(logs.read_log(run / "log.jsonl", lambda problem: None))
-    tokens = c.max_iters * c.batch_size * c.block_size
-    guess = sealed_guess(sealed) if sealed else None
-    if not records:
-        return Standing(run.name, 0.0, None, guess, None)
-    done, loss = np.array([[r["tokens"] / tokens, r["train_loss"]] for r in records]).T
-    N = settings.default_N(settings.count_params(c))
-    own = outlook(known, (done, loss), done[-1], N, tokens) if done[-1] >= EARLY else None
+    N, D, done, loss = progress(run)
+    x = float(done[-1]) if len(done) else 0.0
+    own = outlook(known, (done, loss), x, N, D) if x >= EARLY else None
     result = run / "result.json"
-    return Standing(run.name, float(done[-1]), own, guess,
-                    load_json(result)["val_loss"] if result.exists() else None)
+    final = load_json(result)["val_loss"] if result.exists() else None
+    return Standing(run.name, x, own, sealed_guess(sealed) if sealed else None, final)
 
 
 def range_text(guess: Guess) -> str:
@@ -147,17 +155,13 @@ def follow(run: Path, known: Family, sealed: dict | None, more: bool) -> None:
 def picture(run: Path, known: Family, sealed: dict):
     """The log of a run in the band in which its seal has it, as a matplotlib figure."""
     from scaling import plots  # to watch and to forecast takes no matplotlib
-    c = settings.from_dict(load_json(run / "config.json"))
-    tokens = c.max_iters * c.batch_size * c.block_size
-    N = settings.default_N(settings.count_params(c))
+    N, D, done, loss = progress(run)
     x = np.linspace(EARLY, 1, 60)
     guess = sealed_guess(sealed)
     # The way back from the end: the sealed loss and, above it, the gap at x.
-    there = [Guess(guess.mean + gap.value(N, tokens), math.hypot(guess.sd, gap.error(N, tokens)), gap.df)
+    there = [Guess(guess.mean + gap.value(N, D), math.hypot(guess.sd, gap.error(N, D)), gap.df)
              for gap in map(known.gap, x)]
     low, high = np.array([g.interval() for g in there]).T
-    records = logs.thin(logs.read_log(run / "log.jsonl", lambda problem: None))
-    done, loss = np.array([[r["tokens"] / tokens, r["train_loss"]] for r in records]).T
     ax = plots.axes("share x of the run", f"train loss from {collapse.WINDOW:g} x to x", run.name)
     ax.fill_between(x, low, high, color=plots.SKY, alpha=0.3, linewidth=0, label="sealed, 95 %")
     means = [collapse.loss_at(at, done, loss) for at in done]
@@ -167,12 +171,18 @@ def picture(run: Path, known: Family, sealed: dict):
     return ax.figure
 
 
-def halfway(folder: Path, rows: list[dict], like: dict) -> list[tuple[float, bool]]:
-    """(error, whether inside) of each measured forecast of a study, made again half way along its run."""
-    curves = read_table(folder / "curves.csv")
+def halfway(folder: Path, rows: list[dict]) -> list[tuple[float, bool]]:
+    """(error, whether inside) of each measured forecast of a study, made again half way along its run.
+
+    Empty for a study of several schedules, for then that of a forecast run is not known.
+    """
+    table, curves = read_table(folder / "runs.csv"), read_table(folder / "curves.csv")
+    like = {key: table[key][-1] for key in ALIKE if key in table}
+    if any(len(set(table[key])) > 1 for key in like):
+        return []
     found = []
     for row in rows:
-        known = family(folder, like, row["run"])
+        known = family(table, curves, like, row["run"])
         curve = curve_of(curves, row["run"], row["tokens"])
         own = outlook(known, curve, 0.5, row["params"], row["tokens"])
         if own and math.isfinite(row["measured"]):

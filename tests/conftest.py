@@ -18,6 +18,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# Published data: their names in scaling.published, and the tables of ../shared/oracles that are the same.
+TABLES = dict(chinchilla="chinchilla_svg", gemstones="gemstones_hot", porian="porian_refinedweb",
+              datablations="datablations_182", width_sweep="width_sweep_c4_curves")
+
+
+def published_table(name: str) -> Path:
+    """data/published/NAME.csv where it was fetched, else the same of ../shared; without both skips."""
+    places = [ROOT / "data" / "published" / f"{name}.csv",
+              ROOT.parent / "shared" / "oracles" / f"{TABLES[name]}.csv"]
+    for path in places:
+        if path.exists():
+            return path
+    pytest.skip(f"python -m scaling.published {name} was not run, and there is no {places[1]}")
+
+
 SMALL = dict(dataset="tiny", n_layer=1, n_head=2, n_embd=16, block_size=32, batch_size=8, max_iters=20,
              device="cpu")
 

@@ -20,7 +20,8 @@ LIKE = dict(schedule="wsd", cooldown_frac=0.2, min_lr=0.0)
 
 @pytest.fixture(scope="module")
 def isoflop():
-    return watch.family(RESULTS / "isoflop", LIKE)
+    folder = RESULTS / "isoflop"
+    return watch.family(read_table(folder / "runs.csv"), read_table(folder / "curves.csv"), LIKE)
 
 
 def left_out(known: watch.Family, x: float) -> list[tuple[float, Guess]]:
@@ -118,12 +119,15 @@ def test_a_torn_log_and_one_that_went_back_are_read(isoflop, study):
     assert (again.x, again.own) == (whole.x, whole.own)
 
 
-def test_another_schedule_is_no_family(study):
+def test_another_schedule_is_no_family(isoflop, study):
+    run = write_run(study, isoflop, 0.5)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | dict(schedule="cosine")))
     with pytest.raises(UserError, match=r"0 finished runs with curves have this schedule \(cosine\)"):
-        watch.family(study, LIKE | dict(schedule="cosine"))
+        watch.family_of(run)
     (study / "curves.csv").unlink()
     with pytest.raises(UserError, match="there is no .*curves.csv"):
-        watch.family(study, LIKE)
+        watch.family_of(run)
 
 
 def test_follow_ends_with_the_run(isoflop, study, monkeypatch, capsys):

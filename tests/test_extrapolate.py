@@ -1,15 +1,14 @@
 """The loss far beyond the data: what the law holds, and whether a 95 % interval is right 95 % of the time."""
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import published_table
 
 from runtime.basics import UserError
 from scaling import forecast
 from scaling.laws import extrapolate, forms
 from scaling.tables.csv import read_table
 
-ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
 SURFACE = {"E": 1.2, "A": 48.0, "alpha": 0.25, "B": 180.0, "beta": 0.3}
 KAPLAN = {"form": "kaplan_nd", "alpha_N": 0.11, "alpha_D": 0.14, "N_c": 6e10, "D_c": 4e10}
 
@@ -143,9 +142,7 @@ def test_coverage_in_simulated_studies(truth, far):
 
 def test_coverage_on_real_runs():
     """Porian et al.'s settings, each cut at three budgets: all runs up to 110 times beyond are predicted."""
-    if not ORACLES.exists():
-        pytest.skip("../shared/oracles is absent")
-    table = read_table(ORACLES / "porian_refinedweb.csv")
+    table = read_table(published_table("porian"))
     z, beyond = [], []
     for config in np.unique(table["config"]):
         N, D, L, C = (table[k][table["config"] == config] for k in ("params", "tokens", "loss", "flops"))

@@ -18,7 +18,7 @@ import torch
 from conftest import copy_code, write_dataset
 
 from config import settings
-from runtime import system
+from runtime import system, warm
 from scaling.launch import local, planned
 
 KILLS = int(os.environ.get("NANOSCALE_KILLS", 20))
@@ -320,7 +320,7 @@ def test_sweeps_exclude_each_other_and_wait_for_the_runs_of_a_dead_one(sweeps):
     log = sweeps.root / "out" / "lonely" / "long" / "log.jsonl"
     first = command(sweeps, "lonely")
     wait_for(lambda: log.exists() and log.stat().st_size, first)
-    run, = set(descendants(first.pid)) - {first.pid}
+    run = descendants(first.pid)[-1]                   # above it is the process that forked it
     begun = [first]
 
     def waiting():
@@ -559,7 +559,8 @@ def test_any_number_of_jobs_gives_the_same_table(sweeps, whole):
 def test_runs_of_a_sweep_have_one_thread_for_any_number_of_jobs(tmp_path, monkeypatch):
     """Sums over threads depend on how many there are. Who sets OMP_NUM_THREADS, decides."""
     seen = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, env, **_: seen.append(env["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(warm, "start", lambda argv, path, env: seen.append(env["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(system, "start", warm.start)           # where there is a GPU
     monkeypatch.delenv("OMP_NUM_THREADS")
     c = settings.Config(out_dir=str(tmp_path / "a"))
     run = planned.Planned("a", {}, settings.Resolved(c, {}, {}, {}, 1, 1, 1.0))

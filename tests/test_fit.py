@@ -89,6 +89,9 @@ def test_json_alone_goes_to_standard_output(tmp_path):
     assert done.returncode == 0
     result = json.loads(done.stdout)
     assert result["verdict"]["agree"] is True and "verdict" in done.stderr
+    asked = [row["what"] for row in result["verdict"]["differences"]]
+    assert asked == ["a", *(f"{name} at C = 1.6e+15" for name in ("N_opt", "D_opt", "loss"))]
+    assert "isoflop less surface: log N_opt at C = 1.6e+15 " in done.stderr
     assert 0 < abs(result["surface"]["a"] - 0.33 / 0.57) < 0.1
 
 

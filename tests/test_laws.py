@@ -7,7 +7,7 @@ from scipy.optimize import least_squares, minimize_scalar
 
 from runtime.basics import UserError
 from scaling import fit as fits
-from scaling.laws import forms, frontiers, health, solver
+from scaling.laws import difference, forms, frontiers, health, solver
 from scaling.tables.runs import select
 
 SURFACE = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
@@ -688,6 +688,34 @@ def preferred(found):
     best = min(found["forms"], key=lambda name: found["forms"][name]["aicc"])
     assert found["forms"][best]["aicc"] == 0
     return best
+
+
+def profiles_less_surface(rng, tilt=0.0, noise=0.0):
+    """The differences of a simulated study whose profiles lean by `tilt`, amid its budgets the other way."""
+    C = np.repeat(np.geomspace(1e14, 1.6e15, 5), 5)
+    x = np.tile(np.log([0.25, 0.5, 1, 2, 4]), 5)
+    N = forms.surface_optimum(SURFACE, C)[0] * np.exp(x)
+    D = C / (6 * N)
+    lean = tilt * x * np.repeat([1, -1, -1, -1, 1], 5)
+    L = forms.surface_loss(SURFACE, N, D) * np.exp(lean + 0.003 * rng.standard_normal(25))
+    surface = forms.fit_surface(N, D, L, bootstrap=0)
+    return difference.differences(surface, N, D, C, L, [1.6e15], 200, noise)
+
+
+def test_approaches_differ_by_noise_alone_where_the_surface_is_true():
+    seen = [profiles_less_surface(np.random.default_rng(seed)) for seed in range(60)]
+    for rows in zip(*seen):                            # a, N_opt, D_opt, loss: 95 % of the intervals hold 0
+        inside = np.mean([low <= 0 <= high for low, high in (row["ci"] for row in rows)])
+        assert 0.88 <= inside <= 1, rows[0]["what"]
+        assert np.mean([row["p"] < 0.05 for row in rows]) == pytest.approx(1 - inside, abs=0.03)
+    assert sum(any(fits.beyond_noise(row, len(rows)) for row in rows) for rows in seen) <= 4
+
+
+def test_approaches_that_differ_are_found_out_by_the_scatter_and_by_seeds():
+    for noise in (0.0, 0.003):                         # that of the parabolas, or one known from seeds
+        seen = [profiles_less_surface(np.random.default_rng(s), tilt=0.012, noise=noise) for s in range(8)]
+        found = [any(fits.beyond_noise(row, len(rows)) for row in rows) for rows in seen]
+        assert sum(found) >= 7
 
 
 def test_isoflop_refuses_a_budget_without_a_minimum_inside():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import published_table
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from log_samples import LOW, SAMPLES
@@ -507,10 +508,7 @@ def test_json_curves(tmp_path):
 
 
 def test_the_published_width_sweep_counts_as_we_count(tmp_path):
-    oracle = ROOT.parent / "shared" / "oracles" / "width_sweep_c4_curves.csv"
-    if not oracle.exists():
-        pytest.skip("needs ../shared/oracles")
-    table = read_table(oracle)
+    table = read_table(published_table("width_sweep"))
     for run in sorted(set(table["run"])):
         of_run = table["run"] == run
         width = int(table["n_embd"][of_run][0])
@@ -523,9 +521,7 @@ def test_the_published_width_sweep_counts_as_we_count(tmp_path):
 
 
 def test_published_points_pass_through_unchanged(tmp_path):
-    oracle = ROOT.parent / "shared" / "oracles" / "chinchilla_svg.csv"
-    if not oracle.exists():
-        pytest.skip("needs ../shared/oracles")
+    oracle = published_table("chinchilla")
     theirs, (ours, done) = read_table(oracle), points(oracle, tmp_path / "o.csv")
     assert done.stderr == "" and len(ours["loss"]) == 245
     for name in ("params", "tokens", "loss", "flops"):

@@ -1,21 +1,17 @@
-"""Published data, and the numbers that a correct fit gives on them (in ../shared/oracles, else skipped).
+"""Published data, and the numbers that a correct fit gives on them (see scaling.published).
 
 Sources: Besiroglu et al. 2024 (points of Hoffmann et al. 2022, figure 4), McLeish et al. 2025 (Gemstones),
 Porian et al. 2024 (RefinedWeb IsoFLOPs), Muennighoff et al. 2023 (repeated data), and a published sweep of
 GPT-2 widths on C4.
 """
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import published_table
 from scipy.optimize import minimize
 
 from scaling import fit
 from scaling.laws import counts, forms, frontiers, solver
 from scaling.tables.csv import read_table
-
-ORACLES = Path(__file__).parents[2] / "shared" / "oracles"
-pytestmark = pytest.mark.skipif(not ORACLES.is_dir(), reason="no published data in ../shared/oracles")
 
 HOFFMANN = {"E": np.exp(0.5267228), "A": np.exp(6.0073404), "B": np.exp(6.0179186), "alpha": 0.33917084,
             "beta": 0.2849083}
@@ -24,7 +20,7 @@ ROUNDED = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 
 def chinchilla(rows=240):
     """N, D, L of Hoffmann et al.'s figure 4: all 245 points, or the 240 below the fifth largest loss."""
-    t = read_table(ORACLES / "chinchilla_svg.csv")
+    t = read_table(published_table("chinchilla"))
     keep = t["loss"] < (np.sort(t["loss"])[-5] if rows == 240 else np.inf)
     return tuple(t[k][keep] for k in ("params", "tokens", "loss"))
 
@@ -56,7 +52,7 @@ def test_besiroglu_intervals():
 
 
 def test_gemstones():
-    t = read_table(ORACLES / "gemstones_hot.csv")
+    t = read_table(published_table("gemstones"))
     f = forms.fit_surface(t["params"], t["tokens"], t["loss"], t["run"], bootstrap=0)
     assert f["objective"] <= 0.0019816128 * (1 + 1e-6) and f["runs"] == 22
     assert np.log([f["A"], f["B"], f["E"]]) == pytest.approx([5.3613, 15.416, 0.76226], rel=2e-4)
@@ -113,7 +109,7 @@ SETTINGS = {"rw/base/long/kaplan/kaplan/train": (0.835, 0.865),
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_porian(setting):
     """From Kaplan's exponent to Hoffmann's in five steps, by Akima splines and by parabolas."""
-    t = read_table(ORACLES / "porian_refinedweb.csv")
+    t = read_table(published_table("porian"))
     N, C, L = (t[k][t["config"] == setting] for k in ("params", "flops", "loss"))
     for method, published in zip(("akima", "parabola5"), SETTINGS[setting]):
         f = frontiers.fit_isoflop(N, C, L, method=method, bootstrap=300)
@@ -131,7 +127,7 @@ def test_muennighoff_predictions():
 
 
 def test_r_d_is_not_identified_by_datablations():
-    t = read_table(ORACLES / "datablations_182.csv")
+    t = read_table(published_table("datablations"))
     N, D, U, L = (t[k] for k in ("params", "tokens", "unique_tokens", "loss"))
     theirs = forms.repeated_loss(forms.C4, N, D, U)
     assert solver.huber(np.log(L / theirs)).sum() == pytest.approx(0.0158259, rel=1e-5)
@@ -149,7 +145,7 @@ def test_r_d_is_not_identified_by_datablations():
 # ---- The width sweep. ----
 
 def width_sweep():
-    t = read_table(ORACLES / "width_sweep_c4_curves.csv")
+    t = read_table(published_table("width_sweep"))
     return t, np.log10(t["flops_forward"] / counts.PF_DAY), np.log10(t["loss"])
 
 
@@ -182,8 +178,8 @@ def test_width_sweeps_published_slope_is_a_line_through_two_points():
 # ---- Through the front door. ----
 
 def test_fit_all_on_published_tables():
-    for name, surface in (("gemstones_hot", 0.70882), ("chinchilla_svg", 0.56464)):
-        result = fit.fit_all(read_table(ORACLES / f"{name}.csv"), bootstrap=100)
+    for name, surface in (("gemstones", 0.70882), ("chinchilla", 0.56464)):
+        result = fit.fit_all(read_table(published_table(name)), bootstrap=100)
         assert result["surface"]["a"] == pytest.approx(surface, abs=1e-4)
         assert result["verdict"]["approaches"]["surface"]["at"][0]["ci"]["loss"]
-        assert result["card"]["data"]["rows_used"] == len(read_table(ORACLES / f"{name}.csv")["loss"])
+        assert result["card"]["data"]["rows_used"] == len(read_table(published_table(name))["loss"])

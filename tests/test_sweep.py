@@ -311,6 +311,76 @@ def test_killed_sweep_goes_on_where_it_was(study, lab):
     assert "goes on from step" in (log.parent / "train.txt").read_text()
 
 
+# ---------------------------------------------------------------- processes
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each run imports torch for itself")
+LONG = "dict(name='{}', n_embd=8, max_iters=100_000, log_interval=1, eval_interval=0)"
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_run_of_a_sweep_is_that_of_train_py_alone(study, lab):
+    """Bit for bit, though it is forked from a process that has imported torch."""
+    p, = plan(study("runs = [dict(name='a', n_embd=16, max_iters=12, eval_interval=6, dropout=0.1)]"))
+    local.start(p)
+    assert p.process.wait() == 0 and p.done()
+    lines = (p.out / "train.txt").read_text().splitlines()
+    alone = lab.spawn(*p.command()[1:-1], f"--out_dir={lab.out('alone')}")
+    out, err = alone.communicate(timeout=120)
+    assert alone.returncode == 0 and not err and len(out.splitlines()) == len(lines)
+    ours, other = (torch.load(d / "ckpt.pt", weights_only=True) for d in (p.out, lab.out("alone")))
+    assert all(torch.equal(v, other["model"][k]) for k, v in ours["model"].items())
+    results = [json.loads((d / "result.json").read_text())["val_loss"] for d in (p.out, lab.out("alone"))]
+    assert results[0] == results[1]
+
+
+@on_linux
+def test_what_becomes_of_a_run_touches_no_other(study):
+    """One is killed, one refuses its data, one is asked to stop; the last starts with little CPU and ends."""
+    text = ", ".join(LONG.format(name) for name in "abc")
+    killed, stopped, refused = plan(study(f"runs = [{text}]"))
+    refused.overrides["dataset"] = "nowhere"
+    for p in (killed, stopped, refused):
+        local.start(p)
+    until(lambda: killed.log_tail() and stopped.log_tail())
+    assert killed.at_work() and os.getsid(killed.process.pid) == killed.process.pid
+    os.kill(killed.process.pid, signal.SIGKILL)
+    stopped.process.terminate()
+    assert killed.process.wait() == -signal.SIGKILL and not killed.at_work()
+    assert stopped.process.wait() == 3 and (stopped.out / "ckpt.pt").exists()
+    assert refused.process.wait() == 2 and "error: dataset 'nowhere'" in refused.last_line()
+    p, = plan(study("runs = [dict(name='d', n_embd=8, max_iters=1, log_interval=1)]", "other"))
+    local.start(p)
+    assert p.process.wait() == 0 and p.done()
+    assert p.log_tail()["elapsed_s"] < 2               # of which nothing went for imports
+
+
+@on_linux
+def test_runs_outlive_the_process_that_forked_them(study):
+    """It is killed: the sweep waits for them as for what another sweep left, and starts the others anew."""
+    first, second = plan(study(f"runs = [{LONG.format('a')}, dict(name='b', n_embd=8, max_iters=3)]"))
+    local.start(first)
+    until(first.log_tail)
+    first.process.server.process.kill()
+    first.process.server.process.wait()
+    pid = first.process.pid
+    assert first.process.wait() == -signal.SIGKILL and first.at_work()
+    running, failed = [], []
+    local.settle(first, [], running, failed)
+    assert running == [first] and not failed and not first.ended()
+    local.start(second)
+    assert second.process.wait() == 0 and second.done() and first.at_work()
+    os.kill(pid, signal.SIGTERM)
+    until(first.ended)
+    assert (first.out / "ckpt.pt").exists()
+
+
 def in_the_lab(lab, *arguments):
     """A program: the sweep on the lab's files, in a process that must not import torch for it."""
     return f"""

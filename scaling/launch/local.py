@@ -1,8 +1,9 @@
 """Run a plan's missing runs on this machine, each as train.py in a process of its own."""
 import os
+import sys
 import time
 
-from runtime import basics, system
+from runtime import basics, system, warm
 from scaling.launch.planned import Planned, advance, left_behind, names, progress_bar, say, still_at_work
 
 
@@ -72,5 +73,8 @@ def start(p: Planned) -> None:
     # One thread a run, unless the user says otherwise: sums over threads depend on how many there are, and so
     # results must not depend on how many cores a machine has or how many runs share them.
     env = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"}
-    with open(p.out / "train.txt", "ab") as console:
+    console = p.out / "train.txt"
+    if sys.platform == "linux" and not system.gpus():  # elsewhere a process that has torch may not fork
+        p.process = warm.start(p.command()[1:], console, env)
+    else:
         p.process = system.start(p.command(), console, env)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from config import settings
 from config.settings import Config, Resolved
 from runtime import basics, console, system
+from runtime.warm import Forked
 
 
 def told(name: str, old, new) -> str:
@@ -42,7 +43,7 @@ class Planned:
     resolved: Resolved              # the run as train.py will have it, with N, D and C
     leave: int = 0                  # the step at which a branch leaves its trunk
     seconds: float = 0.0            # estimated, alone on one core or GPU
-    process: subprocess.Popen | None = None    # none: not started, or by a sweep that was killed
+    process: subprocess.Popen | Forked | None = None   # none: not started, or by a sweep that was killed
     finished: bool = False          # its result was seen, with the config that was asked for
 
     @property

@@ -100,6 +100,17 @@ def vertices(x, y, method):
     return np.where(inside, vertex, np.nan), np.where(inside, value, np.nan)
 
 
+def lowest_vertices(x, y):
+    """`vertices` of the parabola through the five sizes around the smallest loss, of each row of y (B, n)."""
+    starts = np.clip(y.argmin(1) - 2, 0, max(len(x) - 5, 0))
+    found = np.empty((2, len(y)))
+    for start in np.unique(starts):
+        own = starts == start
+        five = slice(start, start + 5)
+        found[:, own] = vertices(x[five], y[own, five], "parabola5")
+    return found
+
+
 def refusal(x, y, method):
     """Why the points (x, y) of one budget give no optimum; empty when they do."""
     if len(x) < 3:
@@ -143,14 +154,16 @@ def line(u, v, w):
 
 
 def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, method: str = "parabola5",
-                noise: float = 0.0, bootstrap: int = 1000, seed: int = 0, D: Array | None = None) -> dict:
+                noise: float = 0.0, bootstrap: int = 1000, seed: int = 0, D: Array | None = None,
+                worlds: Array | None = None) -> dict:
     """N_opt = k C^a, D_opt = m C^b: the minimum over N at each budget (Hoffmann et al. 2022, approach 2).
 
     N parameters, C FLOPs, L losses, D tokens, each (n,), one row per finished run; `budget` (n,) names the
     level of each row and is found by `group_budgets` where None. `method`: parabola5, a parabola in log N
     through the five sizes around the smallest loss; parabola, through all; akima, the minimum of an Akima
     spline (Porian et al. 2024). `noise`, the standard deviation of log-loss between seeds, is taken from the
-    scatter about the parabolas where it is 0. Raises UserError.
+    scatter about the parabolas where it is 0. With `worlds` (B, n), log-losses of the same rows, the draws
+    are what parabola5 would find in each of these, and no intervals of the fit. Raises UserError.
     """
     if method not in METHODS:
         raise UserError(f"unknown IsoFLOP method {method!r}{nearest(method, METHODS)}; there are "
@@ -187,6 +200,10 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
     draws = []
     for c, whole, profile in zip(levels, profiles, near if method == "parabola5" else profiles):
         point, draw = one_budget(c, profile, method, sd * t_ratio(df), bootstrap, rng)
+        if worlds is not None and not point["refused"]:
+            means = [worlds[:, (level == c) & (np.log(N) == x)].mean(1) for x in whole[0]]
+            vertex, value = lowest_vertices(whole[0], np.transpose(means))
+            draw = vertex, value, tokens_at(vertex, profile)
         points.append(point | {"sizes": whole.shape[1], "runs": int(whole[3].sum())})
         if not point["refused"]:
             used.append(point)
@@ -195,7 +212,7 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
         why = "; ".join(f"C = {p['C']:.3g}: {p['refused']}" for p in points if p["refused"])
         raise UserError("IsoFLOP needs two or more budgets with a minimum inside; "
                         f"{len(used)} of {len(points)} have one ({why})")
-    fit = frontier(used, draws)
+    fit = frontier(used, draws, worlds is None)
     fit["health"] |= {"points_per_side": [min(p["left"], p["right"]) for p in used],
                       "noise_df": df,
                       "cost_slopes": cost_slopes(cost, [p["N_opt"] for p in used])}
@@ -206,6 +223,12 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
             "n": len(N),
             "method": f"{how}; widened {fit['health']['widened']:.2f} for scatter about the line"}
     return judge(fit)
+
+
+def tokens_at(vertex, profile):
+    """log D at log N = `vertex` in a budget's profile: smooth in log N, and a line where C is 6 N D."""
+    x, _, d, _ = lowest_five(profile)
+    return np.polynomial.Polynomial.fit(x, d, 2)(vertex)
 
 
 def one_budget(C, profile, method, sd, bootstrap, rng):
@@ -219,10 +242,8 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     truth = y if method == "akima" else least + curvature * (x - middle) ** 2
     worlds = truth + sd / np.sqrt(count) * rng.standard_normal((bootstrap, len(x)))
     draw = vertices(x, worlds, method)
-    near, _, d, _ = lowest_five(profile)
-    tokens = np.polynomial.Polynomial.fit(near, d, 2)   # log D is smooth in log N, and a line for C = 6 N D
     point |= {"N_opt": float(np.exp(vertex)),
-              "D_opt": float(np.exp(tokens(vertex))),
+              "D_opt": float(np.exp(tokens_at(vertex, profile))),
               "loss": float(np.exp(value)),
               "curvature": float(curvature),
               "left": int((x < vertex).sum()),
@@ -230,17 +251,20 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     if np.isfinite(draw[0]).sum() > bootstrap / 2:
         point["ci"] = {"N_opt": interval(np.exp(draw[0])), "loss": interval(np.exp(draw[1]))}
         point["edge"] = float(np.isnan(draw[0]).mean())
-    return point, (*draw, tokens(draw[0]))
+    return point, (*draw, tokens_at(draw[0], profile))
 
 
-def frontier(points, draws):
-    """N_opt = k C^a, D_opt = m C^b and L_inf + (C_c/C)^gamma through the budgets' optima and their draws."""
+def frontier(points, draws, widened):
+    """N_opt = k C^a, D_opt = m C^b and L_inf + (C_c/C)^gamma through the budgets' optima and their draws.
+
+    For intervals the draws are `widened`, by what the optima scatter beyond their own noise.
+    """
     u, x, d, y = np.log([[p[k] for p in points] for k in ("C", "N_opt", "D_opt", "loss")])
     X, Y, Z = np.stack(draws, -1)                       # log N*, log-loss and log D there: (bootstrap, K)
-    usable = np.isfinite(X).sum(1) >= 2
-    (log_k, a), size_draws, health = power_line(u, x, X[usable])
-    (log_m, b), token_draws, _ = power_line(u, d, Z[usable])
-    loss, loss_draws = frontier_loss(u, y, Y[usable])
+    usable = (np.isfinite(X).sum(1) >= 2) | (not widened)               # a world keeps its place
+    (log_k, a), size_draws, health = power_line(u, x, X[usable], widened)
+    (log_m, b), token_draws, _ = power_line(u, d, Z[usable], widened)
+    loss, loss_draws = frontier_loss(u, y, Y[usable], widened)
     found = intervals(optimal(*size_draws, *token_draws, loss_draws))
     if len(u) < 4:                                      # its 0 is an assumption, which has no interval
         found["ci"].pop("L_inf", None)
@@ -251,7 +275,7 @@ def frontier(points, draws):
             "health": health | {"edge": float(1 - usable.mean()) if len(usable) else 0.0}}
 
 
-def power_line(u, x, X):
+def power_line(u, x, X, widened):
     """The line x = p + q u through the optima at u (K,) and their draws X (B, K): (p, q), (p (B,), q (B,))
     and what it says of its health."""
     weight, spread = weights_of(X)
@@ -261,7 +285,7 @@ def power_line(u, x, X):
     expected = (weight * spread ** 2).sum() * (K - 2) / K
     scatter = (weight * (x - p - q * u) ** 2).sum()
     widen = 1.0
-    if expected > 0:
+    if widened and expected > 0:
         widen = max(1.0, float(np.sqrt(scatter / expected)))
     p_draw, q_draw = line(u, X, weight)
     # Widened about the middle, where the line's height and its slope are independent.
@@ -308,7 +332,7 @@ def leave_one_out(u, x, X, weight, widen):
             "carries": float(luck[i] / error), "chance": chance(shift[i] / luck[i], K, np.inf)}
 
 
-def frontier_loss(u, y, Y):
+def frontier_loss(u, y, Y, widened=True):
     """L_inf + (C_c/C)^gamma through optima at u = log C, of log-losses `y` (K,), and of each row of Y (B, K).
 
     With fewer than four budgets L_inf is 0: three parameters would pass through three points. The draws'
@@ -316,17 +340,15 @@ def frontier_loss(u, y, Y):
     simulate.
     """
     K = len(u)
-    E = 0.0
-    widen = 1.0
-    if K > 3:
-        E = None
-        widen = np.sqrt(K / (K - 3))
+    E = None if K > 3 else 0.0
     L = np.exp(y)
     center = u.mean(keepdims=True)
     problem = problem_of("frontier", (u - center)[None], center, L, *additive_bounds(L, 1, E))._replace(y=y)
     best, _, _ = problem.best()
     seen = np.isfinite(Y)
-    worlds = np.where(seen, problem.fitted(best) + widen * (Y - y), 0)
+    if widened:
+        Y = problem.fitted(best) + (np.sqrt(K / (K - 3)) if K > 3 else 1) * (Y - y)
+    worlds = np.where(seen, Y, 0)
     draws, _ = minimise(problem, np.repeat(best, len(Y), 0), worlds, seen * 1.0, *DRAW)
     return problem.printed(best), problem.natural(draws)
 

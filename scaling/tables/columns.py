@@ -48,9 +48,9 @@ HYPER = re.compile(       # what is tuned at each size: the best of it counts
     r"betas?_?[12]?|momentum|clip|clip_norm|dropout|eps|epsilon|init_std|init_scale)"
     r"|(warmup|cooldown|decay_frac)\w*)")
 ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
+# Losses across different words in these columns do not make one law.
 DATA = "corpus data_set train_data".split()
-KINDS = ("optimizer optimiser opt architecture arch family model_family model_type").split() + DATA
-# (losses do not make one law across these words)
+KINDS = "optimizer optimiser opt architecture arch family model_family model_type".split() + DATA
 FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
 LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
 UNITS = {1: "", 1 / PF_DAY: "in PF-days", 1e-9: "in GFLOPs", 1e-12: "in TFLOPs", 1e-15: "in PFLOPs",
