@@ -1,7 +1,8 @@
 # make study     environment, data, laptop study, law, forecast, figures      (PYTHON=python3.12 chooses another)
 # make test      environment, linter, all tests
 # make published published data, fetched and fitted again beside what was published
-# make notebook  run the notebooks in scaling/ again and keep what it prints and draws
+# make notebook  run the notebooks in scaling/ again and keep what it prints and draws;
+#                STUDY=out/laptop make notebook: the lesson on that study, as a page, out/laptop/scaling_laws.html
 PYTHON ?= python3
 
 study: .venv/runtime
@@ -15,7 +16,11 @@ published: .venv/runtime
 	.venv/bin/python -m scaling.published --fit
 
 notebook: .venv/dev
+ifdef STUDY
+	.venv/bin/python -m scaling.page "$(STUDY)"
+else
 	.venv/bin/jupyter-execute --inplace scaling/scaling_laws.ipynb scaling/published_studies.ipynb
+endif
 
 # The .pth file lets `python -m scaling.NAME` and `python scaling/NAME.py` work from any folder.
 .venv/runtime: requirements.txt

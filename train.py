@@ -25,7 +25,7 @@ import torch.distributed as dist
 from config import settings
 from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
-from runtime import basics, console, cpu, rundir, system, text
+from runtime import basics, console, cpu, rundir, system, text, tracker
 from runtime.basics import caught_signals, exit_cleanly
 from runtime.devices import join_processes, on_machine
 from runtime.noise import NoiseScale, average_gradients
@@ -96,6 +96,7 @@ class Run:
         self.losses = []
         self.grad_norm = None
         self.record = None                             # the last log line
+        self.tracker = None                            # wandb or trackio, where it is asked for
         self.watch = Watch(self)
         self.noise = NoiseScale(c.batch_size, world)
         system.keep_heap()
@@ -316,6 +317,7 @@ def write_line(run: Run) -> None:
     if run.rank == 0:
         rundir.append_log(run.out, run.record)
         console.say_progress(run.record, run.c)
+        tracker.log(run)
 
 
 # ---- from a configuration to a result ----
@@ -348,6 +350,7 @@ def train(asked: Config) -> dict:
         if rank == 0:
             rundir.start_files(run, resumed)
             console.say_start(run)
+            run.tracker = tracker.start(c)
         last = loop(run, caught)
         result = rundir.result_row(asked, run, last)
         if rank == 0:

@@ -78,6 +78,9 @@ class Config:
     eval_interval: int = free(-1)          # steps; -1: a tenth of the run; 0: only at the end
     eval_iters: int = -1                   # validation sequences of block_size, from the start; -1: all
     log_interval: int = free(-1)           # steps; -1: 1/200 of the run
+    wandb_log: bool = free(False)          # log to Weights & Biases, too, or to trackio: what is installed
+    wandb_project: str = free("nanoscale")  # what they file it under
+    wandb_run_name: str = free("")         # empty: out_dir
     ckpt_minutes: float = free(5.0)        # checkpoint this often, and when interrupted
     keep_steps: str = free("")             # "1000,2000": keep the checkpoints of these steps as ckpt_STEP.pt
     branch: str = free("")                 # begin from such a checkpoint of a run that is equal up to there

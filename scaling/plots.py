@@ -2,6 +2,8 @@
 
     python -m scaling.plots                                   the figures that README shows, into assets/
     python -m scaling.plots STUDY_DIR ... [--out=FOLDER]      every figure of a study, into its figures/
+    python -m scaling.plots RUN_DIR                           a run, done or not: loss, rate, gradient, speed
+    python -m scaling.plots ... --format=svg                  pictures that can be enlarged
 
 What is ordered (sizes, budgets) is coloured along viridis, what is not takes a colour of Okabe and Ito
 (2008): both survive colour blindness, viridis also a grey printer. A shaded band is a 95 % interval; a law is
@@ -22,6 +24,7 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
+    EngFormatter,
     LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
@@ -38,6 +41,7 @@ from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
 from scaling.laws.frontiers import group_budgets, named_budgets
 from scaling.laws.solver import DELTA, Array, huber, interval
+from scaling.logs import is_run, read_log
 from scaling.report import amount
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, select
@@ -93,6 +97,7 @@ matplotlib.rcParams.update({
     "legend.borderpad": 0.2,
     "legend.handlelength": 1.6,
     "figure.dpi": 160,
+    "svg.hashsalt": "nanoScale",                        # else the names in it are random
 })
 
 
@@ -145,7 +150,11 @@ def read_study(folder: str | Path) -> Study:
 
 def unit_of(runs: dict) -> str:
     """What a loss counts, by the tokenizer that runs.csv names."""
-    return f"nats per {UNITS.get(only(runs, 'tokenizer'), 'token')}"
+    return unit_of_tokenizer(only(runs, "tokenizer"))
+
+
+def unit_of_tokenizer(tokenizer: str | None) -> str:
+    return f"nats per {UNITS.get(tokenizer, 'token')}"
 
 
 def name_of(folder: Path, runs: dict) -> str:
@@ -235,19 +244,30 @@ def log_axes(ax) -> None:
     """Logarithmic axes, x for N, D or C and y for a loss; to be called when the limits are final."""
     ax.set(xscale="log", yscale="log")
     log_ticks(ax.xaxis)
-    # A loss spans less than a decade: plain numbers, evenly spread, instead of powers of ten.
-    ax.yaxis.set(major_locator=MaxNLocator(9, steps=[1, 2, 5, 10]),
-                 major_formatter=ScalarFormatter(),
-                 minor_locator=NullLocator())
+    loss_ticks(ax.yaxis)
 
 
-def finish(ax, x: Array, L: Array, **legend) -> Figure:
-    """The figure, with a legend and limits that hold the points (x, L), but not every interval."""
+def loss_ticks(axis) -> None:
+    """A loss spans less than a decade: plain numbers, evenly spread, instead of powers of ten."""
+    axis.set(major_locator=MaxNLocator(9, steps=[1, 2, 5, 10]),
+             major_formatter=ScalarFormatter(),
+             minor_locator=NullLocator())
+
+
+def frame(ax, x: Array, L: Array) -> None:
+    """Logarithmic axes that hold the points (x, L), but not every interval; before a law is drawn."""
     span = L.max() / L.min()
-    ax.set(xlim=(x.min() / 1.3, x.max() * 1.3), ylim=(L.min() / span ** 0.1, L.max() * span ** 0.2))
+    ax.set(xlim=(x.min() / 1.3, x.max() * 1.3), ylim=(L.min() / span ** 0.1, L.max() * span ** 0.1))
     log_axes(ax)
-    ax.legend(**legend)
-    return ax.figure
+
+
+def legend_below(ax) -> Figure:
+    """The figure, as much taller as its legend takes: inside the panel it would cover something."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure = ax.figure
+    figure.set_figheight(figure.get_figheight() + 0.14 * len(labels))
+    figure.legend(handles, labels, loc="outside lower center")
+    return figure
 
 
 def shades(values: Array) -> ScalarMappable:
@@ -289,15 +309,27 @@ def draw_law(ax, x: Array, law: dict, predict: Callable[[dict], Array], valid: t
              color: str = BLACK) -> None:
     """A law's line over `x` (n,): solid inside `valid` = (low, high), dashed outside; and its 95 % band.
 
-    `predict` maps parameters, the law's own (scalars) or those of its draws (draws, 1), to values at `x`.
+    `predict` maps parameters, the law's own (scalars) or those of its draws (draws, 1), to values at `x`. The
+    limits of `ax` are final: a band that would fill a third of the panel is told of instead.
     """
     y = predict(law)
     inside = np.isclose(x, np.clip(x, *valid), rtol=1e-9)
-    ax.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.8, zorder=3)
-    ax.plot(x, np.where(inside, y, np.nan), color=color, label=label, zorder=3)
+    label += " (dashed: beyond the data)"
     if law["ci"]:                                       # else it was fitted without a bootstrap
         low, high = interval(predict(law | forms.draws_of(law)))
-        ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        if (height(ax, x, high) - height(ax, x, low)).mean() < 1 / 3:
+            ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+            label += ", band: 95 %"
+        else:
+            label += ";\nits 95 % band would fill the panel: left out"
+    ax.plot(x, y, color=color, linestyle=(0, (3, 2)), linewidth=0.8, zorder=3)
+    ax.plot(x, np.where(inside, y, np.nan), color=color, label=label, zorder=3)
+
+
+def height(ax, x: Array, y: Array) -> Array:
+    """How high the points (x, y) stand in the panel, from 0 to 1."""
+    points = ax.transData.transform(np.column_stack([x, y]))
+    return ax.transAxes.inverted().transform(points)[:, 1].clip(0, 1)
 
 
 def with_interval(law: dict, key: str, digits: int = 3) -> str:
@@ -329,11 +361,36 @@ def loss_curves(study: Study) -> Figure | None:
     curves = study.curves
     if not curves:
         return None
-    ax = axes(D_LABEL, f"{curves['label']} ({study.unit})")
+    ax = axes(D_LABEL, f"{curves['label']} ({study.unit})", "a line per run")
     colors = color_bar(ax, curves["N"], study.n_label)
     draw_curves(ax, curves, curves["D"], colors, linewidth=0.7)
     log_axes(ax)
     return ax.figure
+
+
+def run_curves(run: Path) -> Figure:
+    """What the log of a run directory holds, over tokens. Raises UserError where there is nothing yet."""
+    told = load_json(run / "config.json")
+    records = read_log(run / "log.jsonl")
+    if not records:
+        raise UserError(f"{run}: its log holds no step yet; wait for the first line")
+    keys = "tokens train_loss val_loss lr grad_norm tok_per_s".split()
+    D, train, val, *others = np.array([[record[key] for key in keys] for record in records]).T
+    figure = Page(figsize=(WIDTH, 4.8), layout="constrained")
+    top, *panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 1, 1))
+    top.plot(D, train, color=SKY, linewidth=0.8, label="train loss, a mean since the last log line")
+    top.plot(D, val, "o", color=BLUE, label="validation loss")
+    top.set(ylabel=f"loss ({unit_of_tokenizer(told.get('tokenizer'))})", yscale="log")
+    loss_ticks(top.yaxis)
+    top.legend()
+    titles = "learning rate", "norm of the gradient, before it is clipped", "speed (tokens / s)"
+    for ax, values, title in zip(panels, others, titles):
+        ax.plot(D, values, color=BLACK, linewidth=0.8)
+        ax.set(title=title, ylim=(0, None))
+    ax.set_xlabel(D_LABEL)
+    ax.xaxis.set(major_locator=MaxNLocator(5), major_formatter=EngFormatter())      # 200 k, not 200000
+    ax.yaxis.set(major_locator=MaxNLocator(3), major_formatter=EngFormatter())
+    return named(figure, f"{run.parent.name}/{run.name}, {told.get('dataset', '')}")
 
 
 # ---- The best size for each budget. ----
@@ -350,10 +407,12 @@ def isoflop(study: Study, law: dict) -> Figure:
     for p in law["points"]:
         own = np.isclose(level, p["C"], rtol=1e-6)
         draw_budget(ax, study.N[own], study.L[own], p, colors.to_rgba(p["C"]))
-    ax.plot([], [], "-D", color=RED, markersize=3, label="optimum, 95 % interval")
+    ax.plot([], [], "-o", color=VIRIDIS(0.5), mew=0, linewidth=0.8, label="runs of a budget, their parabola")
+    ax.plot([], [], "-D", color=RED, markersize=3, label="its optimum, 95 % interval")
     if any(p["refused"] for p in law["points"]):
         ax.plot([], [], "o", color=BLACK, mfc="none", label="refused: no minimum inside")
-    return finish(ax, study.N, study.L[np.isfinite(level)])
+    frame(ax, study.N, study.L[np.isfinite(level)])
+    return legend_below(ax)
 
 
 def draw_budget(ax, N: Array, L: Array, point: dict, color: tuple) -> None:
@@ -382,9 +441,11 @@ def envelope(study: Study, law: dict) -> Figure:
     draw_curves(ax, rows, C, colors, linewidth=0.6)
     at = [p["C"] for p in law["points"]]
     best = [p["loss"] for p in law["points"]]
-    ax.plot(at, best, "D", color=RED, label="best size at this compute")
+    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.6, label="a run while it trains")
+    ax.plot(at, best, "D", color=RED, label="where no other size is better")
     near = L < L.min() + 3 * (max(best) - L.min())                      # the start of training tells nothing
-    return finish(ax, C[near], L[near])
+    frame(ax, C[near], L[near])
+    return legend_below(ax)
 
 
 # ---- Loss against one thing at a time. ----
@@ -397,20 +458,21 @@ def loss_vs_compute(study: Study, law: dict) -> Figure:
     title = rf"$L = (C_c/C)^{{\alpha}}$,  $\alpha$ = {with_interval(law, 'alpha', 4)}"
     ax = axes(study.c_label, loss_label(study.unit), title)
     size = 1.5 if len(C) > 200 else 2.5
-    ax.plot(C, L, "o", color=SKY, markersize=size, mew=0, label="runs")
+    frame(ax, C, L[L <= 1.05 * max(hull["loss"])])
+    dots = "runs, and losses along them" if len(C) > len(study.data["C"]) else "runs"
+    ax.plot(C, L, "o", color=SKY, markersize=size, mew=0, label=dots)
     ax.plot(hull["C"], hull["loss"], "-o", color=BLUE, mfc="white", markersize=3, linewidth=0.8,
-            label="lower-left hull")
+            label="lower-left hull; filled: fitted")
     ax.plot(hull["C"][late:], hull["loss"][late:], "o", color=BLUE, markersize=3)
     x = reach(C)
     draw_law(ax, x, law, lambda p: np.exp(p["alpha"] * (p["log_C_c"] - np.log(x))),
-             (hull["C"][late], hull["C"][-1]), "law, 95 %", RED)
+             (hull["C"][late], hull["C"][-1]), "law", RED)
     if law["kink"]:
         ax.axvspan(*law["kink"]["between"], color=BLACK, alpha=0.12, linewidth=0, zorder=0,
                    label="kink: the slope changes here")
-    finish(ax, C, L[L <= 1.05 * max(hull["loss"])])
     top = ax.secondary_xaxis("top", functions=(lambda c: c / counts.PF_DAY, lambda d: d * counts.PF_DAY))
     top.set_xlabel("PF-days")
-    return ax.figure
+    return legend_below(ax)
 
 
 def power_law(study: Study, law: dict) -> Figure:
@@ -427,11 +489,12 @@ def power_law(study: Study, law: dict) -> Figure:
         floor = f" + {law['L_inf']:.2f}"
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
     ax = axes(label, loss_label(study.unit), title)
+    frame(ax, x, study.L)
     ax.plot(x, study.L, "o", color=BLUE, mfc="none", mew=0.5, label="all runs")
     ax.plot(law["points"][name], law["points"]["loss"], "o", color=BLUE, label=f"best at each {name}")
     grid = reach(x)
-    draw_law(ax, grid, law, lambda p: forms.loss_of(p, {name: grid}), law["range"][name], "law, 95 %")
-    return finish(ax, x, study.L)
+    draw_law(ax, grid, law, lambda p: forms.loss_of(p, {name: grid}), law["range"][name], "law")
+    return legend_below(ax)
 
 
 # ---- The surface. ----
@@ -446,18 +509,19 @@ def frontier(study: Study, law: dict) -> Figure:
     everywhere = np.append(C, C_new)
     ax = axes(C_LABEL["6nd"], f"loss ({study.unit})")
     colors = color_bar(ax, np.append(study.N, new["params"]), study.n_label)
+    losses = np.concatenate([study.L, *(new[k] for k in ("predicted", "lo95", "hi95", "measured"))])
+    frame(ax, everywhere, losses[np.isfinite(losses)])                  # not every forecast has come
     if curves:
         draw_curves(ax, curves, 6 * curves["N"] * curves["D"], colors, linewidth=0.5, alpha=0.4, zorder=0)
         ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.5, label=f"{curves['label']} while training")
     ax.scatter(C, study.L, s=9, c=colors.to_rgba(study.N), linewidth=0, zorder=2)
-    ax.plot([], [], "o", color=VIRIDIS(0.5), markersize=3, mew=0, label="validation loss of each run")
+    ax.plot([], [], "o", color=VIRIDIS(0.5), markersize=3, mew=0, label="validation loss of a run at its end")
     x = reach(everywhere)
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[2], law["range"]["C"],
-             "compute-optimal loss, 95 %")
+             "loss at the best size")
     if len(C_new):
         forecast_marks(ax, C_new, new)
-    losses = np.concatenate([study.L, new["predicted"], new["measured"]])
-    return finish(ax, everywhere, losses[np.isfinite(losses)], fontsize=6.5)     # not every forecast has come
+    return legend_below(ax)
 
 
 def of_6nd(law: dict, C: Array) -> dict:
@@ -473,13 +537,13 @@ def forecast_marks(ax, x: Array, forecasts: dict) -> None:
     low = forecasts["lo95"]
     high = forecasts["hi95"]
     came = forecasts["measured"]
-    sealed = "forecasts, sealed before training"
+    sealed = "forecasts, sealed before training, 95 % intervals"
     measured = "measured"
     if len(y) == 1:
         sealed = f"sealed forecast {y[0]:.3f} [{low[0]:.3f}, {high[0]:.3f}]"
         measured = f"measured {came[0]:.3f} (forecast {y[0] / came[0] - 1:+.2%})"
     ax.vlines(x, low, high, color=RED, zorder=3)
-    ax.plot(x, y, "s", color=RED, mfc="white", markersize=5, label=sealed, zorder=3)
+    ax.plot(x, y, "s", color=RED, mfc="none", markersize=5, label=sealed, zorder=3)
     if np.isfinite(came).any():
         ax.plot(x, came, "*", color=BLUE, markersize=4.5, mew=0, label=measured, zorder=3)
 
@@ -498,37 +562,51 @@ def surface_contours(study: Study, law: dict) -> Figure:
     ax = axes(C_LABEL["6nd"], study.n_label, title_of(law))
     ax.contour(x, y, loss, levels, linewidths=0.6, alpha=0.2, **LOW_IS_DARK)
     ax.contour(x, y, np.where(inside, loss, np.nan), levels, linewidths=0.9, **LOW_IS_DARK)
-    # The labels stand on a line above the frontier: a point on it for each second level.
-    above = 2.5 * forms.surface_optimum(law, x)[0]
-    there = forms.surface_loss(law, above, x / (6 * above))
-    for level in levels[1:-1:2]:
-        at = np.interp(-level, -there, x)
-        height = np.interp(-level, -there, above)
-        if x[0] * 1.2 < at < x[-1] / 1.2 and height < y[-1] / 1.2:
-            ax.text(at, height, f"{level:.2f}", fontsize=6, ha="center", va="center",
-                    bbox={"color": "white", "pad": 0.5})
-    draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[0], law["range"]["C"],
-             "efficient frontier, 95 %", RED)
-    ax.plot(C, study.N, "o", color=BLACK, markersize=2, zorder=3)
     end_with_grid(ax, x, y)
-    ax.legend(loc="upper left")
-    return ax.figure
+    draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[0], law["range"]["C"],
+             "best size", RED)
+    ax.plot(C, study.N, "o", color=BLACK, markersize=2, zorder=3, label="runs")
+    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.9,
+            label=f"lines of equal loss ({study.unit});\nfaint: fewer or more tokens than in any run")
+    label_contours(ax, study, law, levels[1:-1:2])
+    return legend_below(ax)
+
+
+def label_contours(ax, study: Study, law: dict, levels: Array) -> None:
+    """Write the loss on its line, at the point farthest from the runs, the best sizes and other labels."""
+    x = np.geomspace(*ax.get_xlim(), 200)
+    y = np.geomspace(*ax.get_ylim(), 80)[4:-4]
+    best = forms.surface_optimum(law, x)[0]
+    taken = [*np.log([6 * study.N * study.D, study.N]).T, *np.log([x, best]).T]
+    scale = np.log([x[-1] / x[0], y[-1] / y[0]])
+    for level in levels:
+        at = np.array([np.interp(-level, -forms.surface_loss(law, N, x / (6 * N)), x) for N in y])
+        D = at / (6 * y)
+        shown = (at > x[12]) & (at < x[-12]) & (D > study.D.min()) & (D < study.D.max())
+        if not shown.any():
+            continue
+        spots = np.log([at[shown], y[shown]]).T
+        room = np.linalg.norm((spots[:, None] - taken) / scale, axis=2).min(1)
+        spot = spots[room.argmax()]
+        taken.append(spot)
+        ax.text(*np.exp(spot), f"{level:.2f}", fontsize=6, ha="center", va="center",
+                bbox={"color": "white", "pad": 0.5})
 
 
 def residuals(study: Study, law: dict) -> Figure:
     """Measured over fitted loss against compute, coloured by size: a pattern means a wrong form."""
     off = 100 * (study.L / forms.surface_loss(law, study.N, study.D) - 1)
     noise = 196 * law["noise"]
-    highest = 1.4 * max(noise, np.abs(off).max())
+    highest = 1.1 * max(noise, np.abs(off).max())
     ax = axes(C_LABEL["6nd"], "measured / fitted loss - 1 (%)")
     colors = color_bar(ax, study.N, study.n_label)
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.axhspan(-noise, noise, color=BLACK, alpha=0.12, linewidth=0, label="1.96 residual standard deviations")
     ax.scatter(6 * study.N * study.D, off, s=12, c=colors.to_rgba(study.N), linewidth=0)
+    ax.plot([], [], "o", color=VIRIDIS(0.5), mew=0, label="a run")
     ax.set(xscale="log", ylim=(-highest, highest))
     log_ticks(ax.xaxis)
-    ax.legend()
-    return ax.figure
+    return legend_below(ax)
 
 
 def bootstrap_cloud(study: Study, law: dict) -> Figure | None:
@@ -538,13 +616,13 @@ def bootstrap_cloud(study: Study, law: dict) -> Figure | None:
     draws = forms.draws_of(law)
     a = law["a"]
     E = law["E"]
-    ax = axes(A_LABEL, f"E, irreducible loss ({study.unit})", f"{len(draws['a'])} resamples")
-    ax.plot(draws["a"], draws["E"], "o", color=SKY, markersize=1.5, alpha=0.5, mew=0)
+    ax = axes(A_LABEL, f"E, irreducible loss ({study.unit})", f"{len(draws['a'])} resamples of the runs")
+    ax.plot(draws["a"], draws["E"], "o", color=SKY, markersize=1.5, alpha=0.5, mew=0,
+            label="the law of a resample")
     ax.plot(law["ci"]["a"], [E, E], color=BLACK, linewidth=1)
     ax.plot([a, a], law["ci"]["E"], color=BLACK, linewidth=1)
-    ax.plot(a, E, "o", color=RED, markersize=4, label="fit, 95 % intervals")
-    ax.legend()
-    return ax.figure
+    ax.plot(a, E, "o", color=RED, markersize=4, label="the law of all runs; lines: 95 % intervals")
+    return legend_below(ax)
 
 
 def profile_of_E(study: Study, law: dict) -> Figure | None:
@@ -566,8 +644,7 @@ def profile_of_E(study: Study, law: dict) -> Figure | None:
     ax.axvspan(low, high, color=BLUE, alpha=0.15, linewidth=0, label=f"allowed: {allowed}")
     ax.plot(law["E"], 0, "o", color=RED, markersize=4, label=f"best fit: {law['E']:.3f}")
     ax.set_ylim(-0.3 * cutoff, 8 * cutoff)
-    ax.legend(loc="upper left")
-    return ax.figure
+    return legend_below(ax)
 
 
 def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
@@ -603,11 +680,14 @@ def accounting(study: Study, law: dict) -> Figure:
     """The exponent a of the same runs by each way to count N (rows) and C (columns), where it was found."""
     cells = [list(row.values()) for row in law.values()]
     a = np.array([[cell.get("a", np.nan) for cell in row] for row in cells])
-    middle = (np.nanmin(a) + np.nanmax(a)) / 2
+    # Colours span the intervals: what differs by less than these looks alike.
+    ends = [end for row in cells for cell in row for end in cell.get("ci") or [cell.get("a", np.nan)]]
+    low = np.nanmin(ends)
+    high = np.nanmax(ends)
     ax = axes("how C is counted", "how N is counted", f"{A_LABEL}, with 95 % intervals", height=2.2)
-    ax.imshow(a, cmap=VIRIDIS, aspect="auto")
+    ax.imshow(a, cmap=VIRIDIS, aspect="auto", vmin=low, vmax=high)
     for (i, j), value in np.ndenumerate(a):
-        color = "white" if value < middle else BLACK
+        color = "white" if value < (low + high) / 2 else BLACK
         ax.text(j, i, cell_text(cells[i][j]), ha="center", va="center", fontsize=7, color=color)
     flops = next(iter(law.values()))
     ax.set_xticks(range(len(flops)), [c.replace("_", " +\n").replace("6nd", "6ND") for c in flops])
@@ -640,9 +720,10 @@ def what_arms_are_worth(study: Study, law: dict) -> Figure:
             right.fill_between(curve["C"], low, high, color=color, alpha=0.12, linewidth=0)
             right.plot(curve["C"], [m["factor"] for m in curve["multiplier"]], color=color)
     right.axhline(1, color=BLACK, linewidth=0.8)
-    left.set(title="runs, and the loss at the best size", xlabel=study.c_label, ylabel=loss_label(study.unit))
+    left.set(title="dots: runs; lines: the loss at the best size", xlabel=study.c_label,
+             ylabel=loss_label(study.unit))
     right.set(title=f"compute that {law['reference']} takes for the same loss", xlabel=study.c_label,
-              ylabel="multiplier", xscale="log")
+              ylabel="multiplier, band: 95 %", xscale="log")
     log_axes(left)
     log_ticks(right.xaxis)
     left.figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
@@ -672,10 +753,19 @@ def study_figures(study: Study) -> dict[str, Figure]:
     figures = {"curves": named(loss_curves(study), study.name)}
     for name, law, draw in FIGURES:
         if law in study.fit:
-            fit = study.fit[law]
-            warned = not fit.get("health", {"ok": True})["ok"]
-            figures[name] = named(draw(study, fit), study.name, warned)
+            figures[name] = law_figure(study, law, draw)
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def law_figure(study: Study, law: str, draw: Callable) -> Figure | None:
+    """The figure that `draw` makes of a law of the study's fit, marked where that fit has warnings."""
+    fit = study.fit[law]
+    return named(draw(study, fit), study.name, warned(fit))
+
+
+def warned(law: dict) -> bool:
+    """Whether its fit has any."""
+    return not law.get("health", {"ok": True})["ok"]
 
 
 # ---- Figures across studies, and of a plan. ----
@@ -696,21 +786,32 @@ def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
 
 
 def forecast_board(forecasts: dict) -> Figure:
-    """Every sealed forecast that has been measured: its error and its interval, in per cent."""
-    came = np.flatnonzero(np.isfinite(forecasts["measured"]))
+    """Every sealed forecast that has been measured, by study: its error and its interval, in per cent."""
+    came = np.isfinite(forecasts["measured"])
+    row = {name: column[came] for name, column in forecasts.items()}
+    low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
+    studies = list(dict.fromkeys(row["study"]))
     names = []
-    ax = axes("error, 95 % interval (%)", "", height=0.3 * len(came) + 0.9)
-    for y, k in enumerate(came):
-        row = {name: column[k] for name, column in forecasts.items()}
-        low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
-        color, marker = (BLUE, "o") if low <= 0 <= high else (RED, "X")
-        ax.plot([low, high], [-y, -y], color=color, linewidth=1)
-        ax.plot(middle, -y, marker, color=color, markersize=4)
-        names.append(f"{row['study']}: {row['run']}")
+    ax = axes("sealed forecast / measured loss - 1 (%)", "", height=0.17 * (len(middle) + len(studies)) + 0.6)
+    for study in studies:
+        names.append(study)
+        own = np.flatnonzero(row["study"] == study)
+        for k in own[np.argsort(row["flops"][own], kind="stable")]:
+            color, marker = (BLUE, "o") if low[k] <= 0 <= high[k] else (RED, "X")
+            ax.plot([low[k], high[k]], [-len(names)] * 2, color=color, linewidth=1)
+            ax.plot(middle[k], -len(names), marker, color=color, markersize=4)
+            names.append(row["run"][k])
     ax.axvline(0, color=BLACK, linewidth=0.6)
-    ax.set_yticks(-np.arange(len(came)), names)
-    ax.set_ylim(0.6 - len(came), 0.6)
-    return ax.figure
+    ax.plot([], [], "-o", color=BLUE, linewidth=1, markersize=4, label="forecast and its 95 % interval")
+    if ((low > 0) | (high < 0)).any():
+        ax.plot([], [], "-X", color=RED, linewidth=1, markersize=4, label="what came was outside")
+    ax.set_yticks(-np.arange(len(names)), names)
+    for label in ax.get_yticklabels():
+        if label.get_text() in studies:
+            label.set_fontweight("bold")
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(0.4 - len(names), 0.6)
+    return named(legend_below(ax), f"{len(middle)} forecasts of {len(studies)} studies")
 
 
 def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure:
@@ -723,14 +824,15 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
     ax = axes(N_LABEL[law["params"]], D_LABEL)
     lines = ax.contour(x, y, loss, levels, linewidths=0.8, **LOW_IS_DARK)
     ax.clabel(lines, levels[::2], fmt="%.3g", fontsize=6)
+    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.8,
+            label=f"lines of equal loss ({unit_of(law.get('runs', {}))})")
     ax.plot(x, N * D / x, color=BLACK, linewidth=0.8, label=f"6ND = {6 * N * D:.3g} FLOPs")
     if ci:
         ax.plot(ends[1:], N * D / ends[1:], color=RED, linewidth=3, alpha=0.5, solid_capstyle="butt",
                 label="95 % interval")
     ax.plot(N, D, "D", color=RED, label=f"plan: {D / N:.3g} tokens per parameter")
     end_with_grid(ax, x, y)
-    ax.legend(loc="upper right")
-    return ax.figure
+    return named(legend_below(ax), law["source"][-70:], warned(law))
 
 
 # ---- Figures of the recipe. ----
@@ -771,13 +873,17 @@ def transfer(table: dict, unit: str) -> Figure:
         draw_curves(ax, curves, rows["learning_rate"], colors, marker="o", markersize=2)
         for line in [*ax.lines]:
             rate, loss = line.get_data()
-            fill = RED if 0 < loss.argmin() < len(loss) - 1 else "white"
-            ax.plot(rate[loss.argmin()], loss.min(), "*", color=RED, mfc=fill, markersize=7)
+            best = int(loss.argmin())
+            outward = (best == len(loss) - 1) - (best == 0)         # -1, 1: at an edge; what is beyond it?
+            if outward:
+                ax.annotate("", (rate[best], loss[best]), (18 * outward, 0), textcoords="offset points",
+                            arrowprops={"arrowstyle": "<-", "color": RED})
+            ax.plot(rate[best], loss[best], "*", color=RED, mfc="white" if outward else RED, markersize=7)
         ax.set_xscale("log")
         label_only(ax, np.unique(rows["learning_rate"])[::2])
     word = SIZE_OF[axis][1]
     lines = [Line2D([], [], color=colors.to_rgba(size), label=f"{word} {size:.0f}") for size in sizes]
-    for label, fill in (("best", RED), ("best at an edge", "white")):
+    for label, fill in (("best", RED), ("at an edge", "white")):
         lines.append(Line2D([], [], color=RED, marker="*", markersize=7, mfc=fill, linestyle="", label=label))
     ax.figure.legend(handles=lines, loc="outside lower center", ncols=3, columnspacing=1)
     return ax.figure
@@ -822,11 +928,10 @@ def critical_batch(table: dict, found: dict, unit: str) -> Figure:
                        columnspacing=1)
     L = np.array([level["loss"] for level in found["levels"]])
     right.plot(L, found["B_star"] * L ** -found["p"], color=BLACK, label="batch sweep, 95 %")
-    right.plot([gmean(L)] * 2, found["ci"]["B_crit"], color=BLACK, linewidth=0.8)
+    right.plot([gmean(L)] * 2, found["ci"]["B_crit"], "-_", color=BLACK, linewidth=0.8)
     right.plot(L, [level["noise_scale"] for level in found["levels"]], "o", color=RED, label="noise scale")
     right.set(title="critical batch", xlabel="loss", ylabel="tokens", ylim=(0, None))
-    right.invert_xaxis()
-    right.legend(loc="lower right")
+    right.legend(loc="lower left")
     return left.figure
 
 
@@ -850,41 +955,44 @@ def recipe_figures(folder: Path) -> dict[str, Figure]:
 # ---- The command. ----
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG whose bytes depend on the figure alone."""
+    """Write a PNG or an SVG, as its name ends, whose bytes depend on the figure alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 9})
+    if path.suffix == ".svg":
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    else:
+        figure.savefig(path, metadata={"Software": None}, pil_kwargs={"compress_level": 9})
     return path
 
 
-def draw_study(folder: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Draw every figure that a study's files support into FOLDER/figures/NAME.png, or OUT/STUDY_NAME.png.
-
-    Returns the paths written. Raises UserError.
-    """
-    folder = Path(folder)
-    figures = study_figures(read_study(folder)) | recipe_figures(folder)
+def save_all(figures: dict[str, Figure], folder: Path, out: str | Path | None, form: str) -> list[Path]:
+    """Write {name: figure} to FOLDER/figures/NAME.FORM or, with `out`, OUT/FOLDER_NAME.FORM: the paths."""
     start = f"{folder}/figures/"
     if out is not None:
         start = f"{out}/{folder.resolve().name}_"
-    return [save(figure, Path(f"{start}{name}.png")) for name, figure in figures.items()]
+    return [save(figure, Path(f"{start}{name}.{form}")) for name, figure in figures.items()]
 
 
-def draw_assets(out: Path) -> list[Path]:
+def draw_study(folder: str | Path, out: str | Path | None = None, form: str = "png") -> list[Path]:
+    """Draw every figure that a study's files support: the paths written, see `save_all`. Raises UserError."""
+    folder = Path(folder)
+    return save_all(study_figures(read_study(folder)) | recipe_figures(folder), folder, out, form)
+
+
+def draw_assets(out: Path, form: str) -> list[Path]:
     """Draw the figures that README shows, from scaling/results, into `out`: the paths written.
 
     Raises UserError.
     """
     results = basics.ROOT / "scaling" / "results"
-    laptop = read_study(results / "laptop")
-    far = read_study(results / "far")
-    modern = read_study(results / "modern")
+    laptop, far, modern = (read_study(results / name) for name in ("laptop", "far", "modern"))
     tables = [read_table(path) for path in sorted(results.glob("*/forecasts.csv"))]
     forecasts = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    return [save(named(frontier(laptop, laptop.fit["surface"]), laptop.name), out / "laptop_frontier.png"),
-            save(named(frontier(far, far.fit["surface"]), far.name), out / "far_frontier.png"),
-            save(forecast_board(forecasts), out / "forecasts.png"),
-            save(named(study_figures(modern)["arms"], modern.name), out / "modern_arms.png"),
-            save(recipe_figures(results / "transfer")["transfer"], out / "transfer_transfer.png")]
+    figures = {"laptop_frontier": law_figure(laptop, "surface", frontier),
+               "far_frontier": law_figure(far, "surface", frontier),
+               "forecasts": forecast_board(forecasts),
+               "modern_arms": law_figure(modern, "arms", what_arms_are_worth),
+               "transfer_transfer": recipe_figures(results / "transfer")["transfer"]}
+    return [save(figure, out / f"{name}.{form}") for name, figure in figures.items()]
 
 
 def next_command(folder: Path, study: Study) -> str:
@@ -900,18 +1008,22 @@ def next_command(folder: Path, study: Study) -> str:
 
 def main(args: list[str] | None = None) -> None:
     parser = Parser("python -m scaling.plots", __doc__)
-    parser.add_argument("studies", nargs="*", metavar="STUDY_DIR", help="default: what README shows")
-    parser.add_argument("--out", help="where the PNG files go; default: assets, or STUDY_DIR/figures")
+    parser.add_argument("folders", nargs="*", metavar="STUDY_OR_RUN_DIR", help="default: what README shows")
+    parser.add_argument("--out", help="where the pictures go; default: assets, or figures/ in the directory")
+    parser.add_argument("--format", choices=("png", "svg"), default="png")
     a = parser.parse_args(args)
     if a.out and not Path(a.out).absolute().parent.is_dir():
         raise UserError(f"--out={a.out}: there is no {Path(a.out).parent}; make it first, or name another")
-    if not a.studies:
-        for path in draw_assets(Path(a.out or basics.ROOT / "assets")):
+    if not a.folders:
+        for path in draw_assets(Path(a.out or basics.ROOT / "assets"), a.format):
             print(path)
-    for folder in map(Path, a.studies):
+    for folder in map(Path, a.folders):
+        if is_run(folder):
+            print(*save_all({"run": run_curves(folder)}, folder, a.out, a.format))
+            continue
         study = read_study(folder)
         print(f"{folder}: {amount(study.data['rows_read'], 'row')} of {study.name}", flush=True)
-        for path in draw_study(folder, a.out):
+        for path in draw_study(folder, a.out, a.format):
             print(path)
         if not study.fit:
             print(f"{folder}: no law was drawn, for there is no fit.json")

@@ -341,6 +341,8 @@ def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned
         commands.append(f"python -m scaling.plan {study}/fit.json --flops={10 * best.resolved.C:.0e}")
     if scores:
         commands.append(f"python -m scaling.forecast board {study}")
+    if "surface" in law:                               # a page that explains it
+        commands.append(f"STUDY={study} make notebook")
     return commands
 
 

@@ -1,13 +1,17 @@
 """The notebooks: one teaches, one re-runs published studies; committed with the outputs that they give."""
 import ast
+import html
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from scaling import published
+from runtime.basics import UserError
+from scaling import page, published
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT.parent / "shared" / "raw"
@@ -113,3 +117,49 @@ def test_published_data_are_optional(tmp_path, monkeypatch):
     notebook.cells = [first, *others]
     execute(notebook)
     assert [text(cell).startswith("skipped:") for cell in notebook.cells] == [False, True, True, False, True]
+
+
+# ---- The page of a study. ----
+
+@pytest.fixture
+def laptop(tmp_path, monkeypatch):
+    """A copy of the study, in a folder with a space; the STUDY that a page sets is forgotten afterwards."""
+    monkeypatch.setenv("STUDY", "")
+    return Path(shutil.copytree(ROOT / "scaling" / "results" / "laptop", tmp_path / "my studies" / "laptop"))
+
+
+def test_the_page_of_a_study_opens_anywhere(laptop, capsys):
+    """It asks no network and runs no script, each picture has words, and the notebook is as it was."""
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("latex2mathml")
+    before = (ROOT / "scaling" / f"{TEACHING}.ipynb").read_bytes()
+    page.main([str(laptop)])
+    made = laptop / "scaling_laws.html"
+    assert capsys.readouterr().out.splitlines()[-1] == str(made)
+    text = made.read_text(encoding="utf-8")
+    assert "<strong>laptop, shakespeare</strong>, 29 runs" in text and "d52_2.5e12: measured 1.706" in text
+    assert re.findall(r'(?:src|href)="(?!data:image/png|#|https://arxiv)[^>]*', text) == []
+    assert "<script" not in text and "@import" not in text and "Legend at 0x" not in text
+    pictures = re.findall(r"<img [^>]*", text)
+    words = [html.unescape(re.search(r'alt="([^"]*)"', one)[1]) for one in pictures]
+    assert len(words) == 10 and words[0].startswith("1. One picture. larger compute, lower loss")
+    assert all(len(one) > 20 for one in words)
+    prose = re.sub(r"<pre>.*?</pre>", "", text, flags=re.S)
+    assert "$" not in prose.partition("<body>")[2] and prose.count("<math") > 10
+    assert (ROOT / "scaling" / f"{TEACHING}.ipynb").read_bytes() == before
+
+
+def test_a_page_that_cannot_be_made_says_why(laptop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nbconvert", None)
+    with pytest.raises(UserError, match="a page takes nbconvert: pip install -r requirements-dev.txt"):
+        page.main([str(laptop)])
+    with pytest.raises(UserError, match="no runs.csv in it"):
+        page.main([str(laptop.parent)])
+    assert not [*laptop.parent.rglob("*.html")]
+
+
+def test_a_cell_that_fails_is_named_in_a_line(laptop, monkeypatch):
+    pytest.importorskip("nbconvert")
+    monkeypatch.setattr(page, "SHARP", "1 / 0")
+    with pytest.raises(UserError, match=r"a cell of scaling_laws.ipynb failed .*ZeroDivisionError"):
+        page.main([str(laptop)])

@@ -133,6 +133,20 @@ def test_nothing_is_cut_off(drawn):
         assert min(x0, y0) > -0.01 and x1 < width + 0.01 and y1 < height + 0.01, name
 
 
+def test_no_legend_covers_a_panel(drawn):
+    seen = 0
+    for name, (figure, _) in drawn.items():
+        figure.draw_without_rendering()
+        for legend in figure.legends:
+            x0, y0, x1, y1 = legend.get_window_extent().extents
+            seen += 1
+            for ax in figure.axes:
+                left, bottom, right, top = ax.get_window_extent().extents
+                assert y1 <= bottom or x0 >= right, name
+        assert all(ax.get_legend() is None for ax in figure.axes), name
+    assert seen > 8
+
+
 def test_figures_need_only_the_files_that_they_show(copy, capsys):
     names = set(plots.study_figures(plots.read_study(copy)))
     assert ALL - {"curves"} <= names and "curves" not in names
@@ -156,6 +170,46 @@ def test_figures_name_their_study_and_what_its_loss_counts(study, drawn, copy):
     for new, unit in ((",byte", "byte"), (",gpt2", "token"), (",", "token")):
         (copy / "runs.csv").write_text(runs.replace(",char", new), encoding="utf-8")
         assert plots.read_study(copy).unit == f"nats per {unit}"
+
+
+def write_run(folder):
+    """A run directory as train.py leaves it when it is killed: its last log line is torn."""
+    folder.mkdir(parents=True)
+    told = {"dataset": "help", "tokenizer": "char", "seed": 1}
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    text = ""
+    for k in range(1, 9):
+        record = dict(step=k, tokens=1000 * k, train_loss=4.0 - k / 10, lr=0.01 * k, grad_norm=1.0 + k)
+        if k % 2 == 0:
+            record["val_loss"] = 4.1 - k / 10
+        text += json.dumps(record | dict(tok_per_s=5000.0)) + "\n"
+    (folder / "log.jsonl").write_text(text + '{"step": 9, "tok', encoding="utf-8")
+    return folder
+
+
+def test_the_curves_of_one_run(tmp_path, capsys):
+    run = write_run(tmp_path / "mine" / "d8")
+    figure = plots.run_curves(run)
+    loss, rate, norm, speed = figure.axes
+    assert figure.get_suptitle() == "mine/d8, help" and loss.get_ylabel() == "loss (nats per character)"
+    x, y = line(figure, "validation loss").get_data()
+    assert list(x[np.isfinite(y)]) == [2000, 4000, 6000, 8000] and np.nanmin(y) == pytest.approx(3.3)
+    assert list(line(figure, "train loss").get_ydata()) == pytest.approx([4.0 - k / 10 for k in range(1, 9)])
+    assert list(rate.lines[0].get_ydata()) == pytest.approx([0.01 * k for k in range(1, 9)])
+    assert norm.lines[0].get_ydata()[-1] == 9 and speed.lines[0].get_ydata()[0] == 5000
+    plots.main([str(run)])
+    assert capsys.readouterr().out == f"{run}/figures/run.png\n"
+    (run / "log.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="its log holds no step yet"):
+        plots.main([str(run)])
+
+
+def test_svg_is_as_its_figure_alone(tmp_path, capsys):
+    run = write_run(tmp_path / "mine" / "d8")
+    for name in ("a", "b"):
+        plots.main([str(run), f"--out={tmp_path / name}", "--format=svg"])
+    first, second = ((tmp_path / name / "d8_run.svg").read_bytes() for name in ("a", "b"))
+    assert first == second and b"<svg" in first and not (run / "figures").exists()
 
 
 def test_a_new_law_is_one_row(study, monkeypatch):
@@ -230,7 +284,7 @@ def test_curves_fall_back_to_train_loss(folder, study, copy):
 
 def test_laws_are_solid_inside_their_range_and_dashed_outside(study, surface):
     figure = plots.frontier(study, surface)
-    law = line(figure, "compute-optimal")
+    law = line(figure, "loss at the best size")
     x, y = law.get_data()
     low, high = surface["range"]["C"]
     assert law.get_linestyle() == "-"
@@ -240,7 +294,7 @@ def test_laws_are_solid_inside_their_range_and_dashed_outside(study, surface):
 
 
 def test_frontier_is_the_optimum_of_the_surface(study, surface):
-    x, y = line(plots.frontier(study, surface), "compute-optimal").get_data()
+    x, y = line(plots.frontier(study, surface), "loss at the best size").get_data()
     k = np.flatnonzero(np.isfinite(y))[10]
     N = np.geomspace(1e3, 1e8, 20_000)
     assert y[k] == pytest.approx(forms.surface_loss(surface, N, x[k] / (6 * N)).min(), rel=1e-6)
@@ -248,6 +302,7 @@ def test_frontier_is_the_optimum_of_the_surface(study, surface):
 
 def test_bands_are_the_intervals_of_the_draws():
     ax = plots.axes("x", "y")
+    ax.set_ylim(-100, 100)
     draws = np.random.default_rng(0).normal(size=4000)
     x = np.arange(3.0)
     law = {"y": 0.0, "ci": {"y": [-2, 2]}, "boot": {"y": list(draws)}}
@@ -255,6 +310,39 @@ def test_bands_are_the_intervals_of_the_draws():
     corners = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert corners.min() == pytest.approx(np.sort(draws)[100], abs=0.02)
     assert corners.max() == pytest.approx(20 + np.sort(draws)[-100], abs=0.02)
+
+
+def test_a_band_that_would_fill_the_panel_is_a_sentence(study):
+    law = study.fit["loss_vs_params"]
+    assert line(plots.power_law(study, law), "law").get_label() == "law (dashed: beyond the data), band: 95 %"
+    spread = np.geomspace(0.3, 3, len(law["boot"]["alpha"]))
+    wild = {name: list(np.array(draws, float) * spread) for name, draws in law["boot"].items()}
+    figure = plots.power_law(study, law | {"boot": wild})
+    assert line(figure, "law").get_label().endswith("its 95 % band would fill the panel: left out")
+    assert not figure.axes[0].collections
+
+
+def test_labels_of_equal_loss_keep_clear_of_runs_and_say_what_is_there(study, surface):
+    ax = plots.surface_contours(study, surface).axes[0]
+    to_panel = ax.transData + ax.transAxes.inverted()
+    runs = to_panel.transform(np.column_stack([6 * study.N * study.D, study.N]))
+    assert len(ax.texts) >= 4
+    for text in ax.texts:
+        C, N = text.get_position()
+        away = np.abs(runs - to_panel.transform((C, N)))
+        assert (away.max(axis=1) > 0.04).all()
+        said = forms.surface_loss(surface, N, C / (6 * N))
+        assert said == pytest.approx(float(text.get_text()), abs=0.02)
+
+
+def test_an_optimum_at_an_edge_is_open_with_an_arrow_outward():
+    rates = np.array([0.001, 0.002, 0.004])
+    table = {"parametrization": np.array(["mup"] * 3 + ["gpt2"] * 3), "n_embd": np.array([32] * 6),
+             "learning_rate": np.tile(rates, 2), "val_loss": np.array([2.1, 2.0, 2.2, 2.3, 2.2, 2.1])}
+    inside, edge = plots.transfer(table, "nats per token").axes
+    assert not inside.texts and inside.lines[-1].get_markerfacecolor() == plots.RED
+    arrow, = edge.texts
+    assert arrow.xy == (0.004, 2.1) and arrow.xyann[0] > 0 and edge.lines[-1].get_markerfacecolor() == "white"
 
 
 def test_a_fit_without_a_bootstrap_has_no_band(study, surface):
@@ -347,8 +435,12 @@ def test_board_has_room_for_long_names(study):
 
 def test_board_leaves_out_what_is_not_measured(study):
     ax = plots.forecast_board(study.forecasts).axes[0]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["toy: held0"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["toy", "held0"]
     assert ax.lines[1].get_xdata()[0] == pytest.approx(100 * (1.5 / 1.48 - 1))
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == ["forecast and its 95 % interval"]
+    missed = plots.forecast_board(study.forecasts | {"measured": np.array([1.6, np.nan])}).axes[0]
+    assert missed.get_legend_handles_labels()[1][1] == "what came was outside"
 
 
 def test_envelope_marks_where_each_size_is_best(study):
@@ -360,8 +452,8 @@ def test_envelope_marks_where_each_size_is_best(study):
             "run": np.repeat([f"{n:.0f}" for n in sizes], 60)}
     fit = frontiers.fit_envelope(rows["N"], rows["C"], rows["L"], rows["run"], bootstrap=20)
     figure = plots.envelope(study._replace(data=study.data | {"along": rows}), fit)
-    assert np.allclose(line(figure, "best size").get_xdata(), [p["C"] for p in fit["points"]])
-    assert len(figure.axes[0].lines) == len(sizes) + 1
+    assert np.allclose(line(figure, "where no other size").get_xdata(), [p["C"] for p in fit["points"]])
+    assert len(figure.axes[0].lines) == len(sizes) + 2             # and the line in the legend
 
 
 def test_kink_is_shaded_and_the_law_dashed_before_it(study):

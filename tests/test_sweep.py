@@ -249,7 +249,7 @@ def assert_end_is_true(printed, root, scored):
     assert len(lines) < 15 and "pictures: out/tiny_study/figures" in lines
     assert f"big: forecast {float(scored['predicted']):.4f}" in text
     assert f"measured {float(scored['measured']):.4f}" in text
-    assert len(commands.splitlines()[1:]) == 3
+    assert len(commands.splitlines()[1:]) == 4 and commands.endswith("STUDY=out/tiny_study make notebook\n")
     for word in (text + commands).replace("=", " ").replace(";", " ").split():
         if word.startswith("out/"):
             assert (root / word).exists(), word
@@ -905,3 +905,13 @@ def test_parsing_many_runs_takes_little_memory(tmp_path):
     tracemalloc.stop()
     assert peak < 3e6 < 300 * len(text)
     assert len(read_table(tmp_path / "study" / "curves.csv")["run"]) >= 300 * 50
+
+
+def test_a_study_ends_with_what_to_do_next():
+    """The last command makes a page of it; where nothing was fitted there is none to explain."""
+    run = SimpleNamespace(name="d8", done=lambda: True, resolved=SimpleNamespace(C=1e11))
+    commands = sweep.next_commands(Path("out/my own"), {"surface": {}}, [{}], [run])
+    assert commands == ["python sample.py --out_dir='out/my own/d8'",
+                        "python -m scaling.plan 'out/my own'/fit.json --flops=1e+12",
+                        "python -m scaling.forecast board 'out/my own'", "STUDY='out/my own' make notebook"]
+    assert sweep.next_commands(Path("out/own"), {}, [], [run]) == ["python sample.py --out_dir=out/own/d8"]
