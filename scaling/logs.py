@@ -30,6 +30,7 @@ from scaling.tables.foreign import POINT_COLUMNS, Asked, number_or_nan, read_poi
 from scaling.tables.readers import FORMATS, skipping
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
+TRAINER = "trainer_state.json"             # of Hugging Face, in each checkpoint
 CURVE_COLUMNS = ["run", *LOG_COLUMNS[:6]]
 
 
@@ -207,7 +208,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.map = dict(pair.split("=", 1) for pair in args.map)
     if args.loss:
         args.map["loss"] = args.loss
-    args.paths = {path: asked for text in args.paths for path, asked in asked_of(text, args)}
+    args.paths = newest({path: asked for text in args.paths for path, asked in asked_of(text, args)})
     if os.path.abspath(args.out) in map(os.path.abspath, args.paths):
         raise UserError(f"--out={args.out} would overwrite an input; name another file")
     return args
@@ -232,8 +233,24 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
         asked = replace(asked, **dict(zip(("params", "batch_tokens"), given)))
         text = name
     found = sorted(glob.glob(text)) if "*" in text and not os.path.exists(text) else [text]
-    for path in found:
-        yield Path(os.path.normpath(path)), asked
+    for path in map(Path, map(os.path.normpath, found)):
+        states = path.glob(f"**/{TRAINER}") if path.is_dir() else []
+        for state in sorted(states) or [path]:
+            yield state, asked
+
+
+def newest(paths: dict[Path, Asked]) -> dict[Path, Asked]:
+    """The paths, but of one run of Hugging Face's Trainer the last checkpoint only: it has the whole log."""
+    last = {}
+    for path in paths:
+        run, name = path.parent, path.parent.name
+        step = math.inf                                # beside the checkpoints: written at the end
+        if name.startswith("checkpoint-"):
+            run, step = run.parent, number_or_nan(name.removeprefix("checkpoint-"))
+        key = run if path.name == TRAINER else path
+        if key not in last or step > last[key][0]:
+            last[key] = step, path
+    return {path: paths[path] for _, path in last.values()}
 
 
 def parse_path(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], str]:

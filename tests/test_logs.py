@@ -487,6 +487,29 @@ def test_hugging_face_tokens_seen(tmp_path):
     assert list(table["tokens"]) == [1000]
 
 
+def test_hugging_face_folders(tmp_path):
+    """Of each run the last checkpoint; a folder of runs, a run, or checkpoints by a pattern are the same."""
+    for name, steps, at in (("small", 40, (20, 40)), ("large", 40, (20,))):
+        for step in at:
+            folder = tmp_path / "out" / name / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            history = [{"eval_loss": 9 - s / 10, "step": s} for s in range(10, step + 1, 10)]
+            write(folder / "config.json", "{}")        # which our run directories have, too
+            state = {"log_history": history, "global_step": step, "max_steps": steps}
+            write(folder / "trainer_state.json", json.dumps(state | {"num_input_tokens_seen": 5000 * step}))
+    runs = tmp_path / "out"
+    table, done = points(runs, tmp_path / "o.csv", "--params=1e6")
+    assert list(table["step"]) == [10, 20, 10, 20, 30, 40]
+    assert list(table["tokens"]) == [5000 * step for step in table["step"]]
+    assert "large/checkpoint-20/trainer_state ended at step 20 of 40" in done.stderr
+    same, _ = points(f"{runs}/*/checkpoint-*/trainer_state.json", tmp_path / "o.csv", "--params=1e6")
+    assert all(list(table[key]) == list(same[key]) for key in table)
+    one, _ = points(f"{runs / 'small'}=3e6", tmp_path / "o.csv")
+    assert set(one["params"]) == {3e6} and list(one["step"]) == [10, 20, 30, 40]
+    done = command(str(runs), f"--out={tmp_path / 'o.csv'}")
+    assert "it does not say how many parameters" in done.stderr
+
+
 def test_json_curves(tmp_path):
     config = {"model_name": "gpt2_32", "n_layers": 12, "d_model": 32, "n_heads": 8, "batch_size": 32}
     data = {"config": config, "train_loss": [[100, 9.1], [200, 7.6]],

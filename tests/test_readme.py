@@ -81,7 +81,8 @@ def test_named_files_exist(path):
     """Files that README names, but for what the reader's own runs write."""
     if path in ("fit.json", "config.json", "result.json", "meta.json", "runs.csv",
                 "curves.csv", "forecasts.csv", "RUNS.csv", "CURVES.csv", "RUN.csv", "STUDY.py",
-                "trainer_state.json", "config/next.py", "A/fit.json", "B/fit.json", "mine.py", "mine_tune.py"):
+                "trainer_state.json", "config/next.py", "A/fit.json", "B/fit.json", "mine.py",
+                "mine_tune.py"):
         return
     folders = ("config", "runtime", "scaling", "scaling/sweeps", "scaling/laws", "scaling/recipe")
     found = [ROOT / path, *(ROOT / folder / path for folder in folders)]

@@ -297,7 +297,11 @@ def flat(item: dict) -> dict:
 
 def trainer_records(path: Path, state: dict, report: Callable) -> Iterator:
     """log_history; the size of the model follows from total_flos = 6 x parameters x tokens."""
-    yield None, {"total_flos": state.get("total_flos"), "counted": "total_flos / (6 tokens): no embeddings"}
+    if state.get("total_flos"):
+        yield None, {"total_flos": state["total_flos"], "counted": "total_flos / (6 tokens): no embeddings"}
+    steps, tokens = (number(state.get(key)) for key in ("global_step", "num_input_tokens_seen"))
+    if steps > 0 and tokens > 0:
+        yield None, {"batch_tokens": tokens / steps}
     for i, entry in enumerate(state["log_history"]):
         with skipping(f"{path}:log_history[{i}]", report):
             record = {"horizon": state.get("max_steps"), "step": int(number(entry["step"]))} | entry
