@@ -137,7 +137,7 @@ def test_the_page_of_a_study_opens_anywhere(laptop, capsys):
     made = laptop / "scaling_laws.html"
     assert capsys.readouterr().out.splitlines()[-1] == str(made)
     text = made.read_text(encoding="utf-8")
-    assert "<strong>laptop, shakespeare</strong>, 29 runs" in text and "d52_2.5e12: measured 1.706" in text
+    assert "<strong>laptop, shakespeare</strong>, 27 runs" in text and "d52_2.5e12: measured 1.706" in text
     assert re.findall(r'(?:src|href)="(?!data:image/png|#|https://arxiv)[^>]*', text) == []
     assert "<script" not in text and "@import" not in text and "Legend at 0x" not in text
     pictures = re.findall(r"<img [^>]*", text)
