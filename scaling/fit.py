@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
+from scaling import watch
 from scaling.laws import arms, counts, difference, forms, frontiers, health
 from scaling.laws.glossary import explained
 from scaling.report import card, laws_of, summary, text
@@ -509,6 +510,8 @@ def fit_all(table: dict, params: str | None = None, flops: str | None = None, bo
     result["data"] = {k: data[k] for k in shown}
     result["data"] |= {"rows": len(data["L"]), "runs": len(data["last"]), "sizes": len(np.unique(data["N"])),
                        "lengths": len(np.unique(data["D"][data["last"]]))}
+    if curves and (found := watch.collapsed(table, curves)):
+        result["collapse"] = found
     result["card"] = card(data, result, bootstrap)
     return finite(result)
 

@@ -39,6 +39,7 @@ from scipy.stats import gmean
 from runtime import basics
 from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling.laws import counts, forms
+from scaling.laws.collapse import WINDOW, loss_at
 from scaling.laws.frontiers import group_budgets, named_budgets
 from scaling.laws.solver import DELTA, Array, huber, interval
 from scaling.logs import is_run, read_log
@@ -366,6 +367,32 @@ def loss_curves(study: Study) -> Figure | None:
     draw_curves(ax, curves, curves["D"], colors, linewidth=0.7)
     log_axes(ax)
     return ax.figure
+
+
+def collapse(study: Study, found: dict) -> Figure | None:
+    """Each run's loss while it trains, over its final one: curves of a tuned family lie on each other."""
+    if not study.curves:
+        return None
+    last = study.data["last"]
+    ends = dict(zip(study.data["run"][last], zip(study.D, study.L)))
+    own = np.isin(study.curves["run"], list(ends))
+    rows = {key: study.curves[key][own] for key in ("run", "N", "D", "L")}
+    share, over = np.empty((2, own.sum()))
+    for run, (D, L) in ends.items():
+        mine = rows["run"] == run
+        share[mine] = rows["D"][mine] / D
+        over[mine] = np.exp([loss_at(x, share[mine], rows["L"][mine]) for x in share[mine]]) / L
+    ax = axes("share x of the run", f"loss, mean of {WINDOW:g} x to x,\nover the final loss",
+              f"they differ half way by {found['sd']:.1%} (sd)")
+    colors = color_bar(ax, rows["N"], study.n_label)
+    draw_curves(ax, rows | {"L": over}, share, colors, linewidth=0.6)
+    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.6, label=f"a run: its {study.curves['label']}")
+    for stray in found["strays"]:
+        own = rows["run"] == stray["run"]
+        ax.plot(share[own], over[own], color=RED, label=f"{stray['run']}, off by {stray['off']:+.1%}")
+    ax.set(xlim=(0, 1), ylim=(0.98, np.nanquantile(over[share > 0.1], 0.99)))
+    ax.axvline(found["x"], color="gray", linewidth=0.6, linestyle="--", label="where they are compared")
+    return legend_below(ax)
 
 
 def run_curves(run: Path) -> Figure:
@@ -745,6 +772,7 @@ FIGURES = (
     ("profile_E", "surface", profile_of_E),
     ("accounting", "accounting", accounting),
     ("arms", "arms", what_arms_are_worth),
+    ("collapse", "collapse", collapse),
 )
 
 

@@ -89,6 +89,7 @@ def health_lines(result: dict) -> list[str]:
     laws = laws_of(result)
     warnings = [f"the table: {line}" for line in result["data"].get("warnings", [])]
     warnings += [f"{name}: {line}" for name, fit in laws.items() for line in fit["health"]["lines"]]
+    warnings += [f"the curves: {line}" for line in stray_lines(result.get("collapse"))]
     if not warnings:
         return [f"health: {no_warning(fit)}" for fit in laws.values()][:1]
     more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
@@ -213,7 +214,22 @@ def text(result: dict) -> str:
     if "arms" in result:
         out += arms_text(result["arms"])
     out += ["", *(f"{name}: skipped: {why}" for name, why in result["skipped"].items())]
-    return "\n".join(out + verdict_text(result["verdict"]))
+    return "\n".join(out + verdict_text(result["verdict"]) + collapse_text(result.get("collapse")))
+
+
+def collapse_text(found: dict | None) -> list[str]:
+    """How well the curves of a study collapse, as lines; none where that is not known."""
+    if not found:
+        return []
+    return [f"\ncurves: at {found['x']:.0%} of a run its loss tells where it ends, to {found['sd']:.2%} (one "
+            f"sd, {found['runs']} runs)", *(f"  warning: {line}" for line in stray_lines(found))]
+
+
+def stray_lines(found: dict | None) -> list[str]:
+    """A warning for each run whose curve is not that of the others."""
+    strays = found["strays"] if found else []
+    return [f"{row['run']} is {row['off']:+.1%} off the curve of the others at {found['x']:.0%} of it (p = "
+            f"{row['p']:.2g}): had it another rate, or did its loss jump?" for row in strays]
 
 
 def worth(row: dict, reference: str) -> str:

@@ -20,21 +20,27 @@ from scaling.tables.csv import read_table
 
 WAIT = 10.0                                # seconds between two looks
 EARLY = 0.05                               # of a run: before that its curve is mostly warmup
+HALF = 0.5                                 # where curves are compared
+STRAY = 0.05                               # chance that any run of a study strays so far
 ALIKE = ("schedule", "cooldown_frac", "min_lr")    # settings that shape a curve
 
 
 class Family(NamedTuple):
-    """The finished runs of a study: N, D, log-loss, each (n,), and curves [(fractions, losses)]."""
+    """The finished runs of a study: name, N, D, log-loss, each (n,), and curves [(fractions, losses)]."""
 
+    run: np.ndarray
     N: np.ndarray
     D: np.ndarray
     loss: np.ndarray
     curves: list
 
+    def gaps(self, x: float) -> np.ndarray:
+        """How far each run fell from the fraction x on, (n,); nan where its curve begins later."""
+        return np.array([collapse.loss_at(x, *curve) for curve in self.curves]) - self.loss
+
     def gap(self, x: float) -> collapse.Gap | None:
         """How far runs fall from the fraction x on."""
-        now = np.array([collapse.loss_at(x, *curve) for curve in self.curves])
-        return collapse.fit_gap(self.N, self.D, now - self.loss)
+        return collapse.fit_gap(self.N, self.D, self.gaps(x))
 
 
 def curve_of(curves: dict, run: str, tokens: float) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +57,33 @@ def family(table: dict, curves: dict, like: dict, without: str = "") -> Family:
     use = np.flatnonzero(same & (table["run"] != without) & np.isin(table["run"], curves["run"]))
     D = table["tokens"][use]
     lines = [curve_of(curves, run, d) for run, d in zip(table["run"][use], D)]
-    return Family(N[use], D, np.log(table["val_loss"][use]), lines)
+    return Family(table["run"][use], N[use], D, np.log(table["val_loss"][use]), lines)
+
+
+def schedule_of(table: dict) -> dict | None:
+    """The settings that shape the curves of a study; None for one of several schedules."""
+    found = {key: table[key][-1] for key in ALIKE if key in table}
+    if not found or any(len(set(table[key])) > 1 for key in found):
+        return None
+    return found
+
+
+def collapsed(table: dict, curves: dict) -> dict:
+    """How well a study's runs share one curve: {x, runs, sd, strays: [{run, off, p}]}; empty where too few.
+
+    `off` is how far a run's loss at x lies from where the other runs have it that end as this one does.
+    """
+    like = schedule_of(table)
+    if not like or not {"run", "val_loss", "tokens"} <= set(table) or "train_loss" not in curves:
+        return {}
+    known = family(table, curves, like)
+    gaps = known.gaps(HALF)
+    whole = collapse.fit_gap(known.N, known.D, gaps)
+    if not whole:
+        return {}
+    found = collapse.strays(known.N, known.D, gaps)
+    strays = [{"run": str(run), "off": off, "p": p} for run, (off, p) in zip(known.run, found) if p < STRAY]
+    return {"x": HALF, "runs": int(np.isfinite(gaps).sum()), "sd": whole.sd, "strays": strays}
 
 
 def family_of(run: Path) -> Family:
@@ -177,14 +209,14 @@ def halfway(folder: Path, rows: list[dict]) -> list[tuple[float, bool]]:
     Empty for a study of several schedules, for then that of a forecast run is not known.
     """
     table, curves = read_table(folder / "runs.csv"), read_table(folder / "curves.csv")
-    like = {key: table[key][-1] for key in ALIKE if key in table}
-    if any(len(set(table[key])) > 1 for key in like):
+    like = schedule_of(table)
+    if not like:
         return []
     found = []
     for row in rows:
         known = family(table, curves, like, row["run"])
         curve = curve_of(curves, row["run"], row["tokens"])
-        own = outlook(known, curve, 0.5, row["params"], row["tokens"])
+        own = outlook(known, curve, HALF, row["params"], row["tokens"])
         if own and math.isfinite(row["measured"]):
             both = collapse.joined(own, sealed_guess(row))
             low, high = both.interval()

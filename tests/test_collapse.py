@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.basics import UserError
-from scaling import forecast, watch
+from scaling import forecast, plots, report, watch
 from scaling.laws import collapse, extrapolate
 from scaling.laws.collapse import Guess
 from scaling.tables.csv import read_table
@@ -30,7 +30,7 @@ def left_out(known: watch.Family, x: float) -> list[tuple[float, Guess]]:
     law_rows = {key: v for key, v in final_runs(read_table(RESULTS / "isoflop" / "runs.csv")).items()}
     for i in range(len(known.N)):
         others = np.arange(len(known.N)) != i
-        rest = watch.Family(known.N[others], known.D[others], known.loss[others],
+        rest = watch.Family(known.run[others], known.N[others], known.D[others], known.loss[others],
                             [curve for k, curve in enumerate(known.curves) if k != i])
         own = watch.outlook(rest, known.curves[i], x, known.N[i], known.D[i])
         law = extrapolate.fit({key: law_rows[key][others] for key in "NDCL"}, few=0)
@@ -128,6 +128,38 @@ def test_another_schedule_is_no_family(isoflop, study):
     (study / "curves.csv").unlink()
     with pytest.raises(UserError, match="there is no .*curves.csv"):
         watch.family_of(run)
+
+
+def test_a_tuned_study_collapses_and_a_run_of_its_own_is_named(study):
+    """isoflop's runs are alike; one whose loss at half way is 4 % above where such a run stands is not."""
+    table, curves = read_table(study / "runs.csv"), read_table(study / "curves.csv")
+    found = watch.collapsed(table, curves)
+    assert found["runs"] == 70 and found["sd"] < 0.01 and len(found["strays"]) <= 1
+    name = "d32_s1_2e11"
+    D = table["tokens"][table["run"] == name][0]
+    early = (curves["run"] == name) & (curves["tokens"] < 0.6 * D)
+    curves["train_loss"] = np.where(early, 1.04, 1) * curves["train_loss"]
+    strays = watch.collapsed(table, curves)["strays"]
+    worst = min(strays, key=lambda row: row["p"])
+    assert worst["run"] == name and worst["off"] == pytest.approx(0.04, abs=0.01) and worst["p"] < 0.01
+    assert watch.collapsed(table | {"schedule": np.array(["wsd", "cosine"] * 35)}, curves) == {}
+    few = {key: column[:5] for key, column in table.items()}
+    assert watch.collapsed(few, curves) == {}
+
+
+def test_the_report_and_the_figure_of_a_study_name_strays(study):
+    law = json.loads((study / "fit.json").read_text())
+    stray = {"run": "d8_s2", "off": 0.021, "p": 0.003}
+    law["collapse"] = {"x": 0.5, "runs": 70, "sd": 0.006, "strays": [stray]}
+    (study / "fit.json").write_text(json.dumps(law))
+    said = report.text(law)
+    assert "curves: at 50% of a run its loss tells where it ends, to 0.60% (one sd, 70 runs)" in said
+    assert "warning: d8_s2 is +2.1% off the curve of the others at 50% of it (p = 0.003)" in said
+    figure = plots.study_figures(plots.read_study(study))["collapse"]
+    ax = figure.axes[0]
+    assert "d8_s2, off by +2.1%" in [line.get_label() for line in ax.lines]
+    ends = np.array([line.get_ydata()[-1] for line in ax.lines if len(line.get_xdata()) > 10])
+    assert len(ends) > 15 and (abs(ends - 1) < 0.06).all()
 
 
 def test_follow_ends_with_the_run(isoflop, study, monkeypatch, capsys):

@@ -82,6 +82,21 @@ def fit_gap(N: Array, D: Array, gap: Array) -> Gap | None:
     return Gap(line, cov, sd, df, float(np.log(N[seen] * D[seen]).max()))
 
 
+def strays(N: Array, D: Array, gap: Array) -> list[tuple[float, float]]:
+    """(off, p) of each run (n,): how far its gap lies from the line of the others, and how likely any of them
+    lies so far; (nan, 1) of a run without a gap."""
+    found = []
+    for i, seen in enumerate(np.isfinite(gap)):
+        others = fit_gap(*(np.delete(v, i) for v in (N, D, gap)))
+        off, p = np.nan, 1.0
+        if seen and others:
+            off = float(gap[i] - others.value(N[i], D[i]))
+            z = abs(off) / others.error(N[i], D[i])
+            p = float(min(1, 2 * student.sf(z, others.df) * np.isfinite(gap).sum()))
+        found.append((off, p))
+    return found
+
+
 def ending(now: float, N: float, D: float, gap: Gap) -> Guess:
     """The log-loss at the end of a run of N parameters and D tokens that stands at log-loss `now`."""
     return Guess(now - gap.value(N, D), gap.error(N, D), gap.df)

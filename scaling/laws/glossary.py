@@ -116,6 +116,10 @@ GLOSSARY = {
     "in common: the law alone compares them": (
         "the arms were trained at other sizes or lengths",
         "train both on one grid"),
+    # Curves.
+    "off the curve of the others": (
+        "well-tuned runs of one schedule fall alike; this one did not, so its loss may tell of its tuning",
+        "look at its log (python -m scaling.plots out/RUN); repeat it, or leave it out before fitting"),
 }
 
 
