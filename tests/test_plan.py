@@ -484,7 +484,7 @@ def test_next_writes_a_sweep(study, tmp_path, capsys):
     (["hoffmann", "--flops=1e18", "--gpu_hours=3"], "give one"),
     (["hoffmann", "kaplan", "--flops=1e18"], "one law"),
     (["hoffmann", "--flops=1e18", "--write=x.py"], "--dataset"), (["hoffmann", "--flops=x"], "float"),
-    (["hoffmann", "--flops=1e18", "--dataset=nowhere"], "--out_dir=data/nowhere"),
+    (["hoffmann", "--flops=1e18", "--dataset=nowhere"], "--name=nowhere"),
     (["hoffmann", "--flops=1e18", "--head_size=-4"], "--head_size=-4 cannot be meant"),
     (["hoffmann", "--flops=1e18", "--block_size=-5"], "--block_size=-5 cannot be meant"),
     (["hoffmann", "--flops=1e18", "--gpus=0"], "devices"),

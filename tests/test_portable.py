@@ -32,7 +32,7 @@ def test_fits_plans_forecasts_and_figures_need_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", TORCHLESS, str(study), str(tmp_path)], cwd=ROOT, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))["surface"]["n"] == 29
+    assert json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))["surface"]["n"] == 27
     assert (tmp_path / "laptop_frontier.png").exists() and "d52_2.5e12" in done.stdout
 
 
@@ -88,4 +88,4 @@ def test_commands_run_from_any_folder_in_the_environment_that_make_builds(tmp_pa
     for command in (["-m", "scaling.fit"], [str(root / "scaling" / "fit.py")]):
         done = subprocess.run([root / ".venv" / "bin" / "python", *command, runs, "--bootstrap=0"], env=env,
                               cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0 and "from 29 runs" in done.stdout, done.stderr
+        assert done.returncode == 0 and "from 27 runs" in done.stdout, done.stderr

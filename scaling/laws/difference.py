@@ -48,10 +48,12 @@ def differences(surface: dict, N: Array, D: Array, C: Array, L: Array, budgets: 
     `budgets` are FLOPs at which N_opt, D_opt and loss are compared, by their logs; `noise` and `budget` (n,)
     are as in `fit_isoflop`. Returns [{what, difference, ci, p}]: the difference beyond what
     `count` worlds show in the median, its interval, and how likely one as large is where the surface is true.
-    Raises UserError where there are no profiles.
+    Empty where nothing tells the noise. Raises UserError where there are no profiles.
     """
     if not noise:
         profiles = frontiers.fit_isoflop(N, C, L, budget, bootstrap=0, D=D)
+        if not profiles["health"]["noise_df"]:
+            return []                      # three sizes a budget leave no scatter, so nothing tells the noise
         noise = profiles["noise"] * t_ratio(profiles["health"]["noise_df"])
     y = worlds(surface, N, D, noise, count, seed)
     isoflop = frontiers.fit_isoflop(N, C, L, budget, bootstrap=0, D=D, worlds=y)
