@@ -640,10 +640,11 @@ def test_logs_of_each_kind(tmp_path, name):
     assert ("loss_unit" in table) == ("bits per byte" in done.stdout) == (name == "nanochat.log")
 
 
-def test_a_run_table_keeps_its_settings_and_names_the_runs_that_crashed(tmp_path):
+def test_a_run_table_keeps_its_settings_and_which_runs_crashed(tmp_path):
     table, done = points(write(tmp_path / "runs.csv", SAMPLES["runs_table.csv"][0]), tmp_path / "o.csv")
-    assert list(table) == ["run", "params", "tokens", "loss", "lr"] and list(table["lr"]) == [1e-3, 2e-3]
-    assert "1 row of runs that did not finish (crashed)" in done.stderr
+    assert list(table) == ["run", "params", "tokens", "loss", "State", "lr"]
+    assert list(table["lr"]) == [1e-3, 2e-3]           # a fit says which rows crashed
+    assert list(table["State"]) == ["finished", "crashed"]
     table, _ = points(write(tmp_path / "p.db", SAMPLES["project.db"][0]), tmp_path / "o.csv", *LOW)
     assert list(table["lr"]) == [0.1, 0.1]             # of the config; what varies along a run is left out
 

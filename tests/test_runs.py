@@ -291,7 +291,7 @@ def test_a_run_that_is_worse_than_a_guess_has_diverged():
     ("Model_Size train-tokens val/loss", ["params is the column 'Model_Size'",
                                           "tokens is the column 'train-tokens'"]),
     ("num_params tokens bpb", ["params is the column 'num_params'",
-                               "bpb is in bits: so are the floor of a law and losses at a budget"])])
+                               "bpb is in bits per byte: so are the floor of a law and losses at a budget"])])
 def test_obvious_names_of_columns_are_known_and_said(names, notes):
     data = select(dict(zip(names.split(), isoflop().values())))
     assert data["notes"] == notes and data["loss_column"] == names.split()[2]

@@ -121,8 +121,18 @@ def with_point(cell: str) -> str:
     return cell
 
 
+def with_points(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """The rows with '3,74' as '3.74', but for columns where '10,881,692' says what a comma parts."""
+    rows = list(rows)
+    thousands = {i for _, cells in rows for i, cell in enumerate(cells) if "," in cell
+                 and re.fullmatch(r"\d{1,3}(,\d{3}){2,}", cell.strip())}
+    for line, cells in rows:
+        yield line, [cell.replace(",", "") if i in thousands else with_point(cell)
+                     for i, cell in enumerate(cells)]
+
+
 def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of each line that is not blank, the header first.
+    """The (line number, cells) of each line that is not blank, the header first.
 
     Cells are parted by comma, semicolon or tab; with the latter two, numbers may have a decimal comma. Lines
     before the header that begin with # or sep= are comments, and so is a ragged line that begins with #.
@@ -139,6 +149,12 @@ def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple
         first = ""
     delimiter = delimiter_of(first)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    rows = parted(path, reader, above, report)
+    return rows if delimiter == "," else with_points(rows)
+
+
+def parted(path: str | Path, reader, above: int, report: Callable | None) -> Iterator[tuple[int, list[str]]]:
+    """As `csv_rows`, from a `reader` that begins after so many lines."""
     try:
         header = checked_header(path, next(reader, []))
         yield above + 1, header
@@ -147,7 +163,7 @@ def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple
                 cells = cells[:len(header)]
             line = above + reader.line_num
             if len(cells) == len(header):
-                yield line, cells if delimiter == "," else [with_point(cell) for cell in cells]
+                yield line, cells
             elif "".join(cells).strip() and not cells[0].startswith("#"):
                 wrong = f"{path}:{line}: {len(cells)} cells where the header has {len(header)}"
                 if report is None:

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, SEED
+from scaling.tables.columns import HYPER, PERPLEXITY, SEED, held_out, is_loss, unit
 from scaling.tables.csv import MALFORMED, number
-from scaling.tables.readers import FORMATS, NAMES, held_out, is_loss, named, plain, reader_of, skipping
+from scaling.tables.readers import FORMATS, NAMES, named, plain, reader_of, skipping
 
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
-BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
-        "bits_per_char": "bits per character", "bits_per": "bits"}
-BOOKKEEPING = set("index id name run_name created runtime state user notes tags sweep hostname".split())
+BOOKKEEPING = set("index id name run_name created runtime user notes tags sweep hostname".split())   # of W&B
 
 
 @dataclass
@@ -181,11 +179,6 @@ def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | No
         raise UserError(f"{path}: it has {len(held)} validation losses; choose with --loss= one of "
                         f"{', '.join(sorted(held))}")
     return asked or (held[0] if held else max(losses, key=losses.get))
-
-
-def unit(loss: str) -> str:
-    """'bits per byte', or nothing of a loss in nats per token."""
-    return next((text for word, text in BITS.items() if word in plain(loss)), "")
 
 
 # ---- Runs become points. ----
@@ -355,7 +348,6 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     horizon = named(tuple(columns), "horizon")
     kept = [run for run in runs if is_result(path, run, loss, horizon, report)]
     tell_params(path, kept, source, asked, report)
-    tell_states(path, runs, columns, report)
     if has_steps(runs[0]) and not held_out(loss):
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
@@ -376,16 +368,6 @@ def tell_params(path: Path, runs: list[Run], source: dict, asked: Asked, report:
     if sizes:
         how = next(iter(found.values())).facts.get("counted")
         report(f"{path}: params is {' and '.join(sizes)} ({how}); --params= or FILE=N overrides it")
-
-
-def tell_states(path: Path, runs: list[Run], columns: list[str], report: Callable) -> None:
-    """Report the runs that crashed, where a table has a column `state`, as Weights & Biases writes it."""
-    column = next((name for name in columns if plain(name) == "state"), None)
-    states = [str(row.get(column)).lower() for run in runs for row in run.rows.values()]
-    odd = [state for state in states if state in ("crashed", "failed", "killed", "preempted", "running")]
-    if odd:
-        found = ", ".join(sorted(set(odd)))
-        report(f"{path}: {counted(len(odd), 'row')} of runs that did not finish ({found})")
 
 
 def usable(path: Path, points: Iterable[tuple[str, dict]], report: Callable) -> list[dict]:

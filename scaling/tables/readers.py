@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from runtime.basics import UserError
-from scaling.tables.columns import ALIASES
+from scaling.tables.columns import ALIASES, is_loss
 from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
 
 FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
@@ -32,9 +32,6 @@ NAMES = {                                              # of several that a log h
     "budget": "budget",
     "unique_tokens": "unique_tokens",
     "horizon": "horizon max_steps num_iterations max_iters"}
-LOSSES = {"loss", "bpb", "bpc", "nll"}
-OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
-HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
 
 
 @lru_cache(maxsize=10_000)
@@ -42,25 +39,6 @@ def plain(column: str) -> str:
     """The last part of a column's name, as NAMES has it: 'total_tokens' of 'throughput/Total tokens'."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", column.rpartition("/")[2].strip())
     return name if len(name) == 1 else name.lower()
-
-
-def words_of(column: str) -> set[str]:
-    """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
-    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
-
-
-@lru_cache(maxsize=10_000)
-def is_loss(column: str) -> bool:
-    """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
-    words = words_of(column)
-    known = words & LOSSES or {"bits", "per"} <= words or column == "L"
-    return bool(known) and not words & OTHER_LOSSES
-
-
-@lru_cache(maxsize=10_000)
-def held_out(column: str) -> bool:
-    """Whether a loss was measured on other text than that trained on."""
-    return bool(words_of(column) & HELD_OUT)
 
 
 @lru_cache(maxsize=10_000)
