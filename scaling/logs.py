@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +208,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.loss:
         args.map["loss"] = args.loss
     args.paths = {path: asked for text in args.paths for path, asked in asked_of(text, args)}
+    args.outdated = outdated(args.paths)
+    args.paths = {path: asked for path, asked in args.paths.items() if path not in args.outdated}
     if os.path.abspath(args.out) in map(os.path.abspath, args.paths):
         raise UserError(f"--out={args.out} would overwrite an input; name another file")
     return args
@@ -224,7 +226,7 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
     asked = Asked(args.params, args.batch_tokens, args.map)
     name, sign, sizes = text.rpartition("=")
     if sign and not os.path.exists(text):
-        if not re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)?", sizes):
+        if not re.fullmatch(r"[\d.eE+-]+[KMB]?(,[\d.eE+-]+[KMB]?)?", sizes):
             raise UserError(f"{text}: PATH=N or PATH=N,T takes plain numbers, not {sizes!r}")
         given = [number_or_nan(size) for size in sizes.split(",")]
         for size in given:
@@ -233,7 +235,25 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
         text = name
     found = sorted(glob.glob(text)) if "*" in text and not os.path.exists(text) else [text]
     for path in found:
-        yield Path(os.path.normpath(path)), asked
+        for file in states_in(Path(os.path.normpath(path))):
+            yield file, asked
+
+
+def states_in(path: Path) -> list[Path]:
+    """What Hugging Face's Trainer wrote of its run in a folder; or the path itself."""
+    states = [path / "trainer_state.json", *path.glob("checkpoint-*/trainer_state.json")]
+    return [state for state in states if state.exists()] or [path]
+
+
+def outdated(paths: Iterable[Path]) -> list[Path]:
+    """The checkpoints of Hugging Face's Trainer whose run went on: a later one has their rows, too."""
+    done = {}
+    for path in paths:
+        if match := re.fullmatch(r"checkpoint-(\d+)", path.parent.name):
+            done.setdefault(path.parent.parent, {})[path] = int(match[1])
+        elif path.name == "trainer_state.json":
+            done.setdefault(path.parent, {})[path] = math.inf
+    return [path for run in done.values() for path, step in run.items() if step < max(run.values())]
 
 
 def parse_path(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], str]:
@@ -246,7 +266,7 @@ def parse_path(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], 
     if not rows and (path / "runs.csv").exists():      # a study whose run directories are elsewhere
         return rows_of(path / "runs.csv"), "runs.csv of a study"
     if not rows and not problems:
-        problems = [f"{path}: no runs in it"]
+        problems = [f"{path}: no runs in it; logs of other projects are files, as '{path}/*.log'"]
     sealed = {seal.stem for seal in (path / "forecasts").glob("*.json")}
     for row in rows:                                   # a fit that sees what it forecast proves nothing
         if row["run"] in sealed:
@@ -317,6 +337,8 @@ def main(argv: list[str] | None = None) -> None:
     if folders and len(folders) < len(args.paths):
         raise UserError("run directories and foreign logs differ in their columns; write them to two files")
     remarks = []
+    if args.outdated:
+        remarks.append(f"{counted(len(args.outdated), 'checkpoint')} of runs that went on; skipped")
     tables, what = parse_paths(args, remarks)
     for remark in remarks:
         warn(remark)

@@ -332,7 +332,7 @@ def test_any_other_number_makes_a_setting_and_says_how_to_keep_one():
     assert data["seed_df"] == 0 and data["separate"] == ["quality"] and len(data["L"]) == 40
     assert data["warnings"] == ["rows of the same size and tokens differ in 'quality', which holds 2 values "
                                 "(10, 80): a law through all is none of theirs; --where=quality=80 keeps "
-                                "one, --best_of=quality the best"]
+                                "one, --best_of=quality the best; if it only numbers seeds, call it seed"]
     data = select(seeds(quality=np.repeat([10.0, 80], 20)), where=["quality=80"])
     assert data["rows"].tolist() == list(range(20, 40)) and data["warnings"] == []
     assert data["notes"] == ["dropped 20 of 40 rows: --where=quality=80 keeps the others (rows 1, 2, 3, 4, 5 "

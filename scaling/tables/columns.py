@@ -269,6 +269,15 @@ def check_counts(name: str, counts: Array, others: Array) -> None:
                     "thousands, millions, billions or logarithms write them out, as 124e6")
 
 
+def tokens_by(C: Array, N: Array) -> Array:
+    """C/(6 N). Raises UserError where these are too few tokens: then C is no count of FLOPs."""
+    D = C / (6 * N)
+    if np.nanmedian(D) < FEWEST:
+        raise UserError(f"flops are {np.nanmin(C):.4g} to {np.nanmax(C):.4g}, which makes C/(6 N), "
+                        f"{np.nanmedian(D):.3g}, no tokens: write them out (a PF-day is {PF_DAY:.3g})")
+    return D
+
+
 def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
                rows: Array) -> tuple[Array, list[str]]:
     """(a mask (n,) of the rows that diverged, warnings), by what a guess costs: ln of the `vocabulary`.

@@ -17,6 +17,7 @@ import numpy as np
 from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
+MISSING = ("", "na", "n/a", "#n/a", "null", "-")     # as programs and people write it
 UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins
 SUFFIXES = {"K": "e3", "k": "e3", "M": "e6", "B": "e9", "G": "e9", "T": "e12"}
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -28,9 +29,11 @@ def number(value) -> float:
         return math.nan
     if type(value) in (int, float):                   # not bool, which float() would take
         return float(value)
+    if isinstance(value, str) and value.strip().lower() in MISSING:
+        return math.nan
     if isinstance(value, str) and "_" not in value:   # nor 1_000
         try:
-            return float(value.strip() or "nan")
+            return float(value)
         except ValueError:
             return float(as_people_write(value.strip()))
     raise ValueError(f"{value!r:.40} is not a number")

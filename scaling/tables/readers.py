@@ -105,6 +105,7 @@ UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
     ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
     ("batch_tokens", "^train_batch_tokens:" + COUNT),  # such logs begin with their own program
+    ("horizon", r"\bmax_iters" + COUNT),
     ("params", "^model_params:" + COUNT),
     ("params", r"(?:number of|total|model) parameters" + COUNT),
     ("params", r"num_parameters\s*\|\s*" + COUNT),
@@ -124,6 +125,8 @@ def fact_of(text: str, parts: dict) -> dict:
                 if len(parts) < len(PARTS):
                     return {}
                 name, value = "params", sum(parts.values())
+            if name != "params":
+                return {name: value}
             counted = "as the log counts them"
             if match[2]:                               # as nanoGPT says it, or another
                 counted = "rounded, " + ("all but the position embeddings" if "number" in text else counted)
@@ -188,7 +191,8 @@ def read_table(path: Path, report: Callable) -> Iterator:
     rows = csv_rows(path, report)
     header = next(rows)[1]
     known = set(header)
-    theirs = [name for name in header if f"{name}__MIN" in known]
+    theirs = [name for name in header if f"{name}__MIN" in known or " - " in name and is_loss(name)
+              and not name.endswith(("__MIN", "__MAX"))]
     yield None, {"kind": "chart of Weights & Biases" if theirs else "table"}
     if theirs and header[0] == "Step":
         report(f"{path}: Step counts what W&B was told; where that is not each step of the optimizer, export "

@@ -118,11 +118,25 @@ def last_rows(run: Array | None, D: Array) -> Array:
     return last
 
 
+def falls(table: dict, run: Array, D: Array) -> Array:
+    """A mask (n,) of the rows of runs at whose end a column of learning rates is below its peak."""
+    rates = [v for key, v in table.items() if columns.RATE.fullmatch(plain(key)) and not is_text(v)]
+    if not rates:
+        return np.zeros(len(D), bool)
+    group = groups([run])
+    peak = np.full(group.max() + 1, np.nan)
+    np.fmax.at(peak, group, rates[0])
+    end = last_rows(run, D)
+    low = np.zeros(len(peak), bool)
+    low[group[end]] = rates[0][end] < 0.9 * peak[group[end]]
+    return low[group]
+
+
 def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
     """Drop the rows halfway along runs whose learning rate was to fall until their end.
 
-    Where no schedule is told and all runs end at the same tokens, nothing but these rows tells of D: they
-    stay, and `add_runs` says what that rests on.
+    Where neither a schedule nor a rate is told and all runs end at the same tokens, nothing but these rows
+    tells of D: they stay, and `add_runs` says what that rests on.
     """
     rows = np.flatnonzero(kept.mask)
     if run is None:
@@ -131,7 +145,8 @@ def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
     halfway[rows] = ~last_rows(run[rows], D[rows])
     ends = D[rows][~halfway[rows]]
     schedule = table.get("schedule", np.full(len(D), "", object)).astype(str)
-    if set(schedule[rows]) <= {"", "nan"} and ends.max() < ends.min() * (1 + SAME_TOKENS):
+    told = not set(schedule[rows]) <= {"", "nan"} or falls(table, run, D).any()
+    if not told and ends.max() < ends.min() * (1 + SAME_TOKENS):
         return
     steady = np.array([bool(columns.ENDING.search(word)) for word in schedule])
     kept.drop(halfway & ~steady, "halfway along a run is no finished run, unless its schedule is constant or "
@@ -238,7 +253,7 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
         if "flops" not in table:
             raise columns.missing("'tokens'", "tokens", table)
         more = [*more, "no column 'tokens': D is taken to be C/(6 N)"]
-        table = table | {"tokens": counts.column(table, "flops", "the fit") / (6 * N)}
+        table = table | {"tokens": columns.tokens_by(counts.column(table, "flops", "the fit"), N)}
     D = counts.column(table, "tokens", "the fit")
     C, flops = choose_flops(table, N, D, flops, params)
     kept = Kept(len(L))
