@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from scaling.tables.foreign import POINT_COLUMNS, Asked, number_or_nan, read_poi
 from scaling.tables.readers import FORMATS, skipping
 
 LOG_COLUMNS = "step tokens flops train_loss val_loss lr grad_norm tok_per_s elapsed_s".split()
-TRAINER = "trainer_state.json"             # of Hugging Face, in each checkpoint
 CURVE_COLUMNS = ["run", *LOG_COLUMNS[:6]]
 
 
@@ -208,7 +207,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.map = dict(pair.split("=", 1) for pair in args.map)
     if args.loss:
         args.map["loss"] = args.loss
-    args.paths = newest({path: asked for text in args.paths for path, asked in asked_of(text, args)})
+    args.paths = {path: asked for text in args.paths for path, asked in asked_of(text, args)}
+    args.outdated = outdated(args.paths)
+    args.paths = {path: asked for path, asked in args.paths.items() if path not in args.outdated}
     if os.path.abspath(args.out) in map(os.path.abspath, args.paths):
         raise UserError(f"--out={args.out} would overwrite an input; name another file")
     return args
@@ -225,7 +226,7 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
     asked = Asked(args.params, args.batch_tokens, args.map)
     name, sign, sizes = text.rpartition("=")
     if sign and not os.path.exists(text):
-        if not re.fullmatch(r"[\d.eE+-]+(,[\d.eE+-]+)?", sizes):
+        if not re.fullmatch(r"[\d.eE+-]+[KMB]?(,[\d.eE+-]+[KMB]?)?", sizes):
             raise UserError(f"{text}: PATH=N or PATH=N,T takes plain numbers, not {sizes!r}")
         given = [number_or_nan(size) for size in sizes.split(",")]
         for size in given:
@@ -233,24 +234,26 @@ def asked_of(text: str, args: argparse.Namespace) -> Iterator[tuple[Path, Asked]
         asked = replace(asked, **dict(zip(("params", "batch_tokens"), given)))
         text = name
     found = sorted(glob.glob(text)) if "*" in text and not os.path.exists(text) else [text]
-    for path in map(Path, map(os.path.normpath, found)):
-        states = path.glob(f"**/{TRAINER}") if path.is_dir() else []
-        for state in sorted(states) or [path]:
-            yield state, asked
+    for path in found:
+        for file in states_in(Path(os.path.normpath(path))):
+            yield file, asked
 
 
-def newest(paths: dict[Path, Asked]) -> dict[Path, Asked]:
-    """The paths, but of one run of Hugging Face's Trainer the last checkpoint only: it has the whole log."""
-    last = {}
+def states_in(path: Path) -> list[Path]:
+    """What Hugging Face's Trainer wrote of its runs in a folder; or the path itself."""
+    states = path.glob("**/trainer_state.json") if path.is_dir() else []
+    return sorted(states) or [path]
+
+
+def outdated(paths: Iterable[Path]) -> list[Path]:
+    """The checkpoints of Hugging Face's Trainer whose run went on: a later one has their rows, too."""
+    done = {}
     for path in paths:
-        run, name = path.parent, path.parent.name
-        step = math.inf                                # beside the checkpoints: written at the end
-        if name.startswith("checkpoint-"):
-            run, step = run.parent, number_or_nan(name.removeprefix("checkpoint-"))
-        key = run if path.name == TRAINER else path
-        if key not in last or step > last[key][0]:
-            last[key] = step, path
-    return {path: paths[path] for _, path in last.values()}
+        if match := re.fullmatch(r"checkpoint-(\d+)", path.parent.name):
+            done.setdefault(path.parent.parent, {})[path] = int(match[1])
+        elif path.name == "trainer_state.json":
+            done.setdefault(path.parent, {})[path] = math.inf
+    return [path for run in done.values() for path, step in run.items() if step < max(run.values())]
 
 
 def parse_path(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], str]:
@@ -263,7 +266,7 @@ def parse_path(path: Path, asked: Asked, report: Callable) -> tuple[list[dict], 
     if not rows and (path / "runs.csv").exists():      # a study whose run directories are elsewhere
         return rows_of(path / "runs.csv"), "runs.csv of a study"
     if not rows and not problems:
-        problems = [f"{path}: no runs in it"]
+        problems = [f"{path}: no runs in it; logs of other projects are files, as '{path}/*.log'"]
     sealed = {seal.stem for seal in (path / "forecasts").glob("*.json")}
     for row in rows:                                   # a fit that sees what it forecast proves nothing
         if row["run"] in sealed:
@@ -334,6 +337,8 @@ def main(argv: list[str] | None = None) -> None:
     if folders and len(folders) < len(args.paths):
         raise UserError("run directories and foreign logs differ in their columns; write them to two files")
     remarks = []
+    if args.outdated:
+        remarks.append(f"{counted(len(args.outdated), 'checkpoint')} of runs that went on; skipped")
     tables, what = parse_paths(args, remarks)
     for remark in remarks:
         warn(remark)

@@ -16,7 +16,7 @@ import pytest
 from conftest import published_table
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from log_samples import LOW, SAMPLES
+from log_samples import BATCH, LOW, SAMPLES
 
 from config.settings import RECIPE
 from runtime.basics import UserError, exit_cleanly
@@ -24,6 +24,7 @@ from scaling import logs
 from scaling.logs import read_log
 from scaling.tables import foreign
 from scaling.tables.csv import read_table, write_table
+from scaling.tables.runs import select
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,6 +140,14 @@ def test_columns_without_a_name(tmp_path):
     for text, cells in (("a,b\n#1,2\n#2,3\n", ["#1", "#2"]),      # names, not comments
                         ('a,b\n"1,5",2\n', ["1,5"])):          # where commas part the cells it is no 1.5
         assert list(read_table(write(tmp_path / "b.csv", text))["a"]) == cells
+
+
+def test_a_comma_parts_thousands_where_one_cell_of_the_column_says_so(tmp_path):
+    text = "params;tokens;loss\n331,776;5,000;3,741\n10,881,692;1,500,000,000;3,5\n"
+    for sep in (";", "\t"):
+        table = read_table(write(tmp_path / "a.csv", text.replace(";", sep)))
+        assert list(table["params"]) == [331776, 10881692] and list(table["tokens"]) == [5000, 1.5e9]
+        assert list(table["loss"]) == [3.741, 3.5]
 
 
 def test_missing_files_and_directories(tmp_path):
@@ -659,10 +668,11 @@ def test_logs_of_each_kind(tmp_path, name):
     assert ("loss_unit" in table) == ("bits per byte" in done.stdout) == (name == "nanochat.log")
 
 
-def test_a_run_table_keeps_its_settings_and_names_the_runs_that_crashed(tmp_path):
+def test_a_run_table_keeps_its_settings_and_which_runs_crashed(tmp_path):
     table, done = points(write(tmp_path / "runs.csv", SAMPLES["runs_table.csv"][0]), tmp_path / "o.csv")
-    assert list(table) == ["run", "params", "tokens", "loss", "lr"] and list(table["lr"]) == [1e-3, 2e-3]
-    assert "1 row of runs that did not finish (crashed)" in done.stderr
+    assert list(table) == ["run", "params", "tokens", "loss", "State", "lr"]
+    assert list(table["lr"]) == [1e-3, 2e-3]           # a fit says which rows crashed
+    assert list(table["State"]) == ["finished", "crashed"]
     table, _ = points(write(tmp_path / "p.db", SAMPLES["project.db"][0]), tmp_path / "o.csv", *LOW)
     assert list(table["lr"]) == [0.1, 0.1]             # of the config; what varies along a run is left out
 
@@ -714,6 +724,51 @@ def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_
     for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):      # overfitting, small losses, a spike
         table, _ = points(log(*losses), tmp_path / "o.csv", *LOW)
         assert list(table["loss"]) == list(losses)
+
+
+def test_a_run_that_went_on_after_its_last_evaluation_or_ended_before_its_horizon(tmp_path):
+    text = NANOGPT + "\n" + "".join(f"iter {step}: loss 1.9, time 12.3ms\n" for step in (1600, 1900))
+    _, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv")
+    assert "a went on to step 1900 after its last val_loss, at step 1500: is it in progress?" in done.stderr
+    path = write(tmp_path / "a.log", "max_iters = 5000\nOverriding: max_iters = 2000\n" + NANOGPT)
+    _, done = points(path, tmp_path / "o.csv")
+    assert "a ended at step 1000 of 2000, before its horizon" in done.stderr
+    assert "params is 1.2359e+08 (rounded, all but the position" in done.stderr
+
+
+def trainer(path, *steps, horizon=200):
+    """A trainer_state.json after the last of `steps`, with the linear schedule that is its default."""
+    history = [{"eval_loss": 5 - step / 100, "learning_rate": 1e-3 * (1 - step / horizon), "step": step}
+               for step in steps]
+    path.mkdir(parents=True)
+    return write(path / "trainer_state.json", json.dumps(dict(max_steps=horizon, log_history=history)))
+
+
+def test_checkpoints_of_a_hugging_face_trainer_are_one_run(tmp_path):
+    for name in ("s", "m"):
+        for n in (1, 2, 4):
+            trainer(tmp_path / name / f"checkpoint-{50 * n}", *range(50, 50 * n + 1, 50))
+        write(tmp_path / name / "config.json", "{}")
+    out = tmp_path / "o.csv"
+    done = command(tmp_path / "*" / "checkpoint-*" / "trainer_state.json", *LOW, f"--out={out}")
+    assert "4 checkpoints of runs that went on; skipped\n" == done.stderr
+    table = read_table(out)
+    assert len(set(table["run"])) == 2 and list(table["step"]) == [50, 100, 150, 200] * 2
+    assert select(table)["rows"].tolist() == [3, 7]    # its rate falls: rows halfway are no runs
+    assert command(f"{tmp_path}/s=5e6", f"{tmp_path}/m=124M", BATCH, f"--out={out}").returncode == 0
+    assert list(read_table(out)["params"]) == [5e6] * 4 + [124e6] * 4
+    trainer(tmp_path / "s" / "end", 50, 200)
+    (tmp_path / "s" / "end" / "trainer_state.json").rename(tmp_path / "s" / "trainer_state.json")
+    assert list(points(tmp_path / "s", out, *LOW)[0]["step"]) == [50, 200]
+    done = command(tmp_path, f"--out={tmp_path / 'p.csv'}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_chart_without_its_extremes_and_one_size_for_several_runs(tmp_path):
+    text = "Step,small - val/loss,big - val/loss\n100,3.5,3.25\n200,3.25,3\n"
+    table, done = points(write(tmp_path / "a.csv", text), tmp_path / "o.csv", *LOW)
+    assert list(table["run"]) == ["small"] * 2 + ["big"] * 2 and list(table["loss"]) == [3.5, 3.25, 3.25, 3]
+    assert "a.csv: params is 1e+06 in all 2 runs, as given" in done.stderr
 
 
 def test_each_file_has_its_own_size(tmp_path):

@@ -291,7 +291,7 @@ def test_a_run_that_is_worse_than_a_guess_has_diverged():
     ("Model_Size train-tokens val/loss", ["params is the column 'Model_Size'",
                                           "tokens is the column 'train-tokens'"]),
     ("num_params tokens bpb", ["params is the column 'num_params'",
-                               "bpb is in bits: so are the floor of a law and losses at a budget"])])
+                               "bpb is in bits per byte: so are the floor of a law and losses at a budget"])])
 def test_obvious_names_of_columns_are_known_and_said(names, notes):
     data = select(dict(zip(names.split(), isoflop().values())))
     assert data["notes"] == notes and data["loss_column"] == names.split()[2]
@@ -332,7 +332,7 @@ def test_any_other_number_makes_a_setting_and_says_how_to_keep_one():
     assert data["seed_df"] == 0 and data["separate"] == ["quality"] and len(data["L"]) == 40
     assert data["warnings"] == ["rows of the same size and tokens differ in 'quality', which holds 2 values "
                                 "(10, 80): a law through all is none of theirs; --where=quality=80 keeps "
-                                "one, --best_of=quality the best"]
+                                "one, --best_of=quality the best; if it only numbers seeds, call it seed"]
     data = select(seeds(quality=np.repeat([10.0, 80], 20)), where=["quality=80"])
     assert data["rows"].tolist() == list(range(20, 40)) and data["warnings"] == []
     assert data["notes"] == ["dropped 20 of 40 rows: --where=quality=80 keeps the others (rows 1, 2, 3, 4, 5 "
@@ -484,3 +484,115 @@ def test_a_best_rate_at_the_edge_of_its_grid_is_doubted():
 def test_runs_that_did_not_end_well_are_doubted(columns, text):
     table = table_of(params=[1e6, 2e6, 4e6], tokens=1e8, loss=[3.3, 3.2, 3.1], **columns)
     assert select(table)["warnings"] == [text]
+
+
+# ---- Tables that were fitted without a word, though something was wrong. ----
+
+@pytest.mark.parametrize("rows, text", [
+    ([0], "row 1"),                                    # nothing is smaller, but another seed did better
+    ([7, 13], "rows 8, 14")])
+def test_a_seed_or_a_run_that_does_far_worse_than_a_smaller_one_is_named(rows, text):
+    t = seeds()
+    t["loss"][rows] *= 1.3
+    warned = select(t)["warnings"]
+    assert warned[0] == (f"loss is far above that of a run with no more parameters and tokens in {text}: "
+                         "diverged, untuned or overfitted")
+    repeated = select(t | {"unique_tokens": t["tokens"] / 9})["warnings"]
+    assert repeated == warned[1:]                      # who repeats data may do worse
+
+
+def test_rows_that_nothing_tells_apart_and_that_differ_by_more_than_seeds_do():
+    t = seeds()
+    t["loss"] *= np.repeat([1.03, 1], 20)
+    said = "rows that are equal in all that the table tells differ by 2.4% (standard deviation): more than"
+    assert select(t)["warnings"][0].startswith(said)
+    assert select(t | {"seed": np.zeros(40)})["warnings"][0].startswith(said)
+    assert select(t | {"seed": np.repeat([1.0, 2], 20)})["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ["dataset_name", "Optimizer-Name", "train_set", "eval_dataset"])
+def test_data_and_optimizers_under_other_names_are_not_mixed(name):
+    with pytest.raises(UserError, match=f"column '{name}' holds 2 values .* keep one, with --where={name}=a"):
+        select(tiled(2, **{name: words("a b")}))
+
+
+@pytest.mark.parametrize("name", ["n_warmup_steps", "max_grad_norm", "bsz", "z_loss_weight", "gbs"])
+def test_of_what_is_tuned_under_other_names_the_best_counts(name):
+    t = tiled(2, **{name: np.repeat([1.0, 2], 20)})
+    data = select(t | {"loss": t["loss"] * np.repeat([1.02, 1], 20)})
+    assert data["separate"] == [name] and data["rows"].tolist() == list(range(20, 40))
+
+
+@pytest.mark.parametrize("name", ["replica", "repetition", "attempt", "fold"])
+def test_seeds_under_other_names(name):
+    data = select(seeds(**{name: np.repeat([1.0, 2], 20)}))
+    assert data["seed_df"] == 20 and data["warnings"] == []
+
+
+def along_runs(rows=10):
+    """Six runs, two horizons of three sizes, with `rows` rows each."""
+    N = np.repeat([1e7, 1e7, 3e7, 3e7, 1e8, 1e8], rows)
+    D = (np.array([1e9, 4e9] * 3)[:, None] * np.arange(1, rows + 1) / rows).ravel()
+    seed = np.repeat([1, 1.001], rows)                 # no two runs have a row in common
+    return {"params": N, "tokens": D,
+            "loss": (1.6 + 180 / N ** 0.30 + 700 / D ** 0.29) * np.tile(seed, 3)}
+
+
+@pytest.mark.parametrize("name", ["name", "Experiment", "model"])
+def test_curves_under_another_name_than_run(name):
+    t = along_runs()
+    t[name] = words("a b c d e f", 10)
+    data = select(t)
+    assert data["rows"].tolist() == [9, 19, 29, 39, 49, 59] and "no finished run" in data["notes"][0]
+    few = along_runs(4)
+    few[name] = words("s s m m l l", 4)                # sizes, not runs: the rows of one are many
+    assert len(select(few)["L"]) == 24
+
+
+def test_tokens_in_even_steps_look_like_curves():
+    said = "tokens rise in even steps at each size, as along a run"
+    assert select(along_runs())["warnings"][-1].startswith(said)
+    assert not any(said in text for text in select(along_runs(5))["warnings"])
+
+
+def test_a_rate_that_falls_says_that_rows_halfway_are_no_runs():
+    one_horizon = np.repeat([True, False] * 3, 10)
+    t = {name: values[one_horizon] for name, values in along_runs().items()}
+    t["run"] = words("a b c", 10)
+    assert len(select(t)["L"]) == 30                   # nothing tells
+    assert len(select(t | {"lr": np.full(30, 1e-3)})["L"]) == 30
+    data = select(t | {"lr": np.tile(np.linspace(1e-3, 1e-4, 10), 3)})
+    assert data["rows"].tolist() == [9, 19, 29]
+
+
+def test_several_eval_sets_beside_a_loss_are_a_question():
+    t = isoflop()
+    one = t | {"loss": t["loss"] - 0.1, "c4/val_loss": t["loss"]}
+    assert select(one)["loss_column"] == "c4/val_loss"
+    assert select(one)["notes"] == ["loss is the column 'c4/val_loss'; --loss=loss takes the other"]
+    with pytest.raises(UserError, match="which loss.*--loss=COLUMN, one of c4/val_loss, wiki/val_loss, loss"):
+        select(one | {"wiki/val_loss": t["loss"]})
+    assert select(one | {"best_val_loss": t["loss"], "val_loss": t["loss"]})["loss_column"] == "val_loss"
+
+
+@pytest.mark.parametrize("name, good, bad", [
+    ("status", "done", "in progress"), ("state", "completed", "preempted"), ("finished", "True", "False")])
+def test_runs_that_are_not_finished_in_other_words(name, good, bad):
+    t = isoflop(**{name: np.array([good] * 19 + [bad], object)})
+    said = f"{name} is {bad.lower()} in row 20; --where={name}={good} leaves them out"
+    assert said in select(t)["warnings"]
+    assert select(isoflop(**{name: words(good)}))["warnings"] == []
+
+
+def test_flops_in_other_units_make_no_tokens():
+    t = isoflop()
+    C = 6 * t["params"] * t["tokens"]
+    for flops in (C / 8.64e19, np.log10(C), C / 1e12):
+        with pytest.raises(UserError, match="^flops are .* no tokens: write them out"):
+            select({"N": t["params"], "C": flops, "loss": t["loss"]})
+    assert select({"N": t["params"], "C": C, "loss": t["loss"]})["D"] == pytest.approx(t["tokens"])
+
+
+@pytest.mark.parametrize("cell", ["NA", "n/a", "#N/A", "null", "-", " "])
+def test_cells_that_say_that_nothing_is_there(cell):
+    assert np.isnan(number(cell))

@@ -5,6 +5,8 @@ refused in one line: a fit of wrong units looks as good as one of right units.
 """
 import math
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,31 +28,37 @@ ALIASES = {
 }
 LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
-BITS = re.compile(r".*(bpb|bpc|bits_per).*|(\w+_)?bits")
+LOSS_WORDS = {"loss", "bpb", "bpc", "nll"}
+OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
+HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
+BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
+        "bits_per_char": "bits per character", "bits": "bits"}
 PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
 # Rows may differ in these and be one setting: the seed, ...
-SEED = re.compile(r"(\w+_)?(seed|trial|replicate|rep|repeat|rng|random_state)(_\w+)?")
+SEED = re.compile(r"(\w+_)?(seed|trial|replica|replicate|rep|repeat|repetition|rerun|attempt|fold|rng"
+                  r"|random_state)(_\w+)?")
 # ... a name or a number of the row, ...
-NAME = re.compile(r"|unnamed_\d+|index|idx|id|row|name|run|study|experiment|(run|wandb|job|exp)_\w+"
-                  r"|\w+_(name|id)")
+NAME = re.compile(r"|unnamed_\d+|index|idx|id|row|name|run|study|experiment"
+                  r"|(run|wandb|job|exp|experiment)_\w+|\w+_id")
 # ... and what came of it, or where and when it ran. How long it was to be is what its tokens say.
 RESULT = re.compile(
     r"(eval|val|valid|validation|test|log|ckpt|checkpoint|params|flops|tokens|target)(_\w+)?"
     r"|.*(loss|ppl|perplexity|bpb|bpc|bits_per|accuracy|time|date|wall|elapsed|hours|minutes|seconds|duration"
-    r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file).*"
+    r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file|hellaswag|mmlu|lambada|piqa).*"
     r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
-    r"|comments?|tags?|version|created|at)|project|entity|sweep|branch|cluster"
+    r"|comments?|tags?|version|created|at)|(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)?|world_size|cost"
     r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
 WHEN = re.compile(r"(\w+_)?(date|time|timestamp|host|hostname|commit)|(created|updated|started|ended)\w*")
 RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
 HYPER = re.compile(       # what is tuned at each size: the best of it counts
-    "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|batch|batch_size|batch_tokens|wd|weight_decay|"
-    r"betas?_?[12]?|momentum|clip|clip_norm|dropout|eps|epsilon|init_std|init_scale)"
-    r"|(warmup|cooldown|decay_frac)\w*)")
+    "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|bsz|gbs|batch|batch_size|batch_tokens|wd|"
+    r"weight_decay|betas?_?[12]?|momentum|clip|clip_norm|max_grad_norm|dropout|eps|epsilon|init_std|init_scale|weight"
+    r"|coef)|(\w+_)?(warmup|cooldown|decay_frac)(_\w+)?)")
 ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
-# Losses across different words in these columns do not make one law.
-DATA = "corpus data_set train_data".split()
-KINDS = "optimizer optimiser opt architecture arch family model_family model_type".split() + DATA
+# Losses do not make one law across the words in these.
+DATA = re.compile(r"(dataset|data_set|corpus|tokenizer|(train|eval|val|valid|test)_(data|dataset|set))"
+                  "(_name)?")
+KINDS = re.compile(DATA.pattern + r"|(optimi[sz]er|opt|arch|architecture|(model_)?family)(_name)?|model_type")
 FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
 LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
 UNITS = {1: "", 1 / PF_DAY: "in PF-days", 1e-9: "in GFLOPs", 1e-12: "in TFLOPs", 1e-15: "in PFLOPs",
@@ -85,6 +93,30 @@ def renamed(table: dict) -> tuple[dict, list[str]]:
     return {ours.get(name, name): values for name, values in table.items()}, notes
 
 
+def words_of(column: str) -> set[str]:
+    """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
+    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
+
+
+@lru_cache(maxsize=10_000)
+def is_loss(column: str) -> bool:
+    """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
+    words = words_of(column)
+    known = words & LOSS_WORDS or {"bits", "per"} <= words or column == "L"
+    return bool(known) and not words & OTHER_LOSSES
+
+
+@lru_cache(maxsize=10_000)
+def held_out(column: str) -> bool:
+    """Whether a loss was measured on other text than that trained on."""
+    return bool(words_of(column) & HELD_OUT)
+
+
+def unit(loss: str) -> str:
+    """'bits per byte', or nothing of a loss in nats per token."""
+    return next((text for word, text in BITS.items() if word in plain(loss)), "")
+
+
 def missing(name: str, near: str, table: dict) -> UserError:
     """That a fit lacks the column `name`, what there is, and how to say which it is."""
     return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
@@ -98,7 +130,12 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
     Raises UserError where there is none, and for perplexities.
     """
     found = [name for known in LOSSES for name in table if plain(name) == known]
-    others = [name for name in table if "loss" in plain(name)]
+    others = [name for name in table if is_loss(name) and name not in found]
+    held = [name for name in others if held_out(name)]
+    if not asked and found and held and not held_out(found[0]):
+        if len(held) > 1:
+            raise UserError(f"which loss? Pass --loss=COLUMN, one of {', '.join([*held, found[0]])}")
+        found.insert(0, held[0])
     if not (found or others):
         found = [name for name in table if PERPLEXITY.fullmatch(plain(name))]
     if not (asked or found) and others:
@@ -111,16 +148,14 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
         raise UserError(f"column {name!r} holds perplexities: take its logarithm, which is the loss in nats, "
                         "as a column 'loss'")
     notes = []
-    if not asked and len(found) > 1 and not BITS.fullmatch(plain(found[1])):
+    if not asked and len(found) > 1 and not unit(found[1]):
         notes.append(f"loss is the column {name!r}; --loss={found[1]} takes the other")
-    unit = "nats per token"
-    if BITS.fullmatch(plain(name)):
-        unit = "bits"
+    of = unit(name) or "nats per token"
     if "loss_unit" in table:                           # as scaling.logs writes it
-        unit = next((word for word in table["loss_unit"] if word == word and word), unit)
-    if unit != "nats per token":
-        notes.append(f"{name} is in {unit}: so are the floor of a law and losses at a budget")
-    return name, unit, notes
+        of = next((word for word in table["loss_unit"] if word == word and word), of)
+    if of != "nats per token":
+        notes.append(f"{name} is in {of}: so are the floor of a law and losses at a budget")
+    return name, of, notes
 
 
 def only(table: dict, where: list[str]) -> Array:
@@ -161,9 +196,35 @@ def rows_text(rows: Array) -> str:
 
 # ---- What tells runs apart. ----
 
+def groups(columns: Iterable[Array]) -> Array:
+    """The index of each row's group (n,): rows of one group are equal in every column (n,), nan to nan."""
+    group = 0
+    for column in columns:
+        if column.dtype == object:
+            column = column.astype(str)
+        code = np.unique(column, return_inverse=True)[1]
+        group = np.unique(group * len(code) + code, return_inverse=True)[1]
+    return group
+
+
 def is_text(values: Array) -> bool:
     """Whether a column holds words."""
     return values.dtype.kind in "OU"
+
+
+def runs_of(counter: Array, size: Array, least: int) -> Array | None:
+    """The number (n,) of each row's run: a new one where the `counter` starts anew or the `size` changes.
+
+    None unless the counter rises in even steps and runs have `least` rows or more: else rows are finished
+    runs, and the counter says how long each was.
+    """
+    gain = np.diff(counter)
+    new = np.append(True, (gain <= 0) | (np.diff(size) != 0))
+    run = np.cumsum(new) - 1
+    even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
+    if len(run) < least * (run.max() + 1) or not even.all():
+        return None
+    return run
 
 
 def is_name(name: str, values: Array) -> bool:
@@ -206,6 +267,15 @@ def check_counts(name: str, counts: Array, others: Array) -> None:
         return
     raise UserError(f"{name} is {counts.min():.6g} to {counts.max():.6g}: no study has so few; if these are "
                     "thousands, millions, billions or logarithms write them out, as 124e6")
+
+
+def tokens_by(C: Array, N: Array) -> Array:
+    """C/(6 N). Raises UserError where these are too few tokens: then C is no count of FLOPs."""
+    D = C / (6 * N)
+    if np.nanmedian(D) < FEWEST:
+        raise UserError(f"flops are {np.nanmin(C):.4g} to {np.nanmax(C):.4g}, which makes C/(6 N), "
+                        f"{np.nanmedian(D):.3g}, no tokens: write them out (a PF-day is {PF_DAY:.3g})")
+    return D
 
 
 def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,

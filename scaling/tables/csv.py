@@ -17,6 +17,7 @@ import numpy as np
 from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
+MISSING = ("", "na", "n/a", "#n/a", "null", "-")     # as programs and people write it
 UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins
 SUFFIXES = {"K": "e3", "k": "e3", "M": "e6", "B": "e9", "G": "e9", "T": "e12"}
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -28,9 +29,11 @@ def number(value) -> float:
         return math.nan
     if type(value) in (int, float):                   # not bool, which float() would take
         return float(value)
+    if isinstance(value, str) and value.strip().lower() in MISSING:
+        return math.nan
     if isinstance(value, str) and "_" not in value:   # nor 1_000
         try:
-            return float(value.strip() or "nan")
+            return float(value)
         except ValueError:
             return float(as_people_write(value.strip()))
     raise ValueError(f"{value!r:.40} is not a number")
@@ -121,8 +124,18 @@ def with_point(cell: str) -> str:
     return cell
 
 
+def with_points(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """The rows with '3,74' as '3.74', but for columns where '10,881,692' says what a comma parts."""
+    rows = list(rows)
+    thousands = {i for _, cells in rows for i, cell in enumerate(cells) if "," in cell
+                 and re.fullmatch(r"\d{1,3}(,\d{3}){2,}", cell.strip())}
+    for line, cells in rows:
+        yield line, [cell.replace(",", "") if i in thousands else with_point(cell)
+                     for i, cell in enumerate(cells)]
+
+
 def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of each line that is not blank, the header first.
+    """The (line number, cells) of each line that is not blank, the header first.
 
     Cells are parted by comma, semicolon or tab; with the latter two, numbers may have a decimal comma. Lines
     before the header that begin with # or sep= are comments, and so is a ragged line that begins with #.
@@ -139,6 +152,12 @@ def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple
         first = ""
     delimiter = delimiter_of(first)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    rows = parted(path, reader, above, report)
+    return rows if delimiter == "," else with_points(rows)
+
+
+def parted(path: str | Path, reader, above: int, report: Callable | None) -> Iterator[tuple[int, list[str]]]:
+    """As `csv_rows`, from a `reader` that begins after so many lines."""
     try:
         header = checked_header(path, next(reader, []))
         yield above + 1, header
@@ -147,7 +166,7 @@ def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple
                 cells = cells[:len(header)]
             line = above + reader.line_num
             if len(cells) == len(header):
-                yield line, cells if delimiter == "," else [with_point(cell) for cell in cells]
+                yield line, cells
             elif "".join(cells).strip() and not cells[0].startswith("#"):
                 wrong = f"{path}:{line}: {len(cells)} cells where the header has {len(header)}"
                 if report is None:

@@ -1,20 +1,35 @@
 """What to doubt in rows that a fit can use: untuned or diverged sizes, rates at an edge, unfinished runs."""
 import numpy as np
 
-from scaling.tables.columns import RATE, is_text, plain, rows_text, some
+from scaling.laws.solver import seed_noise
+from scaling.tables.columns import RATE, SEED, groups, is_text, plain, rows_text, runs_of, some
 
 Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
-HORIZON = {"step": "max_iters max_steps total_steps num_steps train_steps num_iterations horizon",
-           "tokens": "target_tokens max_tokens token_budget"}
+FAR_WORSE = 0.1                            # so much worse than a smaller model on fewer tokens no law is
+NOISE = 0.015                              # of the loss, between seeds: more is another setting
+HORIZON = {"step": "max_iters max_steps total_steps num_steps num_train_steps train_steps num_iterations "
+                   "horizon",
+           "tokens": "target_tokens max_tokens token_budget budget_tokens planned_tokens"}
+FINISHED = "finished complete completed done success succeeded ok true yes 1 1.0".split()
 
 
 def doubts(data: dict) -> list[str]:
     """A sentence, naming the rows, for each thing to doubt in the last rows of `select`'s runs."""
     last = {name: values[data["last"]] for name, values in data["table"].items()}
-    return [*worse(data, "N", "D", "larger models"), *worse(data, "D", "N", "longer runs"),
-            *unfinished(last, data["rows"][data["last"]]), *unlogged(data), *unlike_steps(last),
-            *halfway(data)]
+    larger, longer = worse(data, "N", "D"), worse(data, "D", "N")
+    lost = overtaken(data) & ~larger & ~longer
+    out = []
+    for bad, what in ((larger, "loss rises with N at equal D in {}: larger models are untuned, diverged or "
+                               "overfitted"),
+                      (longer, "loss rises with D at equal N in {}: longer runs are untuned, diverged or "
+                               "overfitted"),
+                      (lost, "loss is far above that of a run with no more parameters and tokens in {}: "
+                             "diverged, untuned or overfitted")):
+        if bad.any():
+            out.append(what.format(named(data, bad)))
+    return [*out, *too_noisy(data, last), *unfinished(last, data["rows"][data["last"]]), *unlogged(data),
+            *unlike_steps(last), *halfway(data)]
 
 
 def named(data: dict, last: Array) -> str:
@@ -27,8 +42,8 @@ def named(data: dict, last: Array) -> str:
     return rows_text(data["rows"][at])
 
 
-def worse(data: dict, more: str, equal: str, who: str) -> list[str]:
-    """Where loss rises with the column `more` ("N") though `equal` ("D") is the same: its law must fall.
+def worse(data: dict, more: str, equal: str) -> Array:
+    """A mask of the last rows where loss rises with the column `more` ("N") though `equal` ("D") is the same.
 
     Rises from some size on and for good, that is: sizes differ in shape too, and one of them may do a little
     worse. Of the settings of one size and tokens the best counts; what repeats its data is left out.
@@ -37,9 +52,7 @@ def worse(data: dict, more: str, equal: str, who: str) -> list[str]:
     seeds = np.bincount(data["setting"])
     mean = (np.bincount(data["setting"], np.log(L)) / np.maximum(seeds, 1))[data["setting"]]
     margin = max(np.log1p(WORSE), 3 * np.nan_to_num(data["seed_noise"]))
-    fresh = np.ones(len(L), bool)
-    if data["U"] is not None:
-        fresh = ~(D > 1.5 * data["U"][data["last"]])
+    fresh = is_fresh(data)
     bad = np.zeros(len(L), bool)
     for level in np.unique(same):
         rows = np.flatnonzero((same == level) & fresh)
@@ -48,10 +61,35 @@ def worse(data: dict, more: str, equal: str, who: str) -> list[str]:
         above = lowest - np.minimum.accumulate(lowest)
         for_good = np.minimum.accumulate(above[::-1])[::-1] > 0
         bad[rows] = np.isin(x[rows], sizes[(above > margin) & for_good | (above > 10 * margin)])
-    if not bad.any():
+    return bad
+
+
+def is_fresh(data: dict) -> Array:
+    """A mask of the last rows that do not repeat their data, as far as the table tells."""
+    if data["U"] is None:
+        return np.ones(len(data["last"]), bool)
+    return ~(data["D"] > 1.5 * data["U"])[data["last"]]
+
+
+def overtaken(data: dict) -> Array:
+    """A mask of the last rows that did far worse than another of their settings and of no larger N and D."""
+    N, D, L = (data[name][data["last"]] for name in "NDL")
+    kind = groups([N < 0, *(data["table"][name][data["last"]] for name in data["separate"])])
+    bad = np.zeros(len(L), bool)
+    for i in np.flatnonzero(is_fresh(data)):
+        alike = (kind == kind[i]) & (N <= N[i]) & (D <= D[i])
+        bad[i] = L[i] > (1 + FAR_WORSE) * L[alike].min()
+    return bad
+
+
+def too_noisy(data: dict, last: dict) -> list[str]:
+    """Where rows that are equal in all that the table tells, the seed too, differ by more than noise does."""
+    seeds = [values for name, values in last.items() if SEED.fullmatch(plain(name))]
+    noise, n = seed_noise(groups([data["setting"], *seeds]), np.log(data["L"][data["last"]]))
+    if n == 0 or noise < NOISE:
         return []
-    return [f"loss rises with {more} at equal {equal} in {named(data, bad)}: {who} are untuned, diverged "
-            "or overfitted"]
+    return [f"rows that are equal in all that the table tells differ by {noise:.1%} (standard deviation): "
+            "more than seeds do; is a column missing, as a rate, a schedule or the data?"]
 
 
 def edges(table: dict, experiment: Array, best: Array, tuned: list[str], rows: Array) -> list[str]:
@@ -78,8 +116,8 @@ def unlike(table: dict, apart: list[str], words: list[str]) -> list[str]:
     out = []
     for name in apart:
         fix = (f"a law through all is none of theirs; --where={name}={table[name].max():g} keeps one, "
-               f"--best_of={name} the best")
-        if len(set(table[name])) == len(table[name]):
+               f"--best_of={name} the best; if it only numbers seeds, call it seed")
+        if 2 * len(set(table[name])) > len(table[name]):
             fix = "if that is a result and no setting, take the column out"
         values = some(table[name])
         out.append(f"rows of the same size and tokens differ in {name!r}, which holds {values}: {fix}")
@@ -99,12 +137,12 @@ def unfinished(table: dict, rows: Array) -> list[str]:
                 short = table[done] < 0.98 * table[name]
                 if short.any():
                     out.append(f"{done} is less than {name} in {rows_text(rows[short])}: they ended early")
-    for name in ("state", "status"):
-        if name in words and is_text(table[words[name]]):
-            states = np.array([word.strip().lower() for word in table[words[name]]], object)
-            bad = np.isin(states, ["crashed", "failed", "killed", "running", "diverged", "timeout"])
-            if bad.any():
-                others = set(table[words[name]][~bad])
+    for name in ("state", "status", "finished", "completed", "done"):
+        if name in words:
+            states = np.array([str(word).strip().lower() for word in table[words[name]]], object)
+            bad = ~np.isin(states, FINISHED)
+            if bad.any() and not bad.all():
+                others = set(map(str, table[words[name]][~bad]))
                 fix = f"; --where={words[name]}={others.pop()} leaves them out" if len(others) == 1 else ""
                 out.append(f"{name} is {', '.join(sorted(set(states[bad])))} in {rows_text(rows[bad])}{fix}")
     return out
@@ -135,6 +173,9 @@ def unlike_steps(table: dict) -> list[str]:
 
 def halfway(data: dict) -> list[str]:
     """Whether rows along runs are used though no schedule is told."""
+    if not data["curves"] and runs_of(data["D"], data["N"], 10) is not None:
+        return ["tokens rise in even steps at each size, as along a run: if these rows are curves tell them "
+                "apart in a column 'run'; of cosine or linear runs only the last rows count"]
     if data["curves"] and "schedule" not in data["table"]:
         return ["rows along the runs are used as if the rate never fell, which no column 'schedule' says: of "
                 "cosine or linear runs keep the last rows"]

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, SEED
+from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, held_out, is_loss, unit
 from scaling.tables.csv import MALFORMED, number
-from scaling.tables.readers import FORMATS, NAMES, held_out, is_loss, named, plain, reader_of, skipping
+from scaling.tables.readers import FORMATS, NAMES, named, plain, reader_of, skipping
 
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
-BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
-        "bits_per_char": "bits per character", "bits_per": "bits"}
-BOOKKEEPING = set("index id name run_name created runtime state user notes tags sweep hostname".split())
+BOOKKEEPING = set("index id name run_name created runtime user notes tags sweep hostname".split())   # of W&B
 
 
 @dataclass
@@ -183,11 +181,6 @@ def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | No
     return asked or (held[0] if held else max(losses, key=losses.get))
 
 
-def unit(loss: str) -> str:
-    """'bits per byte', or nothing of a loss in nats per token."""
-    return next((text for word, text in BITS.items() if word in plain(loss)), "")
-
-
 # ---- Runs become points. ----
 
 def has_steps(run: Run) -> bool:
@@ -234,7 +227,8 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
     who = f"{path}: run {run.name}"
     bad = diverged_at(run, loss)
     end = max(run.rows)
-    wanted = max(number_or_nan(row.get(horizon)) for row in run.rows.values())
+    said = [run.facts.get("horizon"), *(row.get(horizon) for row in run.rows.values())]
+    wanted = np.fmax.reduce([number_or_nan(value) for value in said])
     if bad is not None:
         report(f"{who} diverged at step {bad}: what came before is no result; skipped")
     elif not any(loss in row for row in run.rows.values()):
@@ -245,6 +239,9 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
         return False
     elif end < wanted - 1:                             # some logs count the last step, some do not
         report(f"{who} ended at step {end} of {wanted:.0f}, before its horizon")
+    elif run.last.get(loss, end) < 0.98 * max(run.last.values(), default=end):
+        report(f"{who} went on to step {max(run.last.values())} after its last {loss}, at step "
+               f"{run.last[loss]}: is it in progress?")
     return bad is None
 
 
@@ -273,15 +270,20 @@ def params_of(run: Run, asked: Asked, tokens: dict) -> float:
 
 
 def settings(runs: list[Run], columns: list[str], used: Iterable[str]) -> list[str]:
-    """The other columns that hold one value in each run: by them a fit tells what is no seed."""
+    """The other columns that hold one value in each run: by them a fit tells what is no seed.
+
+    The learning rate is among them, too, where it varies: by it a fit tells which runs are not finished.
+    """
     rest = [name for name in columns if name not in {*used, *POINT_COLUMNS} and not is_loss(name)
             and not name.startswith("_") and plain(name) not in BOOKKEEPING]
     if not has_steps(runs[0]):
         return rest
+    rates = [name for name in rest if RATE.fullmatch(plain(name))]
     if not runs[0].named:
-        return []                                      # what a log says at each step is no setting
+        return rates                                   # what else a log says at each step is no setting
     held = [{name: {str(row.get(name)) for row in run.rows.values()} for name in rest} for run in runs]
-    return [name for name in rest if all(len(one[name]) == 1 and "None" not in one[name] for one in held)]
+    return [name for name in rest if name in rates
+            or all(len(one[name]) == 1 and "None" not in one[name] for one in held)]
 
 
 LACKS = {"params": ("how many parameters the model has", "give --params=N or FILE=N"),
@@ -355,7 +357,6 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     horizon = named(tuple(columns), "horizon")
     kept = [run for run in runs if is_result(path, run, loss, horizon, report)]
     tell_params(path, kept, source, asked, report)
-    tell_states(path, runs, columns, report)
     if has_steps(runs[0]) and not held_out(loss):
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
@@ -372,20 +373,12 @@ def tell_params(path: Path, runs: list[Run], source: dict, asked: Asked, report:
     """Report the sizes that the log told, and how it counts."""
     found = {params_of(run, asked, tokens_of(run, source.get("tokens"), asked)): run for run in runs
              if not asked.params}
+    if asked.params and len(runs) > 1 and runs[0].named:
+        report(f"{path}: params is {asked.params:.6g} in all {len(runs)} runs, as given")
     sizes = [f"{size:.6g}" for size in found if not math.isnan(size)]
     if sizes:
         how = next(iter(found.values())).facts.get("counted")
         report(f"{path}: params is {' and '.join(sizes)} ({how}); --params= or FILE=N overrides it")
-
-
-def tell_states(path: Path, runs: list[Run], columns: list[str], report: Callable) -> None:
-    """Report the runs that crashed, where a table has a column `state`, as Weights & Biases writes it."""
-    column = next((name for name in columns if plain(name) == "state"), None)
-    states = [str(row.get(column)).lower() for run in runs for row in run.rows.values()]
-    odd = [state for state in states if state in ("crashed", "failed", "killed", "preempted", "running")]
-    if odd:
-        found = ", ".join(sorted(set(odd)))
-        report(f"{path}: {counted(len(odd), 'row')} of runs that did not finish ({found})")
 
 
 def usable(path: Path, points: Iterable[tuple[str, dict]], report: Callable) -> list[dict]:

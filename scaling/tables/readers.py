@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from runtime.basics import UserError
-from scaling.tables.columns import ALIASES
+from scaling.tables.columns import ALIASES, is_loss
 from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
 
 FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
@@ -32,9 +32,6 @@ NAMES = {                                              # of several that a log h
     "budget": "budget",
     "unique_tokens": "unique_tokens",
     "horizon": "horizon max_steps num_iterations max_iters"}
-LOSSES = {"loss", "bpb", "bpc", "nll"}
-OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
-HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
 
 
 @lru_cache(maxsize=10_000)
@@ -42,25 +39,6 @@ def plain(column: str) -> str:
     """The last part of a column's name, as NAMES has it: 'total_tokens' of 'throughput/Total tokens'."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", column.rpartition("/")[2].strip())
     return name if len(name) == 1 else name.lower()
-
-
-def words_of(column: str) -> set[str]:
-    """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
-    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
-
-
-@lru_cache(maxsize=10_000)
-def is_loss(column: str) -> bool:
-    """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
-    words = words_of(column)
-    known = words & LOSSES or {"bits", "per"} <= words or column == "L"
-    return bool(known) and not words & OTHER_LOSSES
-
-
-@lru_cache(maxsize=10_000)
-def held_out(column: str) -> bool:
-    """Whether a loss was measured on other text than that trained on."""
-    return bool(words_of(column) & HELD_OUT)
 
 
 @lru_cache(maxsize=10_000)
@@ -127,6 +105,7 @@ UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
 FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
     ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
     ("batch_tokens", "^train_batch_tokens:" + COUNT),  # such logs begin with their own program
+    ("horizon", r"\bmax_iters" + COUNT),
     ("params", "^model_params:" + COUNT),
     ("params", r"(?:number of|total|model) parameters" + COUNT),
     ("params", r"num_parameters\s*\|\s*" + COUNT),
@@ -146,6 +125,8 @@ def fact_of(text: str, parts: dict) -> dict:
                 if len(parts) < len(PARTS):
                     return {}
                 name, value = "params", sum(parts.values())
+            if name != "params":
+                return {name: value}
             counted = "as the log counts them"
             if match[2]:                               # as nanoGPT says it, or another
                 counted = "rounded, " + ("all but the position embeddings" if "number" in text else counted)
@@ -210,7 +191,8 @@ def read_table(path: Path, report: Callable) -> Iterator:
     rows = csv_rows(path, report)
     header = next(rows)[1]
     known = set(header)
-    theirs = [name for name in header if f"{name}__MIN" in known]
+    theirs = [name for name in header if f"{name}__MIN" in known or " - " in name and is_loss(name)
+              and not name.endswith(("__MIN", "__MAX"))]
     yield None, {"kind": "chart of Weights & Biases" if theirs else "table"}
     if theirs and header[0] == "Step":
         report(f"{path}: Step counts what W&B was told; where that is not each step of the optimizer, export "

@@ -8,7 +8,7 @@ from runtime.basics import UserError, nearest
 from scaling.laws import counts
 from scaling.laws.solver import clusters, seed_noise
 from scaling.tables import columns, doubts
-from scaling.tables.columns import HYPER, SEED, is_name, is_text, plain, rows_text, some
+from scaling.tables.columns import HYPER, SEED, groups, is_name, is_text, plain, rows_text, some
 
 # Rows of one N and D are one setting, and differ in the seed alone, where they are equal in every column but
 # those that name a run or tell what came of it (scaling/tables/columns.py). Of our own columns these make
@@ -44,17 +44,6 @@ class Kept:
     def keep(self, rows: Array, why: str) -> None:
         """Drop all but the rows with these numbers."""
         self.drop(~np.isin(np.arange(len(self.mask)), rows), why)
-
-
-def groups(columns: Iterable[Array]) -> Array:
-    """The index of each row's group (n,): rows of one group are equal in every column (n,), nan to nan."""
-    group = 0
-    for column in columns:
-        if column.dtype == object:
-            column = column.astype(str)
-        code = np.unique(column, return_inverse=True)[1]
-        group = np.unique(group * len(code) + code, return_inverse=True)[1]
-    return group
 
 
 def nearly(N: Array, D: Array) -> Array:
@@ -98,10 +87,11 @@ def best_of(table: dict, experiment: Array, L: Array, tuned: list[str]) -> tuple
 
 # ---- Runs of several rows. ----
 
-def run_names(table: dict, N: Array) -> Array | None:
+def run_names(table: dict, N: Array, D: Array) -> Array | None:
     """The name (n,) of each row's run: the column `run`, or a number where steps were logged and start anew.
 
-    None where a row is a run, as far as the table says.
+    Other names are those of runs where tokens rise evenly along each. None where a row is a run, as far as
+    the table says.
     """
     if "run" in table:
         names = table["run"].astype(str).astype(object)
@@ -109,15 +99,14 @@ def run_names(table: dict, N: Array) -> Array | None:
         if groups([names, N, *seeds]).max() == groups([names]).max():
             return names
         return None                                    # a run of several sizes or seeds is the name of others
-    if "step" not in table or is_text(table["step"]):
+    names = [values for key, values in table.items() if is_text(values)
+             and plain(key) in ("name", "experiment", "exp", "model")]
+    told = groups([N, *names])
+    counter = table.get("step", D if told.max() > groups([N]).max() else None)
+    if counter is None or is_text(counter):
         return None
-    gain = np.diff(table["step"])
-    new = np.append(True, (gain <= 0) | (np.diff(N) != 0))
-    run = np.cumsum(new) - 1
-    even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
-    if len(N) < 5 * (run.max() + 1) or not even.all():
-        return None                                    # finished runs, and how long each was
-    return run.astype(str).astype(object)
+    run = columns.runs_of(counter, told, 5)
+    return None if run is None else run.astype(str).astype(object)
 
 
 def last_rows(run: Array | None, D: Array) -> Array:
@@ -129,11 +118,25 @@ def last_rows(run: Array | None, D: Array) -> Array:
     return last
 
 
+def falls(table: dict, run: Array, D: Array) -> Array:
+    """A mask (n,) of the rows of runs at whose end a column of learning rates is below its peak."""
+    rates = [v for key, v in table.items() if columns.RATE.fullmatch(plain(key)) and not is_text(v)]
+    if not rates:
+        return np.zeros(len(D), bool)
+    group = groups([run])
+    peak = np.full(group.max() + 1, np.nan)
+    np.fmax.at(peak, group, rates[0])
+    end = last_rows(run, D)
+    low = np.zeros(len(peak), bool)
+    low[group[end]] = rates[0][end] < 0.9 * peak[group[end]]
+    return low[group]
+
+
 def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
     """Drop the rows halfway along runs whose learning rate was to fall until their end.
 
-    Where no schedule is told and all runs end at the same tokens, nothing but these rows tells of D: they
-    stay, and `add_runs` says what that rests on.
+    Where neither a schedule nor a rate is told and all runs end at the same tokens, nothing but these rows
+    tells of D: they stay, and `add_runs` says what that rests on.
     """
     rows = np.flatnonzero(kept.mask)
     if run is None:
@@ -142,7 +145,8 @@ def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
     halfway[rows] = ~last_rows(run[rows], D[rows])
     ends = D[rows][~halfway[rows]]
     schedule = table.get("schedule", np.full(len(D), "", object)).astype(str)
-    if set(schedule[rows]) <= {"", "nan"} and ends.max() < ends.min() * (1 + SAME_TOKENS):
+    told = not set(schedule[rows]) <= {"", "nan"} or falls(table, run, D).any()
+    if not told and ends.max() < ends.min() * (1 + SAME_TOKENS):
         return
     steady = np.array([bool(columns.ENDING.search(word)) for word in schedule])
     kept.drop(halfway & ~steady, "halfway along a run is no finished run, unless its schedule is constant or "
@@ -189,7 +193,7 @@ def of_arms(table: dict, values: Array) -> bool:
 def check_one(table: dict) -> None:
     """Raise UserError when the table mixes data sets, tokenizers, configurations, optimizers or families."""
     for name, values in table.items():
-        kind = plain(name) in columns.KINDS and is_text(values) and not of_arms(table, values)
+        kind = columns.KINDS.fullmatch(plain(name)) and is_text(values) and not of_arms(table, values)
         if (kind or name in ONE_OF) and len(set(map(str, values))) > 1:
             raise UserError(f"column {name!r} holds {some(values)}: their losses do not compare; keep one, "
                             f"with --where={name}={values[0]}")
@@ -208,7 +212,7 @@ def by_arm(table: dict, column: str) -> dict[str, dict]:
     if len(names) < 2:
         raise UserError(f"column {column!r} holds {', '.join(names) or 'nothing'}: arms are two or more")
     for name in table:
-        data = name in ONE_OF[:2] or plain(name) in columns.DATA
+        data = columns.DATA.fullmatch(plain(name))
         if name != column and data and len(set(map(str, table[name]))) > 1:
             raise UserError(f"the arms differ in {name!r}, which holds {some(table[name])}: their losses do "
                             f"not compare; keep one, with --where={name}={table[name][0]}")
@@ -249,7 +253,7 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
         if "flops" not in table:
             raise columns.missing("'tokens'", "tokens", table)
         more = [*more, "no column 'tokens': D is taken to be C/(6 N)"]
-        table = table | {"tokens": counts.column(table, "flops", "the fit") / (6 * N)}
+        table = table | {"tokens": columns.tokens_by(counts.column(table, "flops", "the fit"), N)}
     D = counts.column(table, "tokens", "the fit")
     C, flops = choose_flops(table, N, D, flops, params)
     kept = Kept(len(L))
@@ -259,7 +263,7 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     check_one({key: v[kept.mask] for key, v in table.items()})
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
         drop_unusable(kept, label, v)
-    run = run_names(table, N)
+    run = run_names(table, N, D)
     drop_repeated(kept, table, curves=run is not None and len(set(run)) < len(run))
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
