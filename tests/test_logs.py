@@ -736,6 +736,25 @@ def test_a_run_that_went_on_after_its_last_evaluation_or_ended_before_its_horizo
     assert "params is 1.2359e+08 (rounded, all but the position" in done.stderr
 
 
+@pytest.mark.parametrize("step, seen", [("1,200", 1200), ("1.2k", 1200), ("1200", 1200), ("2M", 2_000_000)])
+def test_steps_as_people_print_them(tmp_path, step, seen):
+    line = f"step {step}/3,000,000 | val loss 3.5, lr 1e-3"
+    path = write(tmp_path / "a.log", f"step 900 | val loss 4.0\n{line}\n")
+    table, done = points(path, tmp_path / "o.csv", *LOW)
+    assert list(table["step"]) == [900, seen] and list(table["loss"]) == [4, 3.5]
+    assert list(table["horizon"])[1] == 3_000_000 and f"ended at step {seen} of 3000000" in done.stderr
+    write(path, "step 1,2 | val loss 4.0\n")             # no number of steps
+    assert command(path, *LOW, f"--out={tmp_path / 'p.csv'}").returncode == 2
+
+
+def test_a_line_with_the_losses_of_two_texts_and_the_best_so_far(tmp_path):
+    path = write(tmp_path / "a.log", "step 10 | c4 val loss 4.1 | best val loss 3.5 | wiki val loss 4.4\n")
+    done = command(path, *LOW, f"--out={tmp_path / 'o.csv'}")
+    assert "2 validation losses; choose with --loss= one of val_loss, val_loss_2" in done.stderr
+    for name, loss in (("val_loss", 4.1), ("val_loss_2", 4.4)):
+        assert list(points(path, tmp_path / "o.csv", f"--loss={name}", *LOW)[0]["loss"]) == [loss]
+
+
 def trainer(path, *steps, horizon=200):
     """A trainer_state.json after the last of `steps`, with the linear schedule that is its default."""
     history = [{"eval_loss": 5 - step / 100, "learning_rate": 1e-3 * (1 - step / horizon), "step": step}

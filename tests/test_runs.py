@@ -565,6 +565,23 @@ def test_a_rate_that_falls_says_that_rows_halfway_are_no_runs():
     assert data["rows"].tolist() == [9, 19, 29]
 
 
+def test_of_a_rate_that_falls_the_peak_is_what_was_tried():
+    """At its end each of these is nearly 0."""
+    t = {name: np.tile(values[:20], 2) for name, values in along_runs().items()}
+    t["run"] = words("a b c d", 10)
+    t["loss"][20:] *= 1.02
+    data = select(t | {"lr": np.repeat([1e-3, 3e-3], 20) * np.tile(np.linspace(1, 1e-4, 10), 4)})
+    assert data["rows"].tolist() == [9, 19] and data["separate"] == ["lr"]
+    assert data["table"]["lr"].tolist() == [1e-3, 1e-3]
+
+
+def test_a_perplexity_of_held_out_text_beside_another_loss_is_said():
+    t = isoflop()
+    note = "loss is the column 'loss'; the logarithm of 'val_ppl' is that of held-out text"
+    assert select(t | {"val_ppl": np.exp(t["loss"])})["notes"] == [note]
+    assert select({"val_loss": t.pop("loss"), "val_ppl": np.exp(2 * t["tokens"] ** 0), **t})["notes"] == []
+
+
 def test_several_eval_sets_beside_a_loss_are_a_question():
     t = isoflop()
     one = t | {"loss": t["loss"] - 0.1, "c4/val_loss": t["loss"]}

@@ -150,6 +150,9 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
     notes = []
     if not asked and len(found) > 1 and not unit(found[1]):
         notes.append(f"loss is the column {name!r}; --loss={found[1]} takes the other")
+    others = [other for other in table if PERPLEXITY.fullmatch(plain(other)) and held_out(other)]
+    if others and not held_out(name):
+        notes.append(f"loss is the column {name!r}; the logarithm of {others[0]!r} is that of held-out text")
     of = unit(name) or "nats per token"
     if "loss_unit" in table:                           # as scaling.logs writes it
         of = next((word for word in table["loss_unit"] if word == word and word), of)

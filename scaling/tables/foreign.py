@@ -272,17 +272,19 @@ def params_of(run: Run, asked: Asked, tokens: dict) -> float:
 def settings(runs: list[Run], columns: list[str], used: Iterable[str]) -> list[str]:
     """The other columns that hold one value in each run: by them a fit tells what is no seed.
 
-    The learning rate is among them, too, where it varies: by it a fit tells which runs are not finished.
+    The learning rate and the horizon are among them, too: by these a fit tells which runs are not finished.
     """
     rest = [name for name in columns if name not in {*used, *POINT_COLUMNS} and not is_loss(name)
             and not name.startswith("_") and plain(name) not in BOOKKEEPING]
     if not has_steps(runs[0]):
         return rest
-    rates = [name for name in rest if RATE.fullmatch(plain(name))]
+    known = {name for run in runs for row in run.rows.values() for name in row}
+    told = [name for name in rest if name in known
+            and (RATE.fullmatch(plain(name)) or name == named(tuple(columns), "horizon"))]
     if not runs[0].named:
-        return rates                                   # what else a log says at each step is no setting
+        return told                                    # what else a log says at each step is no setting
     held = [{name: {str(row.get(name)) for row in run.rows.values()} for name in rest} for run in runs]
-    return [name for name in rest if name in rates
+    return [name for name in rest if name in told
             or all(len(one[name]) == 1 and "None" not in one[name] for one in held)]
 
 
@@ -357,7 +359,7 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     horizon = named(tuple(columns), "horizon")
     kept = [run for run in runs if is_result(path, run, loss, horizon, report)]
     tell_params(path, kept, source, asked, report)
-    if has_steps(runs[0]) and not held_out(loss):
+    if not held_out(loss) and (has_steps(runs[0]) or "train" in plain(loss)):
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
     if kept and not points:

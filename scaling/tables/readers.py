@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from runtime.basics import UserError
-from scaling.tables.columns import ALIASES, is_loss
+from scaling.tables.columns import ALIASES, OTHER_LOSSES, is_loss
 from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
 
 FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
@@ -86,9 +86,10 @@ def names_columns(text: str) -> bool:
 
 # ---- Console logs. ----
 
-NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.])"
+NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.]|,\d)"
+COUNTED = r"(\d{1,3}(?:,\d{3})+|\d{1,15}(?:(?:\.\d+)?[kM]\b)?)"     # 1200, 1,200 or 1.2k
 STEP = re.compile(r"(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=#]\s*)?"
-                  r"(\d{1,15})(?:/ *(\d{1,15}))?(?!\d)", re.IGNORECASE)
+                  rf"{COUNTED}(?:/ *{COUNTED})?(?![.,]?\d)", re.IGNORECASE)
 LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?(loss|bpb|tel|trl)"
                   r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
 SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
@@ -134,12 +135,25 @@ def fact_of(text: str, parts: dict) -> dict:
     return {}
 
 
+def count(text: str) -> float:
+    """1200 of '1200', '1,200' and '1.2k'."""
+    return number(text.replace(",", ""))
+
+
 def losses_of(text: str) -> dict:
-    """{'val_loss': match} of the losses that a line holds; its group 3 is the number."""
+    """{'val_loss': match} of the losses that a line holds; its group 3 is the number.
+
+    The best so far and parts of a loss are none; the second of one name is of another text: 'val_loss_2'.
+    """
     found = {}
     for match in LOSS.finditer(text):
+        before = re.search(r"(\w*)\W*$", text[:match.start()])[1].lower()
+        if before in OTHER_LOSSES:
+            continue
         name = f"{match[1] or ''}_{match[2]}".strip("_").lower()
-        found.setdefault(SHORT.get(name, name), match)
+        name = SHORT.get(name, name)
+        again = sum(other.startswith(name) for other in found)
+        found[f"{name}_{again + 1}" if again else name] = match
     return found
 
 
@@ -177,11 +191,12 @@ def read_console(path: Path, report: Callable) -> Iterator:
         if not kind:
             kind = next((name for pattern, name in KINDS if re.search(pattern, text)), "console log")
             yield None, {"kind": kind}
-        step = int(at[1]) if at else done
+        step = int(count(at[1])) if at else done
         if at:
             first = step if first is None else first
             done = step + (first == 0)                 # the steps of a log that begins with 0 count from 0
-        yield str(line), {"step": step, "horizon": at and at[2]} | {name: m[3] for name, m in losses.items()}
+        horizon = count(at[2]) if at and at[2] else None
+        yield str(line), {"step": step, "horizon": horizon} | {name: m[3] for name, m in losses.items()}
 
 
 # ---- Tables. ----

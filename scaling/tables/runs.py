@@ -118,18 +118,16 @@ def last_rows(run: Array | None, D: Array) -> Array:
     return last
 
 
-def falls(table: dict, run: Array, D: Array) -> Array:
-    """A mask (n,) of the rows of runs at whose end a column of learning rates is below its peak."""
-    rates = [v for key, v in table.items() if columns.RATE.fullmatch(plain(key)) and not is_text(v)]
-    if not rates:
-        return np.zeros(len(D), bool)
+def peak_rates(table: dict, run: Array) -> dict:
+    """{column: the peak of its run (n,)} of the columns of learning rates."""
     group = groups([run])
-    peak = np.full(group.max() + 1, np.nan)
-    np.fmax.at(peak, group, rates[0])
-    end = last_rows(run, D)
-    low = np.zeros(len(peak), bool)
-    low[group[end]] = rates[0][end] < 0.9 * peak[group[end]]
-    return low[group]
+    found = {}
+    for name, rate in table.items():
+        if columns.RATE.fullmatch(plain(name)) and not is_text(rate):
+            peak = np.full(group.max() + 1, np.nan)
+            np.fmax.at(peak, group, rate)
+            found[name] = peak[group]
+    return found
 
 
 def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
@@ -145,7 +143,9 @@ def drop_halfway(kept: Kept, table: dict, run: Array | None, D: Array) -> None:
     halfway[rows] = ~last_rows(run[rows], D[rows])
     ends = D[rows][~halfway[rows]]
     schedule = table.get("schedule", np.full(len(D), "", object)).astype(str)
-    told = not set(schedule[rows]) <= {"", "nan"} or falls(table, run, D).any()
+    told = not set(schedule[rows]) <= {"", "nan"}
+    for name, peak in peak_rates(table, run).items():
+        told |= bool((table[name] < 0.9 * peak)[~halfway & kept.mask].any())
     if not told and ends.max() < ends.min() * (1 + SAME_TOKENS):
         return
     steady = np.array([bool(columns.ENDING.search(word)) for word in schedule])
@@ -271,6 +271,8 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
             "notes": kept.notes, "curve_notes": [], "warnings": [], "along": {}}
     check_units(kept, data, table, N, D, C, L)
     drop_halfway(kept, table, run, D)
+    if run is not None:
+        table = table | peak_rates(table, run)         # a rate that falls was chosen by its peak
     setting = settle(kept, data, table, run, N, D, L, tuned)
     rows = np.flatnonzero(kept.mask)
     data |= {"N": N[rows], "D": D[rows], "C": C[rows], "L": L[rows], "setting": setting[rows], "rows": rows,
