@@ -190,3 +190,34 @@ def speed_rows():
 def test_speeds_are_the_committed_measurements():
     rows = list(speed_rows())
     assert len(rows) >= 5 and not [row for row in rows if row not in README]
+
+
+# ---------------------------------------------------------------- what a change is worth
+
+
+def worth(row):
+    """'1.38 (1.30 to 1.46)' of a factor and its interval in fit.json."""
+    lo, hi = row["ci"]
+    return f"{row['factor']:.2f} ({lo:.2f} to {hi:.2f})"
+
+
+def test_the_arms_are_the_committed_fit():
+    found = study("modern")[0]["arms"]["arms"]
+    for name, arm in found.items():
+        low, high = (min(arm["multiplier"], key=lambda row: abs(row["C"] / C - 1)) for C in (1e11, 8e11))
+        hourly = min(arm["per_hour"], key=lambda row: abs(row["C"] / 8e11 - 1))
+        tenfold = {"factor": arm["trend"]["per_tenfold_C"], "ci": arm["trend"]["ci"]}
+        cells = [name, worth(low), worth(high), f"times {worth(tenfold)}", worth(hourly)]
+        assert f"| {' | '.join(cells)} |" in README
+        lo, hi = arm["trend"]["ci"]
+        assert (lo <= 1 <= hi) == (name != "muon")     # as the sentence below the table says
+        same = all(row["ci"][0] <= 1 <= row["ci"][1] for row in (low, high))
+        assert same == (name in ("rms", "relu2", "qk_norm"))
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize("name", ["far", "far_shakespeare"])
+def test_the_far_forecasts_are_the_committed_ones(name):
+    words = re.search(r"Above, on bytes.*?Below:", README)[0]
+    for row in rows(ROOT / "scaling" / "results" / name / "forecasts.csv"):
+        assert row["inside"] == "1" and f"{100 * float(row['error']):+.1f} %" in words
