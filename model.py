@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from config.settings import Config, mlp_widths
-from runtime import cpu
+from runtime import cpu, gpu
 
 # ---- the parts ----
 
@@ -228,14 +228,20 @@ class GPT(nn.Module):
             x = x / self.width_ratio                          # muP: the logits of a wider model must not grow
         if targets is None:
             return self.lm_head(x), None
-        # With GPT-2's vocabulary the logits are the largest array of all: on CPU they never exist whole.
+        # With GPT-2's vocabulary the logits are the largest array of all: these two never have them whole.
         x = x.flatten(0, 1)
         targets = targets.flatten()
+        wanted = torch.is_grad_enabled()
         if cpu.loss_wins(x, self.config.vocab_size):
-            wanted = torch.is_grad_enabled()
             return None, cpu.BlockedCrossEntropy.apply(x, self.lm_head.weight, targets, wanted)
+        if gpu.loss_wins(x):
+            return None, gpu.FusedCrossEntropy.apply(x, self.lm_head.weight, targets, wanted)
+        return None, self.logits_loss(x, targets)
+
+    def logits_loss(self, x, targets):
+        """Mean loss of x (N, D), targets (N,), with all logits at once."""
         logits = self.lm_head(x).float()                      # the softmax is float32, whatever autocast says
-        return None, F.cross_entropy(logits, targets, ignore_index=-1)
+        return F.cross_entropy(logits, targets, ignore_index=-1)
 
     def count_params(self) -> dict:
         """Parameters by group, counted on the model itself; settings.count_params says it beforehand."""

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from config import settings
 from config.settings import Config, configure_run, count_flops, learning_rate, resolve
 from model import GPT
-from runtime import basics, console, cpu, rundir, system, text, tracker
+from runtime import basics, console, cpu, gpu, rundir, system, text, tracker
 from runtime.basics import caught_signals, exit_cleanly
 from runtime.devices import join_processes, on_machine
 from runtime.noise import NoiseScale, average_gradients
@@ -44,6 +44,7 @@ class Batches:
         self.seed = seed
         self.device = device
         self.rows = (len(self.tokens) - 1) // block_size
+        self.resident = gpu.resident(self.tokens, device)      # the same on the GPU, where it fits
         self.epoch = -1
         self.order = None
 
@@ -64,16 +65,14 @@ class Batches:
             count -= len(parts[-1])
         return np.concatenate(parts)
 
-    def get(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def get(self, ids: np.ndarray | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs, targets), each (len(ids), T) int64 on the device."""
         # One token more than T, so that the last input has its target; the same window, shifted by one.
-        window = self.tokens[ids[:, None] * self.T + np.arange(self.T + 1)]
-        window = torch.from_numpy(window.astype(np.int64))
-        if self.device.startswith("cuda"):
-            # Only pinned memory may be copied beside the previous step: it stays in place until that is done.
-            window = window.pin_memory().to(self.device, non_blocking=True)
+        if self.resident is not None:
+            window = gpu.gather(self.resident, gpu.upload(ids, self.device), self.T)
         else:
-            window = window.to(self.device)
+            window = self.tokens[ids[:, None] * self.T + np.arange(self.T + 1)]
+            window = torch.from_numpy(window.astype(np.int64)).to(self.device)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
 
@@ -109,22 +108,20 @@ class Run:
         self.params = self.raw.count_params()
         self.flops = count_flops(c)
         self.build_optimizers()
-        self.model = self.build_model()
         folder = basics.ROOT / "data" / c.dataset
         self.data = Batches(folder / "train.bin", c.block_size, c.seed, c.device)
         self.val = Batches(folder / "val.bin", c.block_size, c.seed, c.device)
+        self.model = self.build_model()
 
     def build_optimizers(self) -> None:
         c = self.c
         kind = c.device.partition(":")[0]
         groups = self.raw.optimizer_groups(c.weight_decay)
-        AdamW, Muon = torch.optim.AdamW, torch.optim.Muon
-        if kind == "cpu":
-            AdamW, Muon = cpu.FusedAdamW, cpu.Muon
+        AdamW = cpu.FusedAdamW if kind == "cpu" else torch.optim.AdamW
         blocks = [groups.pop(0)] if c.optimizer == "muon" else []
         self.optimizers = [AdamW(groups, lr=c.learning_rate, betas=(c.beta1, c.beta2), fused=kind != "mps")]
         if blocks:
-            self.optimizers.append(Muon(blocks, lr=c.learning_rate))
+            self.optimizers.append(cpu.Muon(blocks, lr=c.learning_rate))
         # Gradients of float16 underflow, so the loss is scaled up; where that overflows the step is left out.
         self.scaler = torch.amp.GradScaler(kind, enabled=c.dtype == "float16")
         self.autocast = torch.autocast(kind, dtype=getattr(torch, c.dtype), enabled=c.dtype != "float32")
@@ -133,7 +130,12 @@ class Run:
         model = self.raw
         # On CPU compiling takes a minute and gains nothing at these sizes (scaling/LOG.md).
         if self.c.compile and self.c.device.startswith("cuda"):
-            model = torch.compile(model)
+            for block in model.transformer.h:          # alike, so that one is compiled for all
+                block.compile(dynamic=False)
+            gpu.prefer_cudnn(self.c)
+            model.logits_loss = torch.compile(model.logits_loss, dynamic=False)
+            if gpu.graph_fits(self):
+                self.update = gpu.StepGraph(self.update, self.optimizers)
         if self.world > 1:
             model = torch.nn.parallel.DistributedDataParallel(model)
             model.register_comm_hook(self.noise, average_gradients)
@@ -153,30 +155,38 @@ class Run:
             # Masks depend on seed, step and rank, and not on what came before: a resumed run draws the same.
             state = np.random.SeedSequence((c.seed, self.step, self.rank)).generate_state(1, np.uint64)
             torch.manual_seed(int(state[0]))
-        self.losses.append(self.backward())
         # muP gives each group its own multiple of the scheduled rate (GPT.optimizer_groups).
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, c) * group["lr_scale"]
+                gpu.set_rate(group, learning_rate(self.step, c) * group["lr_scale"])
+        # All ranks agree on the batch and each takes its part.
+        rows = self.data.row_ids(self.step * c.batch_size, c.batch_size)
+        rows = np.array_split(rows, self.world)[self.rank]
+        self.losses.append(self.update(rows))
+        self.step += 1
+
+    def update(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """One update of the weights by the loss of `rows`. Returns this rank's share of that loss."""
+        loss = self.backward(rows)
+        for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         # The norm of the whole gradient is logged, and clipped where that is on.
-        self.grad_norm = cpu.clip(self.weights, c.grad_clip or math.inf)
+        self.grad_norm = cpu.clip(self.weights, self.c.grad_clip or math.inf)
         self.noise.step(self.grad_norm, self.step)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         for p in self.weights:                         # optimizer.zero_grad() does more than this
             p.grad = None
-        self.step += 1
+        return loss
 
-    def backward(self) -> torch.Tensor:
-        """Gradients of the batch's mean loss. Returns this rank's share of it."""
+    def backward(self, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Gradients of the batch's mean loss. Returns this rank's share of it, that of `rows`."""
         c = self.c
-        # All ranks agree on the batch and each takes its part; parts may be uneven, so losses are weighted by
-        # their rows, and the sum over parts is the mean over the batch, whatever their number.
-        rows = self.data.row_ids(self.step * c.batch_size, c.batch_size)
-        rows = np.array_split(rows, self.world)[self.rank]
-        micro_batches = np.array_split(rows, c.gradient_accumulation_steps)
+        # Parts may be uneven, so losses are weighted by their rows, and the sum over parts is the mean over
+        # the batch, whatever their number.
+        parts = c.gradient_accumulation_steps
+        micro_batches = np.array_split(rows, parts) if parts > 1 else [rows]
         measured = c.dtype != "float16"                # in float16 gradients are scaled by then
         loss_sum = 0.0
         for i, ids in enumerate(micro_batches):
@@ -207,6 +217,8 @@ class Run:
         rows = np.arange(c.eval_iters)[self.rank::self.world]
         # Without gradients larger batches fit, and the mean does not depend on their size.
         per_batch = max(1, min(16384, 2 ** 27 // c.vocab_size) // c.block_size)    # .5 GB of logits
+        if c.device.startswith("cuda"):                # there a micro-batch fills the device
+            per_batch = math.ceil(c.batch_size / self.world / c.gradient_accumulation_steps)
         total = 0.0
         self.raw.eval()
         # The first rank has the most rows. All go as many rounds, so as to look for a signal together.
@@ -215,7 +227,7 @@ class Run:
                 return None
             if i < len(rows):
                 x, y = self.val.get(rows[i:i + per_batch])
-                with self.autocast:
+                with self.autocast, torch.compiler.set_stance("force_eager"):     # it pays in training only
                     total += self.raw(x, y)[1].item() * len(x)
         self.raw.train()
         # float64, because the sum of many float32 losses would lose its last digits; mps has none.
@@ -242,13 +254,15 @@ class Run:
         """Whether `record` still lacks its validation loss."""
         return self.record is not None and self.record.get("val_loss", 0) is None
 
-    def measure(self, evaluating: bool, tok_per_s: float) -> None:
-        """Make `record`, a line of log.jsonl, and forget the losses since the one before.
+    def measure(self, evaluating: bool, since: tuple[int, float]) -> None:
+        """Make `record`, a line of log.jsonl, and forget the losses since the one before, at (step, time).
 
         A validation loss is still to come: it may take long, and a checkpoint may lie between.
         """
         record = dict(step=self.step, tokens=self.tokens(), flops=self.tokens() * self.flops["total"],
                       train_loss=self.mean_loss())
+        tokens = self.tokens() * (1 - since[0] / self.step)
+        tok_per_s = tokens / (time.perf_counter() - since[1])      # mean_loss has waited for the device
         if evaluating:
             record["val_loss"] = None
         record |= dict(lr=learning_rate(self.step - 1, self.c), grad_norm=self.grad_norm.item(),
@@ -278,22 +292,19 @@ def loop(run: Run, caught: list) -> dict:
     if run.step in keep and not run.awaits_evaluation():       # it was not asked for when this step was done
         rundir.save(run, f"ckpt_{run.step}.pt")
     # Tokens per second are of the steps since the last log line: evaluation does not count as training.
-    logged_at = time.perf_counter()
-    logged_step = run.step
+    logged = run.step, time.perf_counter()
     while run.step < c.max_iters or run.awaits_evaluation():
         if not run.awaits_evaluation():                # else the session before was cut off in it: it is next
             run.train_step()
             last = run.step == c.max_iters
             evaluating = last or (c.eval_interval and run.step % c.eval_interval == 0)
             if evaluating or run.step % c.log_interval == 0:
-                spent = time.perf_counter() - logged_at
-                run.measure(evaluating, (run.step - logged_step) * c.batch_size * c.block_size / spent)
+                run.measure(evaluating, logged)
             if last:                                   # should the last evaluation fail, nothing is lost
                 rundir.save(run)
         if run.record and run.record["step"] == run.step:
             write_line(run)
-            logged_at = time.perf_counter()
-            logged_step = run.step
+            logged = run.step, time.perf_counter()
         if run.step in keep:
             rundir.save(run, f"ckpt_{run.step}.pt")
         stop, due = run.watch.after_step()

@@ -1,6 +1,6 @@
 """Small GPTs on one GPU: what it can do, which loss and which step are fastest, what a study would take.
 
-    python -m runtime.bench_gpu --json=scaling/results/bench/gpu.json      # about 8 minutes
+    python -m runtime.bench_gpu --nanogpt=../nanoGPT --json=scaling/results/bench/gpu.json   # 5 minutes
     python -m runtime.bench_gpu --device=cpu --small                       # the same at tiny sizes: a test
 
 Every candidate is compared with a reference of higher precision before it is timed. What fails to compile,
@@ -12,6 +12,7 @@ import functools
 import gc
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -19,11 +20,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is importe
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config.settings import Config
-from runtime import basics
+from runtime import basics, gpu
 from runtime.basics import Parser, UserError, exit_cleanly
-from scaling.bench import HuggingFace, Ours, Plain, losses, quartiles, workplace
+from scaling import bench
+from scaling.bench import Eager, NanoGPT, Ours, Plain, Ungraphed, losses, names, quartiles, workplace
 
 
 @dataclasses.dataclass
@@ -36,15 +39,16 @@ class Sizes:
     vocab_size: int = 50304
     widths: tuple = (32, 256, 64, 128)                 # the ends of STUDY first: they suffice to project it
     shapes: tuple = ((32, 1024), (8, 128))             # (sequences, tokens of each) of a step; first STUDY's
-    chunk: int = 1024                                  # rows of logits at a time; divides those of a step
+    chunk: int = 1024                                  # rows of logits at a time, of the reference
     product: int = 8192                                # rows and columns of the matrices
     numbers: int = 2 ** 29                             # that are copied
+    together: tuple = (1, 6)                           # runs at once
     rounds: int = 5
     seconds: float = 0.25                              # of a candidate's turn
 
 
 SMALL = Sizes(backend="aot_eager", n_layer=1, n_head=2, vocab_size=500, widths=(32, 256), shapes=((2, 16),),
-              chunk=8, product=64, numbers=2 ** 19, rounds=2, seconds=0.002)
+              chunk=8, product=64, numbers=2 ** 19, together=(2,), rounds=2, seconds=0.002)
 # {width: steps} of the published runs, of 32,768 tokens each (scaling/sweeps/width_sweep.py).
 STUDY = {32: 20_000, 48: 30_000, 64: 30_000, 96: 30_000, 112: 30_000, 128: 30_000, 160: 30_000, 192: 30_000,
          256: 40_000}
@@ -145,13 +149,18 @@ def measure_roofline(s: Sizes, report: Report) -> None:
 
 
 def fp32_logits(x, w, y):
-    """Loss of x (N, D), w (V, D), y (N,) as nanoGPT and train.py have it: bf16 logits, copied to float32."""
+    """Loss of x (N, D), w (V, D), y (N,) as nanoGPT has it: bf16 logits, copied to float32."""
     return F.cross_entropy((x @ w.T).float(), y)
 
 
-def bf16_logits(x, w, y):
-    """The same with logits that stay in bf16; the softmax is float32."""
-    return F.nll_loss(F.log_softmax(x @ w.T, 1, dtype=torch.float32), y)
+def plain_loss(x, w, y):
+    return F.cross_entropy(x @ w.T, y)
+
+
+def fused(x, w, y):
+    """The same with runtime/gpu.py's kernels, which keep no logits."""
+    with torch.autocast("cuda", torch.bfloat16):
+        return gpu.FusedCrossEntropy.apply(x, w, y)
 
 
 def gradients(form: Callable, x, w, y) -> tuple:
@@ -160,34 +169,29 @@ def gradients(form: Callable, x, w, y) -> tuple:
     return loss.detach(), *torch.autograd.grad(loss, (x, w))
 
 
-def chunk_gradients(x, w, y):
-    """((dx, dw), loss) of a chunk of rows."""
-    return torch.func.grad_and_value(fp32_logits, argnums=(0, 1))(x, w, y)
-
-
 @torch.no_grad()
-def chunked(chunk: Callable, rows: int, x, w, y) -> tuple:
-    """(loss, dx, dw) of fp32_logits by chunks of `rows`, so that few logits exist at a time."""
-    loss = torch.zeros((), device=x.device)
-    dx = torch.empty_like(x)
-    dw = torch.zeros_like(w, dtype=torch.float32)      # bf16 would lose what later chunks add
-    for i in range(0, len(y), rows):
-        (dx[i:i + rows], part), mean = chunk(x[i:i + rows], w, y[i:i + rows])
-        dw += part
-        loss += mean
-    share = rows / len(y)
-    return loss * share, dx * share, dw * share
+def exact_gradients(x, w, y, rows: int) -> tuple:
+    """(loss, dx, dw) in float64, of `rows` rows at a time: all logits would be 13 GB."""
+    x, w = x.double(), w.double()
+    slopes = torch.func.grad_and_value(plain_loss, argnums=(0, 1))
+    loss, dx, dw = 0.0, [], torch.zeros_like(w)
+    for x_part, y_part in zip(x.split(rows), y.split(rows)):
+        (dx_part, dw_part), mean = slopes(x_part, w, y_part)
+        share = len(y_part) / len(y)
+        dx.append(dx_part * share)
+        dw += dw_part * share
+        loss += mean * share
+    return loss, torch.cat(dx), dw
 
 
 def measure_loss(s: Sizes, report: Report) -> None:
-    """Forward and backward of every form that agrees with fp64, at every width."""
-    compiled = functools.partial(torch.compile, dynamic=False, backend=s.backend)
-    forms = {"eager, fp32 logits": functools.partial(gradients, fp32_logits),
-             "eager, bf16 logits": functools.partial(gradients, bf16_logits),
-             "eager, chunks": functools.partial(chunked, chunk_gradients, s.chunk),
-             "compiled, fp32 logits": functools.partial(gradients, compiled(fp32_logits)),
-             "compiled, bf16 logits": functools.partial(gradients, compiled(bf16_logits)),
-             "compiled, chunks": functools.partial(chunked, compiled(chunk_gradients), s.chunk)}
+    """Forward and backward of every form that agrees with fp64, at every width.
+
+    Also raced, and slower on an H100: logits that stay in bf16 (as compiled), chunks of 1,024 rows.
+    """
+    compiled = torch.compile(fp32_logits, dynamic=False, backend=s.backend)
+    forms = {name: functools.partial(gradients, form)
+             for name, form in dict(eager=fp32_logits, compiled=compiled, fused=fused).items()}
     for d in s.widths:
         race_losses(d, forms, s, report)
 
@@ -198,8 +202,7 @@ def race_losses(d: int, forms: dict, s: Sizes, report: Report) -> None:
     x = torch.randn(rows, d, device=s.device).bfloat16().requires_grad_()
     w = (torch.randn(s.vocab_size, d, device=s.device) * 2 / math.sqrt(d)).bfloat16().requires_grad_()
     y = torch.randint(s.vocab_size, (rows,), device=s.device)      # the logits' std is 2
-    x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
-    exact = gradients(lambda x, w, y: F.cross_entropy(x @ w.T, y), x64, w64, y)
+    exact = exact_gradients(x.detach(), w.detach(), y, s.chunk)
 
     def check(form):
         if s.device != "cpu":
@@ -211,13 +214,35 @@ def race_losses(d: int, forms: dict, s: Sizes, report: Report) -> None:
     report.contest("loss", f"d {d}", forms, check, "ms", lambda t: 1e3 * t)
 
 
+def measure_attention(s: Sizes, report: Report) -> None:
+    """Causal attention of a step's tokens, forward and backward, by width of heads and PyTorch's backends."""
+    kinds = dict(flash=SDPBackend.FLASH_ATTENTION, cudnn=SDPBackend.CUDNN_ATTENTION,
+                 efficient=SDPBackend.EFFICIENT_ATTENTION, math=SDPBackend.MATH)
+    for d in sorted(s.widths):
+        race_attention(d // s.n_head, kinds, s, report)
+
+
+def race_attention(d_head: int, kinds: dict, s: Sizes, report: Report) -> None:
+    rows, T = s.shapes[0]
+    qkv = torch.randn(3, rows, s.n_head, T, d_head, device=s.device).bfloat16().requires_grad_()
+
+    def check(kind):
+        def both_ways():
+            with sdpa_kernel([kind]):
+                y = F.scaled_dot_product_attention(*qkv, is_causal=True)
+            return torch.autograd.grad(y, qkv, y)
+        both_ways()
+        return both_ways, dict(d_head=d_head)
+    report.contest("attention", f"d_head {d_head}", kinds, check, "ms", lambda t: 1e3 * t)
+
+
 def measure_steps(s: Sizes, report: Report) -> None:
     """Steps in bf16 of every form whose first losses are those of a plain float32 GPT, by shape and width."""
-    for rows, T in s.shapes:
-        for d in s.widths:
+    for i, (rows, T) in enumerate(s.shapes):
+        for d in s.widths[:2] if i else s.widths:
             with report.attempt("steps", f"d {d}, {rows} x {T}"), workplace(
-                    device=s.device, dtype="bfloat16", compile=False, n_layer=s.n_layer, n_embd=d,
-                    n_head=s.n_head, vocab_size=s.vocab_size, batch_size=rows, block_size=T,
+                    device=s.device, dtype="bfloat16", n_layer=s.n_layer, n_embd=d, n_head=s.n_head,
+                    vocab_size=s.vocab_size, batch_size=rows, block_size=T,
                     learning_rate=3e-3) as run:        # large enough to show in the first losses
                 race_steps(run.config, run.meta, s, report)
 
@@ -225,22 +250,84 @@ def measure_steps(s: Sizes, report: Report) -> None:
 def race_steps(c: Config, meta: dict, s: Sizes, report: Report) -> None:
     exact = losses(Plain(dataclasses.replace(c, dtype="float32"), meta))
 
-    def check(form):
-        kind, options = form
+    def check(kind):
         made = kind(c, meta)
-        if options:
-            made.model.compile(dynamic=False, **options)       # in place
+        if kind is NanoGPT:
+            made.model.compile(backend=s.backend)      # in place
         torch.set_float32_matmul_precision("high")     # the peer's is another: all would be compiled anew
+        start = time.perf_counter()
         first = losses(made)
         off = np.abs(np.divide(first, exact) - 1).max()
         if not off <= AGREE:                           # nor is nan
             raise ValueError(f"its first losses are not those of float32: off by {off:.2g}")
-        return made.step, dict(d=c.n_embd, rows=c.batch_size, T=c.block_size, losses=first)
-    forms = dict(eager=(Ours, {}), compiled=(Ours, dict(backend=s.backend)), hf=(HuggingFace, {}))
-    if s.device != "cpu":                              # compiled, and replayed as CUDA graphs
-        forms["reduce-overhead"] = Ours, dict(mode="reduce-overhead")
+        return made.step, dict(d=c.n_embd, rows=c.batch_size, T=c.block_size, losses=first,
+                               first_steps_s=time.perf_counter() - start)
+    forms = dict(ours=Ours, ungraphed=Ungraphed, eager=Eager)
+    if "NANOGPT" in os.environ and c.block_size == s.shapes[0][1]:     # it compiles for long
+        forms["nanogpt"] = NanoGPT
     report.contest("steps", f"d {c.n_embd}, {c.batch_size} x {c.block_size}", forms, check, "tok_per_s",
                    lambda t: c.batch_size * c.block_size / t)
+
+
+def measure_together(s: Sizes, report: Report) -> None:
+    """Several runs of the smallest step at once, each in a process of its own."""
+    rows, T = s.shapes[-1]
+    with workplace(device=s.device, dtype="bfloat16", n_layer=s.n_layer, n_embd=min(s.widths),
+                   n_head=s.n_head, vocab_size=s.vocab_size, batch_size=rows, block_size=T) as run:
+        for k in s.together:
+            with report.attempt("together", f"{k} processes"):
+                rate = rows * T * in_processes(k, run, s)
+                report.found.setdefault("together", []).append(dict(processes=k, tok_per_s=rate))
+                print(f"  {k} processes: {rate:,.4g} tok_per_s", flush=True)
+
+
+def steps_a_second(contestant: Ours, seconds: float, device: str) -> float:
+    count = int(np.clip(seconds / seconds_a_call(contestant.step, 5, device), 1, 10_000))
+    return 1 / seconds_a_call(contestant.step, count, device)
+
+
+def in_processes(k: int, run, s: Sizes) -> float:
+    """Steps a second of `k` runs together, each in a process of its own."""
+    with contextlib.ExitStack() as stack:
+        made = [bench.process(stack, "ours", run, 1) for _ in range(k)]
+        bench.ask("ours", made, losses)                      # build, compile, capture
+        return sum(bench.ask("ours", made, steps_a_second, 8 * s.seconds, s.device))
+
+
+def measure_trainer(s: Sizes, report: Report) -> None:
+    """Hugging Face's Trainer as the published study ran it, with its text tokenised before."""
+    rows, T = s.shapes[0]
+    for d in s.widths:
+        with report.attempt("trainer", f"d {d}"):
+            rate = quartiles(rows * T / np.array(trainer_seconds(s, d)))
+            report.found.setdefault("trainer", []).append(dict(name="hf trainer", d=d, tok_per_s=rate))
+            print(f"  d {d}, hf trainer: {rate['median']:,.4g} tok_per_s", flush=True)
+        report.write()
+
+
+def trainer_seconds(s: Sizes, d: int, steps: int = 30) -> list[float]:
+    """Seconds a step of the last two thirds of `steps`, in groups of five."""
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **others):
+            if state.global_step % 5 == 0:
+                if s.device != "cpu":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter())
+
+    rows, T = s.shapes[0]
+    times = []
+    model = GPT2LMHeadModel(GPT2Config(n_layer=s.n_layer, n_head=s.n_head, n_embd=d, n_positions=T,
+                                       vocab_size=s.vocab_size, bos_token_id=None, eos_token_id=None))
+    tokens = torch.randint(s.vocab_size, (steps * rows, T))
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainingArguments(folder, per_device_train_batch_size=rows, max_steps=steps, bf16=True,
+                                    learning_rate=1e-3, report_to=[], save_strategy="no", disable_tqdm=True,
+                                    logging_strategy="no", use_cpu=s.device == "cpu")
+        text = [dict(input_ids=row, labels=row) for row in tokens]
+        Trainer(model, options, train_dataset=text, callbacks=[Clock()]).train()
+    return (np.diff(times[len(times) // 3:]) / 5).tolist()
 
 
 def projection(rates: dict[int, float]) -> dict:
@@ -269,7 +356,8 @@ def measure_projection(s: Sizes, report: Report) -> None:
             print(f"  {name}: {report.found['projection'][name]['hours']:.3g} GPU-hours", flush=True)
 
 
-PARTS = dict(roofline=measure_roofline, loss=measure_loss, steps=measure_steps, projection=measure_projection)
+PARTS = dict(roofline=measure_roofline, loss=measure_loss, attention=measure_attention, steps=measure_steps,
+             together=measure_together, trainer=measure_trainer, projection=measure_projection)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -279,6 +367,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the script")
     parser.add_argument("--limit", type=float, default=480,
                         help="seconds, after which nothing new begins; default 480")
+    parser.add_argument("--parts", help="some, with commas, of " + ", ".join(PARTS) + "; default: all")
+    parser.add_argument("--widths", help="d, with commas; default: 32,256,64,128")
+    parser.add_argument("--nanogpt", help="a clone of karpathy/nanoGPT, to race")
     parser.add_argument("--json", help="write the measurements to this file")
     a = parser.parse_args(args)
     if a.device == "cpu" and not a.small:
@@ -286,12 +377,17 @@ def main(args: list[str] | None = None) -> int:
     if a.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU here; --device=cpu --small tests the script without one")
     s = dataclasses.replace(SMALL if a.small else Sizes(), device=a.device)
+    if a.widths:
+        s.widths = tuple(map(int, a.widths.split(",")))
+    if a.nanogpt:
+        bench.require_nanogpt(a.nanogpt)
+    parts = names(a.parts or ",".join(PARTS), PARTS, "parts")
     report = Report(a.json, s, a.limit)
     report.write()                                     # a path that cannot be written should fail now
-    for part, measure in PARTS.items():
+    for part in parts:
         print(part, flush=True)
         with report.attempt(part, "the rest of it"):   # a fault of this script must not cost the other parts
-            measure(s, report)
+            PARTS[part](s, report)
         report.write()
     return 0
 

@@ -268,10 +268,10 @@ class Muon(torch.optim.Muon):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])      # Nesterov's
         rows, columns = params[0].shape
-        rate = group["lr"] * math.sqrt(max(1, rows / columns))
+        rate = group["lr"] * math.sqrt(max(1, rows / columns))        # perhaps a tensor: gpu.StepGraph
         steps = orthogonalized(torch.stack(ahead), group["ns_coefficients"], group["ns_steps"], group["eps"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, steps.unbind(), alpha=-rate)
+        torch._foreach_sub_(params, (steps * rate).unbind())
 
 
 def orthogonalized(x: torch.Tensor, coefficients: tuple, rounds: int, eps: float) -> torch.Tensor:

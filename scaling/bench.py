@@ -13,6 +13,7 @@ measures what a sweep does: two processes of one thread, at once, against one pr
 """
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -24,9 +25,10 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # before torch is imported
 import numpy as np
@@ -38,7 +40,7 @@ import train
 from config import settings
 from config.settings import Config
 from model import GPT
-from runtime import basics, cpu
+from runtime import basics, cpu, gpu
 from runtime.basics import Parser, UserError, exit_cleanly, nearest
 from runtime.system import peak_memory_mb
 from scaling.report import amount
@@ -81,6 +83,25 @@ class Ours:
         return self.run.losses.pop()
 
 
+class Ungraphed(Ours):
+    """On a GPU: compiled blocks and the fused loss, without the CUDA graph."""
+
+    def __init__(self, c: Config, meta: dict):
+        super().__init__(c, meta)
+        self.run.update = getattr(self.run.update, "function", self.run.update)
+
+
+class Eager(Ours):
+    """On a GPU: PyTorch's kernels one by one, and all logits in memory."""
+
+    def __init__(self, c: Config, meta: dict):
+        super().__init__(dataclasses.replace(c, compile=False), meta)
+
+    def step(self) -> torch.Tensor:
+        with patch.object(gpu, "loss_wins", lambda x: False):
+            return super().step()
+
+
 class Plain:
     """A step as a textbook has it: model.py without our kernels, clip_grad_norm_ and torch.optim.AdamW."""
 
@@ -102,12 +123,8 @@ class Plain:
         return GPT(c)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        ours = cpu.on_cpu
-        cpu.on_cpu = lambda x: False                   # what asks whether our kernels are for x
-        try:
+        with patch.object(cpu, "on_cpu", lambda x: False):     # what asks whether our kernels are for x
             return self.model(x, y)[1]
-        finally:
-            cpu.on_cpu = ours
 
     def step(self) -> torch.Tensor:
         x, y = self.data.get(self.data.row_ids(self.i * self.c.batch_size, self.c.batch_size))
@@ -139,8 +156,36 @@ class HuggingFace(Plain):
         return self.model(input_ids=x, labels=y, shift_labels=y).loss
 
 
-CONTESTANTS = dict(ours=Ours, hf=HuggingFace, hf_compiled=HuggingFace, plain=Plain)
-PEERS = list(CONTESTANTS)[1:]
+class NanoGPT(Plain):
+    """karpathy/nanoGPT's own model and optimizer, of the clone that NANOGPT in the environment names."""
+
+    def __init__(self, c: Config, meta: dict):
+        super().__init__(c, meta)
+        torch.set_float32_matmul_precision("high")     # as its train.py does
+        betas = c.beta1, c.beta2
+        kind = c.device.partition(":")[0]
+        with contextlib.redirect_stdout(sys.stderr):   # it prints what it decays
+            self.optimizer = self.model.configure_optimizers(c.weight_decay, c.learning_rate, betas, kind)
+
+    def build(self, c: Config) -> nn.Module:
+        path = Path(os.environ["NANOGPT"]) / "model.py"
+        spec = spec_from_file_location("nanogpt_model", path)
+        theirs = module_from_spec(spec)
+        sys.modules["nanogpt_model"] = theirs          # dataclasses look there
+        spec.loader.exec_module(theirs)
+        weights = GPT(c).state_dict()
+        with contextlib.redirect_stdout(sys.stderr):
+            sizes = c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd
+            model = theirs.GPT(theirs.GPTConfig(*sizes, 0.0, c.bias))
+        model.load_state_dict(weights)
+        return model
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.model(x, y)[1]
+
+
+CONTESTANTS = dict(ours=Ours, hf=HuggingFace, hf_compiled=HuggingFace, plain=Plain, nanogpt=NanoGPT)
+PEERS = list(CONTESTANTS)[1:-1]    # nanogpt where its clone is given
 
 
 # ---- what a contestant does in its process ----
@@ -392,11 +437,20 @@ def names(text: str, known, option: str) -> list[str]:
     return found
 
 
+def require_nanogpt(folder: str) -> None:
+    """Have NanoGPT, in whatever process, find the clone in `folder`. Raises UserError."""
+    if not (Path(folder) / "model.py").is_file():
+        raise UserError(f"--nanogpt={folder}: there is no model.py; git clone "
+                        "https://github.com/karpathy/nanoGPT, and give that folder")
+    os.environ["NANOGPT"] = str(Path(folder).absolute())
+
+
 def parse_args(args: list[str] | None) -> argparse.Namespace:
     parser = Parser("python -m scaling.bench", __doc__)
     for key, known in dict(shape=SHAPES, peers=PEERS).items():
         parser.add_argument(f"--{key}", default=",".join(known),
                             help=f"some, with commas, of {', '.join(known)}; default: all")
+    parser.add_argument("--nanogpt", help="a clone of karpathy/nanoGPT: one more peer")
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant; default 1")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant; default 15")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn (a step at least); default .5")
@@ -407,6 +461,9 @@ def parse_args(args: list[str] | None) -> argparse.Namespace:
     a = parser.parse_args(args)
     a.shape = names(a.shape, SHAPES, "shape")
     a.peers = names(a.peers, PEERS, "peers")
+    if a.nanogpt:
+        require_nanogpt(a.nanogpt)
+        a.peers.append("nanogpt")
     for key in ("threads", "rounds", "seconds"):
         if not 0 < getattr(a, key) < math.inf:
             raise UserError(f"--{key} must be positive, not {getattr(a, key)}")

@@ -262,3 +262,44 @@ def test_a_process_that_dies_is_one_line(capfd):
             with pytest.raises(UserError, match=says.format(name)):
                 bench.ask(name, [home], task)
             assert reason in capfd.readouterr().err
+
+
+def test_a_clone_of_nanogpt_is_a_peer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NANOGPT", "")                  # what main sets is taken back
+    with pytest.raises(UserError, match="no model.py; git clone"):
+        bench.main([*GENTLE, f"--nanogpt={tmp_path}"])
+    (tmp_path / "model.py").write_text(NANOGPT, encoding="utf-8")
+    bench.main([*GENTLE, f"--nanogpt={tmp_path}", "--processes=0"])
+    assert "nanogpt" in capsys.readouterr().out
+
+
+# What bench.NanoGPT asks of a clone, by model.py.
+NANOGPT = '''
+from dataclasses import dataclass
+
+import torch
+
+import model
+from config.settings import Config
+
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+
+class GPT(model.GPT):
+    def __init__(self, c):
+        super().__init__(Config(**vars(c)))
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        groups = [dict(params=[p for p in self.parameters() if p.dim() >= 2], weight_decay=weight_decay),
+                  dict(params=[p for p in self.parameters() if p.dim() < 2], weight_decay=0.0)]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+'''

@@ -192,6 +192,28 @@ def test_speeds_are_the_committed_measurements():
     assert len(rows) >= 5 and not [row for row in rows if row not in README]
 
 
+def gpu_rows(found: dict):
+    """README's rows of results/bench/gpu.json: tokens/s, ratios to the peers, ms of the loss."""
+    T = found["settings"]["shapes"][0][1]
+    steps = {(row["name"], row["d"], row["T"]): row["tok_per_s"]["median"] for row in found["steps"]}
+    losses = {(row["name"], row["d"]): row["ms"]["median"] for row in found["loss"]}
+    for trainer in found["trainer"]:
+        d = trainer["d"]
+        ours = steps["ours", d, T]
+        ms = (losses[f"{name}", d] for name in ("fused", "compiled, fp32 logits", "eager, fp32 logits"))
+        yield (f"| {d} | {ours / 1e6:.2f}M | {ours / steps['nanogpt', d, T]:.2f} | "
+               f"{ours / steps['eager', d, T]:.1f} | {ours / trainer['tok_per_s']['median']:.1f} | "
+               "{:.1f} | {:.1f} | {:.0f} |".format(*ms))
+
+
+def test_speeds_on_a_gpu_are_the_committed_measurements():
+    path = ROOT / "scaling" / "results" / "bench" / "gpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = list(gpu_rows(found))
+    assert len(rows) == 4 and not [row for row in rows if row not in README]
+    assert f"would take {found['projection']['ours']['hours']:.2f} hours" in README
+
+
 # ---------------------------------------------------------------- what a change is worth
 
 
