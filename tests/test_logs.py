@@ -115,7 +115,8 @@ def test_header_alone_is_an_empty_table(tmp_path):
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
     ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
     (b"a,b\n1,\xe9\n", "byte 0xe9 is not UTF-8 (Latin-1, perhaps); save it in UTF-8"),
-    ("a,b\n1,2\n".encode("utf-16"), "it is in UTF-16; save it in UTF-8"),
+    (b"PK\x03\x04\x14\0\x06", "it is an Excel book or a zip, no text; save the table as CSV"),
+    (b"PAR1\x15\x04", "it is in Parquet, no text; save the table as CSV"),
     ('a,b\n1,"2\n', ":2: unexpected end"),
     ("a\n" + "x" * 200_000 + "\n", "field limit")])
 def test_bad_tables_name_the_cause(tmp_path, text, says):
@@ -125,13 +126,14 @@ def test_bad_tables_name_the_cause(tmp_path, text, says):
 @pytest.mark.parametrize("text", [
     "name;loss\na;3,5\nb;1e1\n", "sep=;\nname; loss ;;\na;+3,5;;\nb;1e1;;\n",
     "name\tloss\t\na\t3.5\nb\t10\t\n", "\ufeffname,loss\r\na,3.5,\r\n\r\nb, 10 \r\n",
-    "# two runs, by hand\nname,loss,,\na,3.5,,\n# half a line\nb,10\n"])
+    "# two runs, by hand\nname,loss,,\na,3.5,,\n# half a line\nb,10\n",
+    "name,loss\na,3.5\nname,loss\nb,10\nname,loss\n"])      # as `cat a.csv b.csv` joins them
 def test_tables_as_spreadsheets_write_them(tmp_path, text):
-    table = read_table(write(tmp_path / "a.csv", text))
-    assert list(table) == ["name", "loss"]
-    assert list(table["name"]) == ["a", "b"] and list(table["loss"]) == [3.5, 10]
-    packed = read_table(write(tmp_path / "a.csv.gz", gzip.compress(text.encode())))
-    assert list(packed["loss"]) == [3.5, 10]
+    for name, data in (("a.csv", text.encode()), ("b.csv", text.lstrip("\ufeff").encode("utf-16")),
+                       ("a.csv.gz", gzip.compress(text.encode()))):
+        table = read_table(write(tmp_path / name, data))
+        assert list(table) == ["name", "loss"]
+        assert list(table["name"]) == ["a", "b"] and list(table["loss"]) == [3.5, 10]
 
 
 def test_columns_without_a_name(tmp_path):

@@ -33,12 +33,14 @@ def three_seeds(**columns):
 
 @pytest.mark.parametrize("cell, value", [
     ("10,881,692", 10881692), ("331,776", 331776), ("1,234,567.5", 1234567.5), ("10.88M", 10.88e6),
-    ("124M", 124e6), ("1.2B", 1.2e9), ("350 K", 350e3), ("3T", 3e12), (" 3e9 ", 3e9)])
+    ("124M", 124e6), ("1.2B", 1.2e9), ("350 K", 350e3), ("3T", 3e12), (" 3e9 ", 3e9),
+    ("10 881 692", 10881692), ("3\u202f741.5", 3741.5), ("1'500'000", 1.5e6)])
 def test_numbers_as_people_write_them(cell, value):
     assert number(cell) == value
 
 
-@pytest.mark.parametrize("cell", ["3,741", "3,74", "1,23,456", "12M4", "M", "0,123", "1_000", "5 m"])
+@pytest.mark.parametrize("cell", ["3,741", "3,74", "1,23,456", "12M4", "M", "0,123", "1_000", "5 m",
+                                  "1.234.567", "3 5"])
 def test_what_may_be_another_number_is_none(cell):
     """'3,741' is 3.741 to half of the world."""
     with pytest.raises(ValueError):
@@ -610,6 +612,6 @@ def test_flops_in_other_units_make_no_tokens():
     assert select({"N": t["params"], "C": C, "loss": t["loss"]})["D"] == pytest.approx(t["tokens"])
 
 
-@pytest.mark.parametrize("cell", ["NA", "n/a", "#N/A", "null", "-", " "])
+@pytest.mark.parametrize("cell", ["NA", "n/a", "#N/A", "null", "-", " ", "None", "diverged", "OOM"])
 def test_cells_that_say_that_nothing_is_there(cell):
     assert np.isnan(number(cell))
