@@ -615,3 +615,88 @@ def test_flops_in_other_units_make_no_tokens():
 @pytest.mark.parametrize("cell", ["NA", "n/a", "#N/A", "null", "-", " ", "None", "diverged", "OOM"])
 def test_cells_that_say_that_nothing_is_there(cell):
     assert np.isnan(number(cell))
+
+
+def by_lines(values, n=20):
+    return np.repeat(np.array(values), n // len(values))
+
+
+@pytest.mark.parametrize("name, pair", [("lr", [1e-3, 3e-3]), ("split", words("train val", 1)),
+                                        ("optimizer_kind", words("adam muon", 1))])
+def test_a_run_column_that_names_models_makes_no_curves(name, pair):
+    """Two rows of one name and as many tokens that were trained or measured in two ways are no curve."""
+    t = tiled(2, run=np.tile([f"r{i}" for i in range(20)], 2), **{name: np.repeat(pair, 20)})
+    t["loss"] = t["loss"] * np.repeat([1.02, 1], 20)
+    if name != "lr":
+        with pytest.raises(UserError, match=f"differ in '{name}'.*keep one, with --where={name}="):
+            select(t)
+        return
+    data = select(t)
+    assert data["rows"].tolist() == list(range(20, 40)) and not data["curves"]
+    assert "another choice of lr was better" in data["notes"][0]
+
+
+def test_a_run_that_stands_twice_with_two_losses_is_two_seeds():
+    t = seeds(run=np.tile([f"r{i}" for i in range(20)], 2))
+    data = select(t)
+    assert data["seed_df"] == 20 and len(data["L"]) == 40 and data["notes"] == []
+
+
+@pytest.mark.parametrize("names", ["total_params active_params", "Total-Parameters non_embedding_parameters",
+                                   "N n_params_active"])
+def test_several_counts_of_parameters_are_a_question(names):
+    t = isoflop()
+    first, second = names.split()
+    table = {first: 8 * t.pop("params"), **t}
+    asked = re.escape(f"which parameters are N? There are {first}, {second}: call one of them params")
+    with pytest.raises(UserError, match=asked):
+        select(table | {second: table[first] / 8})
+    assert len(select(table | {second: table[first]})["L"]) == 20
+    assert select(table | {second: table[first] / 8, "params": table[first] / 8})["params"] == "as given"
+
+
+@pytest.mark.parametrize("name, values", [("vocab_size", np.tile([32000, 32000, 50257, 50257, 50257], 4)),
+                                          ("n_vocab", by_lines([4096, 32768])),
+                                          ("num_experts", np.tile([1, 8], 10)),
+                                          ("precision", np.tile([16, 8, 4, 4], 5))])
+def test_numbers_that_part_losses_are_doubted(name, values):
+    told = select(isoflop(**{name: values.astype(float)}))["warnings"]
+    assert len(told) == 1 and told[0].startswith(f"{name!r} holds ") and f"--where={name}=" in told[0]
+    assert select(isoflop(**{name: np.full(20, 32000.0)}))["warnings"] == []
+    assert select(isoflop(vocab_size=np.tile([50257.0, 50304], 10)))["warnings"] == []     # padded
+
+
+def test_epochs_without_unique_tokens_are_doubted():
+    t = isoflop(epochs=np.full(20, 4.0))
+    assert select(t)["warnings"] == ["epochs is 4 to 4, and no column unique_tokens says what was repeated: "
+                                     "tokens count all epochs, and unique_tokens one"]
+    assert select(t | {"unique_tokens": t["tokens"] / 4})["warnings"] == []
+    assert select(t | {"epochs": np.full(20, 0.3)})["warnings"] == []
+
+
+def test_a_flag_of_the_last_row_says_which_value_to_keep():
+    told = select(tiled(2, is_final=words("False True")) | {"tokens": np.geomspace(1e8, 1e11, 40)})
+    assert [text for text in told["warnings"] if "is_final" in text] == [
+        "is_final is false in rows 1, 2, 3, 4, 5 and 15 more; --where=is_final=True leaves them out"]
+
+
+def test_a_count_of_layers_is_no_loss():
+    t = isoflop()
+    loss = t.pop("loss")
+    table = {"N": t["params"], "D": t["tokens"], "L": np.round(t["params"] ** 0.1)}
+    with pytest.raises(UserError, match="no column 'loss' or 'val_loss'"):
+        select(table)
+    for name in ("cross_entropy", "test/CrossEntropyLoss", "final_ce"):
+        with pytest.raises(UserError, match=f"pass --loss=COLUMN, one of {name}$"):
+            select(table | {name: loss})
+    assert select(table | {"L": loss})["loss_column"] == "L"
+
+
+def test_what_lacks_says_what_would_do():
+    t = isoflop()
+    data = select({"N": t["params"], "compute": 6 * t["params"] * t["tokens"], "loss": t["loss"]})
+    assert data["D"] == pytest.approx(t["tokens"])
+    with pytest.raises(UserError, match="no column 'tokens'.*; tokens are steps x batch x context, or para"):
+        select({"N": t["params"], "steps": t["tokens"] / 5e5, "loss": t["loss"]})
+    with pytest.raises(UserError, match=r"no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of loss_m"):
+        select({"N": t["params"], "tokens": t["tokens"], "loss_mean": t["loss"], "loss_std": t["loss"]})

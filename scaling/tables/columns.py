@@ -18,18 +18,21 @@ Array = np.ndarray
 # What our columns are called, ours among them; of several that a table has, the first is taken.
 ALIASES = {
     "params": "params n_params num_params nparams parameters n_parameters num_parameters "
-              "total_params param_count parameter_count model_size N n",
+              "total_params total_parameters param_count parameter_count model_size N n",
     "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
               "training_tokens n_tokens num_tokens ntokens tokens D d",
-    "flops": "flops training_flops training_flop flops_budget train_flops total_flops total_training_flops C",
+    "flops": "flops training_flops training_flop flops_budget train_flops total_flops total_training_flops "
+             "compute training_compute C",
     "run": "run run_name run_id",
     "step": "step steps iter iteration global_step",
+    "epochs": "epochs num_epochs n_epochs",
     "schedule": "schedule lr_schedule lr_scheduler lr_scheduler_type scheduler",
 }
 LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
-LOSS_WORDS = {"loss", "bpb", "bpc", "nll"}
-OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
+LOSS_WORDS = {"loss", "bpb", "bpc", "nll", "ce", "xent"}
+OTHER_LOSSES = set("aux z best min max std stderr scale weight coef kl moe router balance ema smooth "
+                   "smoothed".split())
 HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
 BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
         "bits_per_char": "bits per character", "bits": "bits"}
@@ -46,7 +49,7 @@ RESULT = re.compile(
     r"|.*(loss|ppl|perplexity|bpb|bpc|bits_per|accuracy|time|date|wall|elapsed|hours|minutes|seconds|duration"
     r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file|hellaswag|mmlu|lambada|piqa).*"
     r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
-    r"|comments?|tags?|version|created|at)|(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)?|world_size|cost"
+    r"|comments?|tags?|version|created|at|final|finished|completed?|done|is_last)|(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)?|world_size|cost"
     r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
 WHEN = re.compile(r"(\w+_)?(date|time|timestamp|host|hostname|commit)|(created|updated|started|ended)\w*")
 RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
@@ -59,6 +62,8 @@ ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along the
 DATA = re.compile(r"(dataset|data_set|corpus|tokenizer|(train|eval|val|valid|test)_(data|dataset|set))"
                   "(_name)?")
 KINDS = re.compile(DATA.pattern + r"|(optimi[sz]er|opt|arch|architecture|(model_)?family)(_name)?|model_type")
+NUMBERS = re.compile(r"(\w+_)?(experts?|top_?k|sparsity|precision|bits)(_\w+)?")     # kinds, though no words
+VOCABULARY = re.compile(r"(\w+_)?vocab(ulary)?(_size)?")
 FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
 LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
 UNITS = {1: "", 1 / PF_DAY: "in PF-days", 1e-9: "in GFLOPs", 1e-12: "in TFLOPs", 1e-15: "in PFLOPs",
@@ -89,8 +94,27 @@ def renamed(table: dict) -> tuple[dict, list[str]]:
             ours[found[0]] = name
     if any(name.startswith("params_") for name in table):      # then counts.params knows how to count N
         ours = {theirs: name for theirs, name in ours.items() if name != "params"}
+    counts = [theirs for theirs, name in ours.items() if name == "params"]
+    if counts and (others := rivals(table, *counts)):
+        raise UserError(f"which parameters are N? There are {', '.join([*counts, *others])}: call one of "
+                        "them params")
     notes = [f"{name} is the column {theirs!r}" for theirs, name in ours.items()]
     return {ours.get(name, name): values for name, values in table.items()}, notes
+
+
+def rivals(table: dict, chosen: str) -> list[str]:
+    """The columns that count parameters in another way than the `chosen` one, and not just in millions."""
+    found = []
+    for name in table:
+        words = words_of(name)
+        if name == chosen or not words & {"params", "parameters"} or words & {"per", "norm"}:
+            continue
+        if not is_text(table[name]) and not is_text(table[chosen]):
+            with np.errstate(all="ignore"):            # of zeros and gaps nothing is known
+                power = np.log10(table[name] / table[chosen])
+            if np.nanmax(np.abs(power - np.round(np.nanmedian(power))), initial=0) > 0.001:
+                found.append(name)
+    return found
 
 
 def words_of(column: str) -> set[str]:
@@ -102,7 +126,7 @@ def words_of(column: str) -> set[str]:
 def is_loss(column: str) -> bool:
     """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
     words = words_of(column)
-    known = words & LOSS_WORDS or {"bits", "per"} <= words or column == "L"
+    known = words & LOSS_WORDS or {"bits", "per"} <= words or {"cross", "entropy"} <= words or column == "L"
     return bool(known) and not words & OTHER_LOSSES
 
 
@@ -119,9 +143,10 @@ def unit(loss: str) -> str:
 
 def missing(name: str, near: str, table: dict) -> UserError:
     """That a fit lacks the column `name`, what there is, and how to say which it is."""
+    made = "; tokens are steps x batch x context, or params x tokens per parameter" * (near == "tokens")
     return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
                      f"{', '.join(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
-                     "--map params=COLUMN tokens=COLUMN loss=COLUMN")
+                     f"--map params=COLUMN tokens=COLUMN loss=COLUMN{made}")
 
 
 def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
@@ -129,8 +154,9 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
 
     Raises UserError where there is none, and for perplexities.
     """
-    found = [name for known in LOSSES for name in table if plain(name) == known]
-    others = [name for name in table if is_loss(name) and name not in found]
+    losses = [name for name in table if plain(name) not in ("L", "l") or not is_whole(table[name])]
+    found = [name for known in LOSSES for name in losses if plain(name) == known]
+    others = [name for name in losses if is_loss(name) and name not in found]
     held = [name for name in others if held_out(name)]
     if not asked and found and held and not held_out(found[0]):
         if len(held) > 1:
@@ -139,8 +165,7 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
     if not (found or others):
         found = [name for name in table if PERPLEXITY.fullmatch(plain(name))]
     if not (asked or found) and others:
-        raise UserError(f"no column 'loss' or 'val_loss'{nearest('loss', table)}; pass --loss=COLUMN, one of "
-                        f"{', '.join(others)}")
+        raise UserError(f"no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of {', '.join(others)}")
     if not (asked or found):
         raise missing("'loss' or 'val_loss'", "loss", table)
     name = asked or found[0]
@@ -215,6 +240,11 @@ def is_text(values: Array) -> bool:
     return values.dtype.kind in "OU"
 
 
+def is_whole(values: Array) -> bool:
+    """Whether a column holds whole numbers only, as one of layers."""
+    return not is_text(values) and bool((values == np.round(values)).all())
+
+
 def runs_of(counter: Array, size: Array, least: int) -> Array | None:
     """The number (n,) of each row's run: a new one where the `counter` starts anew or the `size` changes.
 
@@ -241,12 +271,17 @@ def is_name(name: str, values: Array) -> bool:
 
 
 def mixed(table: dict, N: Array, D: Array, own: tuple[str, ...]) -> list[str]:
-    """The columns of words, but for our `own`, that neither name the runs nor follow from their N and D."""
+    """The columns of words, but for our `own`, that neither name the runs nor follow from their N and D.
+
+    And numbers that are no more than words, as of experts; and vocabularies, where a loss is another one.
+    """
     sizes = [np.round(np.log(v), 2) for v in (N, D, D / N, N * D)]
     found = []
     for name, values in table.items():
         word = plain(name)
-        if name in own or not is_text(values) or is_name(name, values):
+        if VOCABULARY.fullmatch(word) and not is_text(values) and values.max() > 1.02 * values.min():
+            found.append(name)                         # less is padding
+        if name in own or not (is_text(values) or NUMBERS.fullmatch(word)) or is_name(name, values):
             continue
         if SEED.fullmatch(word) or RESULT.fullmatch(word):
             continue
