@@ -28,6 +28,10 @@ ALIASES = {
     "epochs": "epochs num_epochs n_epochs",
     "schedule": "schedule lr_schedule lr_scheduler lr_scheduler_type scheduler",
 }
+# How long a run was to be, told as its step or as its tokens are.
+HORIZONS = {"step": "horizon max_steps num_iterations max_iters total_steps num_steps num_train_steps "
+                    "train_steps",
+            "tokens": "target_tokens max_tokens token_budget budget_tokens planned_tokens"}
 LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
 LOSS_WORDS = {"loss", "bpb", "bpc", "nll", "ce", "xent"}
@@ -112,7 +116,8 @@ def rivals(table: dict, chosen: str) -> list[str]:
         if not is_text(table[name]) and not is_text(table[chosen]):
             with np.errstate(all="ignore"):            # of zeros and gaps nothing is known
                 power = np.log10(table[name] / table[chosen])
-            if np.nanmax(np.abs(power - np.round(np.nanmedian(power))), initial=0) > 0.001:
+            power = power[np.isfinite(power)]
+            if len(power) and np.abs(power - np.round(np.median(power))).max() > 0.001:
                 found.append(name)
     return found
 

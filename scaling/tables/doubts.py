@@ -2,15 +2,12 @@
 import numpy as np
 
 from scaling.laws.solver import seed_noise
-from scaling.tables.columns import RATE, SEED, groups, is_text, plain, rows_text, runs_of, some
+from scaling.tables.columns import HORIZONS, RATE, SEED, groups, is_text, plain, rows_text, runs_of, some
 
 Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
 FAR_WORSE = 0.1                            # so much worse than a smaller model on fewer tokens no law is
 NOISE = 0.015                              # of the loss, between seeds: more is another setting
-HORIZON = {"step": "max_iters max_steps total_steps num_steps num_train_steps train_steps num_iterations "
-                   "horizon",
-           "tokens": "target_tokens max_tokens token_budget budget_tokens planned_tokens"}
 STATES = "state status finished completed done final is_final is_last".split()
 FINISHED = "finished complete completed done success succeeded ok true yes 1 1.0".split()
 
@@ -136,7 +133,7 @@ def unfinished(table: dict, rows: Array) -> list[str]:
     """Where a run ended before the horizon that the table tells of, or did not end well."""
     out = []
     words = {plain(name): name for name in table}
-    for done, horizons in HORIZON.items():
+    for done, horizons in HORIZONS.items():
         for name in [words[word] for word in horizons.split() if word in words]:
             if done in table and not is_text(table[done]) and not is_text(table[name]):
                 short = table[done] < 0.98 * table[name]

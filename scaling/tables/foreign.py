@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, held_out, is_loss, unit
+from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, held_out, is_loss, rivals, unit
 from scaling.tables.csv import MALFORMED, number
-from scaling.tables.readers import FORMATS, NAMES, named, plain, reader_of, skipping
+from scaling.tables.readers import FORMATS, NAMES, named, reader_of, skipping, tail
 
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
 BOOKKEEPING = set("index id name run_name created runtime user notes tags sweep hostname".split())   # of W&B
@@ -129,7 +129,7 @@ class Gathered:
         if before.get(size, cells.get(size)) != cells.get(size, before.get(size)):
             return True
         same = run.rows.get(step, {})
-        tuned = [name for name in cells if HYPER.fullmatch(plain(name)) or SEED.fullmatch(plain(name))]
+        tuned = [name for name in cells if HYPER.fullmatch(tail(name)) or SEED.fullmatch(tail(name))]
         again = any(is_loss(name) and name in same for name in cells)
         return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
 
@@ -166,7 +166,7 @@ def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | No
     losses = {name: n for name, n in count.items() if is_loss(name)}
     if asked and asked not in count:
         raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
-    perplexities = [name for name in columns if PERPLEXITY.fullmatch(plain(name))]
+    perplexities = [name for name in columns if PERPLEXITY.fullmatch(tail(name))]
     if asked in perplexities or perplexities and not asked and not losses:
         name = asked or perplexities[0]
         raise UserError(f"{path}: column {name!r} holds perplexities: take its logarithm, "
@@ -275,12 +275,12 @@ def settings(runs: list[Run], columns: list[str], used: Iterable[str]) -> list[s
     The learning rate and the horizon are among them, too: by these a fit tells which runs are not finished.
     """
     rest = [name for name in columns if name not in {*used, *POINT_COLUMNS} and not is_loss(name)
-            and not name.startswith("_") and plain(name) not in BOOKKEEPING]
+            and not name.startswith("_") and tail(name) not in BOOKKEEPING]
     if not has_steps(runs[0]):
         return rest
     known = {name for run in runs for row in run.rows.values() for name in row}
     told = [name for name in rest if name in known
-            and (RATE.fullmatch(plain(name)) or name == named(tuple(columns), "horizon"))]
+            and (RATE.fullmatch(tail(name)) or name == named(tuple(columns), "horizon"))]
     if not runs[0].named:
         return told                                    # what else a log says at each step is no setting
     held = [{name: {str(row.get(name)) for row in run.rows.values()} for name in rest} for run in runs]
@@ -293,6 +293,17 @@ LACKS = {"params": ("how many parameters the model has", "give --params=N or FIL
          "tokens": ("how many tokens a step takes", "give --batch_tokens=N")}
 
 
+def check_params(path: Path, runs: list[Run], columns: list[str], chosen: str) -> None:
+    """Raise UserError where the column `chosen` for params is one of several that count differently."""
+    rows = [row for run in runs for row in run.rows.values()]
+    table = {name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in columns
+             if name == chosen or "param" in name.lower()}
+    others = rivals(table, chosen)
+    if others and tail(chosen) != "params":
+        raise UserError(f"{path}: which parameters are N? Choose with --map params= one of "
+                        f"{', '.join([chosen, *others])}")
+
+
 def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) -> dict:
     """{our column: theirs}. Raises UserError for one that is not there, and for what nothing tells."""
     found = {ours: named(tuple(columns), ours) for ours in NAMES if ours not in ("run", "step", "horizon")}
@@ -301,6 +312,8 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
         if theirs not in columns:
             raise UserError(f"{path}: no column {theirs!r}{nearest(theirs, columns)} for {ours}; its columns "
                             f"are {', '.join(columns)}")
+    if not asked.params and "params" not in asked.names and "params" in found:
+        check_params(path, runs, columns, found["params"])
     told = {key for run in runs for key in run.facts}
     known = {"params": asked.params or told & {"params", "total_flos"},
              "step": has_steps(runs[0]) or not asked.batch_tokens or "tokens" in found,
@@ -318,7 +331,7 @@ def names_of(run: Run, columns: list[str], asked: Asked) -> dict:
     if has_steps(run):
         return dict.fromkeys(run.rows, run.name)
     given = {place: str(row[column]) for place, row in run.rows.items() if column in row}
-    if plain(column or "") == "name" and len(set(given.values())) < len(given):
+    if tail(column or "") == "name" and len(set(given.values())) < len(given):
         given = {}                                     # of a model, since runs share it
     return {place: given.get(place, f"{run.name}:{place}") for place in run.rows}
 
@@ -359,7 +372,7 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     horizon = named(tuple(columns), "horizon")
     kept = [run for run in runs if is_result(path, run, loss, horizon, report)]
     tell_params(path, kept, source, asked, report)
-    if not held_out(loss) and (has_steps(runs[0]) or "train" in plain(loss)):
+    if not held_out(loss) and (has_steps(runs[0]) or "train" in tail(loss)):
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
     if kept and not points:
