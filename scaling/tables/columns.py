@@ -41,32 +41,44 @@ HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
 BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
         "bits_per_char": "bits per character", "bits": "bits"}
 PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
+
+
+def any_of(words: str) -> str:
+    """The pattern of any of these words, which are patterns, too."""
+    return f"(?:{'|'.join(words.split())})"
+
+
 # Rows may differ in these and be one setting: the seed, ...
-SEED = re.compile(r"(\w+_)?(seed|trial|replica|replicate|rep|repeat|repetition|rerun|attempt|fold|rng"
-                  r"|random_state)(_\w+)?")
+SEEDS = any_of("seed trial replica replicate rep repeat repetition rerun attempt fold rng random_state")
+SEED = re.compile(rf"(\w+_)?{SEEDS}(_\w+)?")
 # ... a name or a number of the row, ...
-NAME = re.compile(r"|unnamed_\d+|index|idx|id|row|name|run|study|experiment"
-                  r"|(run|wandb|job|exp|experiment)_\w+|\w+_id")
+NAME = re.compile(any_of(r"unnamed_\d+ index idx id \w+_id row name run study experiment "
+                         r"(run|wandb|job|exp|experiment)_\w+") + "|")
 # ... and what came of it, or where and when it ran. How long it was to be is what its tokens say.
-RESULT = re.compile(
-    r"(eval|val|valid|validation|test|log|ckpt|checkpoint|params|flops|tokens|target)(_\w+)?"
-    r"|.*(loss|ppl|perplexity|bpb|bpc|bits_per|accuracy|time|date|wall|elapsed|hours|minutes|seconds|duration"
-    r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file|hellaswag|mmlu|lambada|piqa).*"
-    r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
-    r"|comments?|tags?|version|created|at|final|finished|completed?|done|is_last)|(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)?|world_size|cost"
-    r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
-WHEN = re.compile(r"(\w+_)?(date|time|timestamp|host|hostname|commit)|(created|updated|started|ended)\w*")
+BEGINS = any_of("eval val valid validation test log ckpt checkpoint params flops tokens target")
+HOLDS = any_of("loss ppl perplexity bpb bpc bits_per accuracy hellaswag mmlu lambada piqa commit sha256 path "
+               "file time date wall elapsed hours minutes seconds duration per_s throughput mfu memory gpu "
+               "device host")
+ENDS = any_of("s acc steps? iters? iterations? grad_norm flops? compute dtype status state user score notes? "
+              "comments? tags? version created at final finished completed? done is_last")
+WHOLE = any_of("(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)? world_size cost horizon "
+               "(max|total|num)_tokens")
+RESULT = re.compile(rf"{BEGINS}(_\w+)?|.*{HOLDS}.*|(\w+_)?{ENDS}|{WHOLE}")
+WHEN = re.compile(r"(\w+_)?" + any_of("date time timestamp host hostname commit")
+                  + "|" + any_of("created updated started ended") + r"\w*")
+# What is tuned at each size: the best of it counts.
 RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
-HYPER = re.compile(       # what is tuned at each size: the best of it counts
-    "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|bsz|gbs|batch|batch_size|batch_tokens|wd|"
-    r"weight_decay|betas?_?[12]?|momentum|clip|clip_norm|max_grad_norm|dropout|eps|epsilon|init_std|init_scale|weight"
-    r"|coef)|(\w+_)?(warmup|cooldown|decay_frac)(_\w+)?)")
+TUNED = any_of(r"bs bsz gbs batch batch_size batch_tokens wd weight_decay betas?_?[12]? momentum clip "
+               r"clip_norm max_grad_norm dropout eps epsilon init_std init_scale weight coef "
+               r"(warmup|cooldown|decay_frac)(_\w+)?")
+HYPER = re.compile(rf"(?!(eval|val|test)_)({RATE.pattern}|(\w+_)?{TUNED})")
 ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
-# Losses do not make one law across the words in these.
-DATA = re.compile(r"(dataset|data_set|corpus|tokenizer|(train|eval|val|valid|test)_(data|dataset|set))"
-                  "(_name)?")
-KINDS = re.compile(DATA.pattern + r"|(optimi[sz]er|opt|arch|architecture|(model_)?family)(_name)?|model_type")
-NUMBERS = re.compile(r"(\w+_)?(experts?|top_?k|sparsity|precision|bits)(_\w+)?")     # kinds, though no words
+# Losses do not make one law across the words in these, nor across these numbers.
+DATA = re.compile(any_of("dataset data_set corpus tokenizer (train|eval|val|valid|test)_(data|dataset|set)")
+                  + "(_name)?")
+KINDS = re.compile(rf"{DATA.pattern}|model_type|"
+                   + any_of("optimi[sz]er opt arch architecture (model_)?family") + "(_name)?")
+NUMBERS = re.compile(r"(\w+_)?(experts?|top_?k|sparsity|precision|bits)(_\w+)?")
 VOCABULARY = re.compile(r"(\w+_)?vocab(ulary)?(_size)?")
 FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
 LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
