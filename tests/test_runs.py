@@ -617,6 +617,26 @@ def test_cells_that_say_that_nothing_is_there(cell):
     assert np.isnan(number(cell))
 
 
+@pytest.mark.parametrize("step", [True, False])
+def test_curves_sorted_by_step_are_curves(step):
+    """Rows of all runs at one step, then of all at the next, as a pivot table has them."""
+    t = {name: values[np.repeat([True, False] * 3, 10)] for name, values in along_runs().items()}
+    t["tokens"] = np.tile(t["tokens"][:10], 3)
+    t |= {"step": t["tokens"] / 1e6} if step else {}
+    data = select({name: values.reshape(3, 10).T.ravel() for name, values in t.items()})
+    said = "as if the rate never fell" if step else "tokens rise in even steps at each size"
+    assert said in data["warnings"][-1] and len(data["last"]) == (3 if step else 30)
+
+
+def test_several_counts_of_tokens_are_a_question():
+    t = isoflop()
+    with pytest.raises(UserError, match="which tokens are D. There are tokens_seen, train_tokens: call one "):
+        select({"tokens_seen": t["tokens"], "train_tokens": t.pop("tokens") / 4, **t})
+    t = isoflop(tokens_seen=4 * isoflop()["tokens"], active_params=isoflop()["params"] / 8)
+    assert select(t)["notes"] == ["params is the column of that name, and not 'active_params'",
+                                  "tokens is the column of that name, and not 'tokens_seen'"]
+
+
 def by_lines(values, n=20):
     return np.repeat(np.array(values), n // len(values))
 
@@ -658,6 +678,7 @@ def test_several_counts_of_parameters_are_a_question(names):
 @pytest.mark.parametrize("name, values", [("vocab_size", np.tile([32000, 32000, 50257, 50257, 50257], 4)),
                                           ("n_vocab", by_lines([4096, 32768])),
                                           ("num_experts", np.tile([1, 8], 10)),
+                                          ("seq_len", np.tile([512, 1024, 2048, 512, 1024], 4)),
                                           ("precision", np.tile([16, 8, 4, 4], 5))])
 def test_numbers_that_part_losses_are_doubted(name, values):
     told = select(isoflop(**{name: values.astype(float)}))["warnings"]

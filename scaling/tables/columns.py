@@ -30,7 +30,7 @@ ALIASES = {
 }
 # How long a run was to be, told as its step or as its tokens are.
 HORIZONS = {"step": "horizon max_steps num_iterations max_iters total_steps num_steps num_train_steps "
-                    "train_steps",
+                    "train_steps planned_steps",
             "tokens": "target_tokens max_tokens token_budget budget_tokens planned_tokens"}
 LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
@@ -78,7 +78,8 @@ DATA = re.compile(any_of("dataset data_set corpus tokenizer (train|eval|val|vali
                   + "(_name)?")
 KINDS = re.compile(rf"{DATA.pattern}|model_type|"
                    + any_of("optimi[sz]er opt arch architecture (model_)?family") + "(_name)?")
-NUMBERS = re.compile(r"(\w+_)?(experts?|top_?k|sparsity|precision|bits)(_\w+)?")
+NUMBERS = re.compile(r"(\w+_)?" + any_of("experts? top_?k sparsity precision bits n_ctx context seq sequence")
+                     + r"(_\w+)?")
 VOCABULARY = re.compile(r"(\w+_)?vocab(ulary)?(_size)?")
 FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
 LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
@@ -110,20 +111,29 @@ def renamed(table: dict) -> tuple[dict, list[str]]:
             ours[found[0]] = name
     if any(name.startswith("params_") for name in table):      # then counts.params knows how to count N
         ours = {theirs: name for theirs, name in ours.items() if name != "params"}
-    counts = [theirs for theirs, name in ours.items() if name == "params"]
-    if counts and (others := rivals(table, *counts)):
-        raise UserError(f"which parameters are N? There are {', '.join([*counts, *others])}: call one of "
-                        "them params")
     notes = [f"{name} is the column {theirs!r}" for theirs, name in ours.items()]
+    for name, what in (("params", "parameters are N"), ("tokens", "tokens are D")):
+        chosen = next((theirs for theirs in ours if ours[theirs] == name), name)
+        others = rivals(table, chosen, name) if chosen in table else []
+        if others and chosen == name:
+            notes.append(f"{name} is the column of that name, and not {' or '.join(map(repr, others))}")
+        elif others:
+            raise UserError(f"which {what}? There are {', '.join([chosen, *others])}: call one of them "
+                            f"{name}")
     return {ours.get(name, name): values for name, values in table.items()}, notes
 
 
-def rivals(table: dict, chosen: str) -> list[str]:
-    """The columns that count parameters in another way than the `chosen` one, and not just in millions."""
+def rivals(table: dict, chosen: str, ours: str) -> list[str]:
+    """The columns that count `ours`, params or tokens, otherwise than `chosen`, and not just in millions.
+
+    Of tokens only those whose names might be taken are meant: a batch, say, has tokens, too.
+    """
     found = []
     for name in table:
         words = words_of(name)
-        if name == chosen or not words & {"params", "parameters"} or words & {"per", "norm"}:
+        known = plain(name) in ALIASES[ours].split() and len(plain(name)) > 1
+        counted = ours == "params" and words & {"params", "parameters"} and not words & {"per", "norm"}
+        if name == chosen or not (known or counted):
             continue
         if not is_text(table[name]) and not is_text(table[chosen]):
             with np.errstate(all="ignore"):            # of zeros and gaps nothing is known
@@ -266,11 +276,13 @@ def runs_of(counter: Array, size: Array, least: int) -> Array | None:
     """The number (n,) of each row's run: a new one where the `counter` starts anew or the `size` changes.
 
     None unless the counter rises in even steps and runs have `least` rows or more: else rows are finished
-    runs, and the counter says how long each was.
+    runs, and the counter says how long each was. Rows of one size need not stand together.
     """
-    gain = np.diff(counter)
-    new = np.append(True, (gain <= 0) | (np.diff(size) != 0))
-    run = np.cumsum(new) - 1
+    order = np.argsort(size, kind="stable")
+    gain = np.diff(counter[order])
+    new = np.append(True, (gain <= 0) | (np.diff(size[order]) != 0))
+    run = np.empty(len(size), int)
+    run[order] = np.cumsum(new) - 1
     even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
     if len(run) < least * (run.max() + 1) or not even.all():
         return None

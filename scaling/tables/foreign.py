@@ -298,7 +298,7 @@ def check_params(path: Path, runs: list[Run], columns: list[str], chosen: str) -
     rows = [row for run in runs for row in run.rows.values()]
     table = {name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in columns
              if name == chosen or "param" in name.lower()}
-    others = rivals(table, chosen)
+    others = rivals(table, chosen, "params")
     if others and tail(chosen) != "params":
         raise UserError(f"{path}: which parameters are N? Choose with --map params= one of "
                         f"{', '.join([chosen, *others])}")
