@@ -736,6 +736,35 @@ def test_a_line_of_an_evaluation_holds_no_train_loss(tmp_path, line):
     assert list(table["step"]) == [10] and list(table["loss"]) == [4.1] and "loss is val_loss" in done.stdout
 
 
+@pytest.mark.parametrize("suffix, line", [
+    (".jsonl", '{{"step": {step}, "type": "{text}", "loss": {loss}}}'), (".csv", "{step},{text},{loss}")])
+@pytest.mark.parametrize("texts", [("val", "train"), ("Train", "Eval")])
+def test_rows_that_say_of_which_text_their_loss_is(tmp_path, suffix, line, texts):
+    rows = [line.format(step=step, text=text, loss=4.5 if text[0] in "vE" else 4)
+            for step in (10, 20) for text in texts]
+    path = write(tmp_path / f"a{suffix}", "\n".join([*["step,split,loss"] * (suffix == ".csv"), *rows]))
+    table, done = points(path, tmp_path / "o.csv", *LOW)
+    assert list(table["loss"]) == [4.5, 4.5] and done.stderr == ""
+    said = points(path, tmp_path / "o.csv", *LOW, "--loss=loss")[1].stderr
+    assert "several values" not in said                # of two steps: a run may have resumed there
+
+
+def test_a_step_with_several_losses_is_told(tmp_path):
+    text = "".join(f"[rank{rank}] step {step} | loss: {4 + rank}.5\n" for step in (10, 20, 30)
+                   for rank in (0, 1))
+    done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv", *LOW)[1]
+    assert "run " in done.stderr and "has several values of loss at 3 steps, the first at step 10; the last "\
+        "of each counts" in done.stderr
+
+
+def test_rows_of_several_sizes_sorted_by_step(tmp_path):
+    text = "".join(f"{step},{size},{9 - step / 10}\n" for step in (10, 20, 30) for size in (2e6, 4e6))
+    path = write(tmp_path / "a.csv", "step,params,val_loss\n" + text)
+    table, done = points(path, tmp_path / "o.csv", BATCH)
+    assert len(set(table["run"])) == 2 and list(table["step"]) == [10, 20, 30] * 2
+    assert list(table["params"]) == [2e6] * 3 + [4e6] * 3
+
+
 @pytest.mark.parametrize("line", ["Total params: 124,439,808", "number of trainable parameters: 124.44M",
                                   "Number of parameters: 124.44 million"])
 def test_sizes_as_people_print_them(tmp_path, line):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, held_out, is_loss, rivals, unit
+from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, by_text, held_out, is_loss, rivals, unit
 from scaling.tables.csv import MALFORMED, number
 from scaling.tables.readers import FORMATS, NAMES, named, reader_of, skipping, tail
 
@@ -32,6 +32,7 @@ class Run:
     facts: dict                                        # what the log told before it
     rows: dict = field(default_factory=dict)           # {step: {column: value as it stands}}
     last: dict = field(default_factory=dict)           # {loss: the last step that had it}
+    twice: set = field(default_factory=set)            # each (loss, step) that had several values in a row
 
 
 # ---- Records become runs. ----
@@ -85,7 +86,8 @@ class Gathered:
         self.runs = []
         self.columns = {}
         self.counter = None                            # the column of steps; "" where there is none
-        self.latest = {}                               # the run that goes on, by name
+        self.latest = {}                               # the run that goes on, by name and size
+        self.sizes = {}                                # the last size, by name
         self.told = {}                                 # of the runs that follow
         self.used = False
 
@@ -97,6 +99,8 @@ class Gathered:
 
     def add(self, place: str, record: dict) -> None:
         """Put a record where it belongs. Raises one of MALFORMED."""
+        if self.names.get("loss") not in record:
+            record = by_text(record)
         self.columns |= dict.fromkeys(record)
         cells = filled(record, self.names)
         loss = any(is_loss(name) or name == self.names.get("loss") for name in record)
@@ -107,40 +111,44 @@ class Gathered:
         if self.counter:
             self.add_step(int(number(record[self.counter])), cells)
         else:                                          # each row is a run, or a point of one
-            self.add_row("", place, cells, False)
+            self.add_row(("", None), place, cells, False)
 
     def add_step(self, step: int, cells: dict) -> None:
         """Put the cells of a step into the run that goes on, or into one that begins."""
         if not 0 <= step < 10**15:
             raise ValueError(f"step {step}")
         name = str(cells.get(self.names.get("run") or named(tuple(cells), "run"), ""))
-        run = self.latest.get(name)
+        size = self.names.get("params") or named(tuple(cells), "params")
+        self.sizes[name] = cells.get(size, self.sizes.get(name))
+        which = name, self.sizes[name]                 # rows of several sizes may stand in any order
+        run = self.latest.get(which)
         cells.pop(self.counter, None)
         told = {} if self.used else self.told
         table = self.kind in ("table", "JSON")
-        new = run and (begins(run, step, cells, told, table) or table and self.differs(run, step, cells))
-        self.add_row(name, step, cells, new)
+        new = run and (begins(run, step, cells, told, table) or table and tuned_apart(run, step, cells))
+        self.add_row(which, step, cells, new)
 
-    def differs(self, run: Run, step: int, cells: dict) -> bool:
-        """Whether a row is of another size than the one before, or has the loss of its step at another rate
-        or seed: finished runs may have no names."""
-        size = self.names.get("params") or named(tuple(cells), "params")
-        before = next(reversed(run.rows.values()))
-        if before.get(size, cells.get(size)) != cells.get(size, before.get(size)):
-            return True
-        same = run.rows.get(step, {})
-        tuned = [name for name in cells if HYPER.fullmatch(tail(name)) or SEED.fullmatch(tail(name))]
-        again = any(is_loss(name) and name in same for name in cells)
-        return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
-
-    def add_row(self, name: str, key: int | str, cells: dict, new: bool) -> None:
-        """Put cells into the run of a name, at a step or a place."""
-        if new or name not in self.latest:
-            self.latest[name] = Run(name, bool(name), self.told)
-            self.runs.append(self.latest[name])
+    def add_row(self, which: tuple, key: int | str, cells: dict, new: bool) -> None:
+        """Put cells into the run of a name and size, at a step or a place."""
+        if new or which not in self.latest:
+            self.latest[which] = Run(which[0], bool(which[0]), self.told)
+            self.runs.append(self.latest[which])
         self.used = True
-        self.latest[name].rows.setdefault(key, {}).update(cells)
-        self.latest[name].last |= {column: key for column in cells if is_loss(column)}
+        run = self.latest[which]
+        row = run.rows.setdefault(key, {})
+        losses = {name: value for name, value in cells.items() if is_loss(name)}
+        if key == next(reversed(run.rows)):
+            run.twice |= {(name, key) for name, value in losses.items() if row.get(name, value) != value}
+        row.update(cells)
+        run.last |= dict.fromkeys(losses, key)
+
+
+def tuned_apart(run: Run, step: int, cells: dict) -> bool:
+    """Whether a row has the loss of its step at another rate or seed: finished runs may have no names."""
+    same = run.rows.get(step, {})
+    tuned = [name for name in cells if HYPER.fullmatch(tail(name)) or SEED.fullmatch(tail(name))]
+    again = any(is_loss(name) and name in same for name in cells)
+    return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
 
 
 def gather(path: Path, records: Iterable, names: dict, report: Callable) -> Gathered:
@@ -229,6 +237,10 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
     end = max(run.rows)
     said = [run.facts.get("horizon"), *(row.get(horizon) for row in run.rows.values())]
     wanted = np.fmax.reduce([number_or_nan(value) for value in said])
+    twice = sorted(step for name, step in run.twice if name == loss)
+    if len(twice) > 2:                                 # one or two may be where it resumed
+        report(f"{who} has several values of {loss} at {len(twice)} steps, the first at step {twice[0]}; the "
+               "last of each counts")
     if bad is not None:
         report(f"{who} diverged at step {bad}: what came before is no result; skipped")
     elif not any(loss in row for row in run.rows.values()):

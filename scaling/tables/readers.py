@@ -95,10 +95,12 @@ def names_columns(text: str) -> bool:
 
 NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.]|,\d)"
 COUNTED = r"(\d{1,3}(?:,\d{3})+|\d{1,15}(?:(?:\.\d+)?[kM]\b)?)"     # 1200, 1,200 or 1.2k
-STEP = re.compile(r"(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=#]\s*)?"
-                  rf"{COUNTED}(?:/ *{COUNTED})?(?![.,]?\d)", re.IGNORECASE)
-LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?(loss|bpb|tel|trl)"
-                  r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
+STEP = re.compile(rf"""(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=\#]\s*)?
+                       {COUNTED}(?:/[ ]*{COUNTED})?              # 100, or 100/1000
+                       (?![.,]?\d)""", re.IGNORECASE | re.VERBOSE)
+LOSS = re.compile(r"""(?<![\w/.])                                 # not the end of another word
+                      (?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?
+                      (loss|bpb|tel|trl)(?:\s*[:=]\s*|\s+)""" + NUMBER, re.IGNORECASE | re.VERBOSE)
 SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
 REWRITTEN = (
     (re.compile(r"\x1b\[[\d;]*m"), ""),                # colours; the log.txt of build-nanogpt; Megatron-LM
