@@ -747,6 +747,8 @@ def test_rows_that_say_of_which_text_their_loss_is(tmp_path, suffix, line, texts
     assert list(table["loss"]) == [4.5, 4.5] and done.stderr == ""
     said = points(path, tmp_path / "o.csv", *LOW, "--loss=loss")[1].stderr
     assert "several values" not in said                # of two steps: a run may have resumed there
+    path = write(tmp_path / "b.csv", "run,step,loss\ntest,10,4.5\n")              # a name is none
+    assert "loss is the train loss" in points(path, tmp_path / "o.csv", *LOW)[1].stderr
 
 
 def test_a_step_with_several_losses_is_told(tmp_path):

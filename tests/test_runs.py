@@ -717,7 +717,7 @@ def test_what_lacks_says_what_would_do():
     t = isoflop()
     data = select({"N": t["params"], "compute": 6 * t["params"] * t["tokens"], "loss": t["loss"]})
     assert data["D"] == pytest.approx(t["tokens"])
-    with pytest.raises(UserError, match="no column 'tokens'.*; tokens are steps x batch x context, or para"):
+    with pytest.raises(UserError, match="no column 'tokens'.*; or a column flops; tokens are steps x batch"):
         select({"N": t["params"], "steps": t["tokens"] / 5e5, "loss": t["loss"]})
     with pytest.raises(UserError, match=r"no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of loss_m"):
         select({"N": t["params"], "tokens": t["tokens"], "loss_mean": t["loss"], "loss_std": t["loss"]})

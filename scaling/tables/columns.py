@@ -38,6 +38,7 @@ LOSS_WORDS = {"loss", "bpb", "bpc", "nll", "ce", "xent"}
 OTHER_LOSSES = set("aux z best min max std stderr scale weight coef kl moe router balance ema smooth "
                    "smoothed".split())
 HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
+SPLITS = "split phase mode stage type kind set subset partition event dataset".split()   # say "train", "val"
 BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
         "bits_per_char": "bits per character", "bits": "bits"}
 PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
@@ -93,6 +94,7 @@ PARTS = {1: "", 1 / 3: "the forward pass alone, 2 N D", 2 / 3: "the backward pas
          4 / 3: "activations computed twice, 8 N D", 1 / 6: "N D without the 6"}
 
 
+@lru_cache(maxsize=10_000)
 def plain(name: str) -> str:
     """A column's name in small letters, unless it is one, with _ for all that is no letter or digit."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
@@ -160,7 +162,8 @@ def is_loss(column: str) -> bool:
 def by_text(record: dict) -> dict:
     """A record with its 'loss' as 'eval_loss' where another cell says 'eval': rows of two texts alternate."""
     texts = HELD_OUT | {"train", "training"}
-    said = (value.strip().lower() for value in record.values() if isinstance(value, str))
+    said = (value.strip().lower() for name, value in record.items()
+            if plain(name) in SPLITS and isinstance(value, str))
     text = next((word for word in said if word in texts), "")
     if not text:
         return record
@@ -181,10 +184,10 @@ def unit(loss: str) -> str:
 
 def missing(name: str, near: str, table: dict) -> UserError:
     """That a fit lacks the column `name`, what there is, and how to say which it is."""
-    made = "; tokens are steps x batch x context, or params x tokens per parameter" * (near == "tokens")
+    made = "; or a column flops; tokens are steps x batch x context, params x tokens per parameter"
     return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
                      f"{', '.join(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
-                     f"--map params=COLUMN tokens=COLUMN loss=COLUMN{made}")
+                     f"--map params=COLUMN tokens=COLUMN loss=COLUMN{made if near == 'tokens' else ''}")
 
 
 def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
