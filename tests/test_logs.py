@@ -110,6 +110,7 @@ def test_header_alone_is_an_empty_table(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
+    ("1e6,2e7,3.5\n2e6,2e7,3.4\n", ": line 1 holds numbers; it must name the columns"),
     ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"),
     ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
@@ -126,6 +127,7 @@ def test_bad_tables_name_the_cause(tmp_path, text, says):
 @pytest.mark.parametrize("text", [
     "name;loss\na;3,5\nb;1e1\n", "sep=;\nname; loss ;;\na;+3,5;;\nb;1e1;;\n",
     "name\tloss\t\na\t3.5\nb\t10\t\n", "\ufeffname,loss\r\na,3.5,\r\n\r\nb, 10 \r\n",
+    "# by numpy\n# name,loss\n1,3.5\n2,10\n", "#name;loss\n1;3.5\n2;10\n",
     "# two runs, by hand\nname,loss,,\na,3.5,,\n# half a line\nb,10\n",
     "name,loss\na,3.5\nname,loss\nb,10\nname,loss\n"])      # as `cat a.csv b.csv` joins them
 def test_tables_as_spreadsheets_write_them(tmp_path, text):
@@ -133,7 +135,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path, text):
                        ("a.csv.gz", gzip.compress(text.encode()))):
         table = read_table(write(tmp_path / name, data))
         assert list(table) == ["name", "loss"]
-        assert list(table["name"]) == ["a", "b"] and list(table["loss"]) == [3.5, 10]
+        assert list(table["name"]) in (["a", "b"], [1, 2]) and list(table["loss"]) == [3.5, 10]
 
 
 def test_columns_without_a_name(tmp_path):

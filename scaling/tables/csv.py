@@ -96,6 +96,14 @@ def delimiter_of(header: str) -> str:
     return max(",;\t", key=unquoted.count)
 
 
+def all_numbers(cells: list[str]) -> bool:
+    """Whether each of the cells holds a number."""
+    try:
+        return not any(math.isnan(number(cell)) for cell in cells)
+    except ValueError:
+        return False
+
+
 def checked_header(path: str | Path, cells: list[str]) -> list[str]:
     """The names of the columns, without empty ones at the end. Raises UserError if two are equal, or none is.
 
@@ -106,6 +114,8 @@ def checked_header(path: str | Path, cells: list[str]) -> list[str]:
         header.pop()
     if not header:
         raise UserError(f"{path}: line 1 is empty; it must name the columns")
+    if all_numbers(header):
+        raise UserError(f"{path}: line 1 holds numbers; it must name the columns")
     if len(header) == 1 and len(re.split(r"[|\s]+", header[0].strip("|"))) > 2:
         raise UserError(f"{path}: line 1 is one cell, {header[0]!r:.60}: part the columns with commas, "
                         "semicolons or tabs")
@@ -139,21 +149,25 @@ def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple
     """The (line number, cells) of each line that is not blank, the header first.
 
     Cells are parted by comma, semicolon or tab; with the latter two, numbers may have a decimal comma. Lines
-    before the header that begin with # or sep= are comments, and so is a ragged line that begins with #.
+    before the header that begin with # or sep= are comments, and so is a ragged line that begins with #; but
+    where numbers follow, as numpy's savetxt has it, the last of these lines is the header.
     Empty cells at the end of a line do not count, nor does a header that stands again. Any other ragged row
     is an error, or is skipped and reported where `report` is given. Raises UserError.
     """
     lines = text_lines(path)
-    above = 0
+    above = []
     for first in lines:
         if not first.startswith(("#", "sep=", '"sep=')):
             break
-        above += 1
+        above.append(first)
     else:
         first = ""
     delimiter = delimiter_of(first)
-    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-    rows = parted(path, reader, above, report)
+    begin = [first]
+    if above and all_numbers(first.split(delimiter)) and delimiter in above[-1]:
+        begin = [above.pop().lstrip("# "), first]
+    reader = csv.reader(chain(begin, lines), delimiter=delimiter, strict=True)
+    rows = parted(path, reader, len(above), report)
     return rows if delimiter == "," else with_points(rows)
 
 
