@@ -116,13 +116,16 @@ def renamed(table: dict) -> tuple[dict, list[str]]:
     notes = [f"{name} is the column {theirs!r}" for theirs, name in ours.items()]
     for name, what in (("params", "parameters are N"), ("tokens", "tokens are D")):
         chosen = next((theirs for theirs in ours if ours[theirs] == name), name)
-        others = rivals(table, chosen, name) if chosen in table else []
-        if others and chosen == name:
-            notes.append(f"{name} is the column of that name, and not {' or '.join(map(repr, others))}")
-        elif others:
-            raise UserError(f"which {what}? There are {', '.join([chosen, *others])}: call one of them "
-                            f"{name}")
+        notes += notes_on_rivals(table, chosen, name, what)
     return {ours.get(name, name): values for name, values in table.items()}, notes
+
+
+def notes_on_rivals(table: dict, chosen: str, ours: str, what: str) -> list[str]:
+    """A note where `chosen` is one of several counts, and by our own name; by another, a UserError."""
+    others = rivals(table, chosen, ours) if chosen in table else []
+    if others and chosen != ours:
+        raise UserError(f"which {what}? There are {', '.join([chosen, *others])}: call one of them {ours}")
+    return [f"{ours} is the column of that name, and not {' or '.join(map(repr, others))}"] if others else []
 
 
 def rivals(table: dict, chosen: str, ours: str) -> list[str]:
