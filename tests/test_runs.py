@@ -721,3 +721,15 @@ def test_what_lacks_says_what_would_do():
         select({"N": t["params"], "steps": t["tokens"] / 5e5, "loss": t["loss"]})
     with pytest.raises(UserError, match=r"no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of loss_m"):
         select({"N": t["params"], "tokens": t["tokens"], "loss_mean": t["loss"], "loss_std": t["loss"]})
+
+
+def test_curves_of_several_kinds_are_refused_or_doubted():
+    t = along_runs() | {"run": words("a b c d e f", 10), "schedule": words("constant", 60)}
+    two = {name: np.tile(values, 2) for name, values in t.items()}
+    two |= {"run": np.repeat([f"{kind}{i}" for kind in "xy" for i in range(6)], 10).astype(object),
+            "loss": two["loss"] * np.repeat([1, 1.02], 60), "init": words("mup sp", 60)}
+    with pytest.raises(UserError, match="differ in 'init', which holds 2 values .mup, sp."):
+        select(two)
+    assert select(t)["warnings"] == []
+    attention = words("full full local local full full", 10)       # by size
+    assert select(t | {"attention": attention})["warnings"][0].startswith("'attention' holds 2 values")
