@@ -110,12 +110,14 @@ def test_header_alone_is_an_empty_table(tmp_path):
 
 
 @pytest.mark.parametrize("text, says", [
+    ("1e6,2e7,3.5\n2e6,2e7,3.4\n", ": line 1 holds numbers; it must name the columns"),
     ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"),
     ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
     ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
     (b"a,b\n1,\xe9\n", "byte 0xe9 is not UTF-8 (Latin-1, perhaps); save it in UTF-8"),
-    ("a,b\n1,2\n".encode("utf-16"), "it is in UTF-16; save it in UTF-8"),
+    (b"PK\x03\x04\x14\0\x06", "it is an Excel book or a zip, no text; save the table as CSV"),
+    (b"PAR1\x15\x04", "it is in Parquet, no text; save the table as CSV"),
     ('a,b\n1,"2\n', ":2: unexpected end"),
     ("a\n" + "x" * 200_000 + "\n", "field limit")])
 def test_bad_tables_name_the_cause(tmp_path, text, says):
@@ -125,13 +127,15 @@ def test_bad_tables_name_the_cause(tmp_path, text, says):
 @pytest.mark.parametrize("text", [
     "name;loss\na;3,5\nb;1e1\n", "sep=;\nname; loss ;;\na;+3,5;;\nb;1e1;;\n",
     "name\tloss\t\na\t3.5\nb\t10\t\n", "\ufeffname,loss\r\na,3.5,\r\n\r\nb, 10 \r\n",
-    "# two runs, by hand\nname,loss,,\na,3.5,,\n# half a line\nb,10\n"])
+    "# by numpy\n# name,loss\n1,3.5\n2,10\n", "#name;loss\n1;3.5\n2;10\n",
+    "# two runs, by hand\nname,loss,,\na,3.5,,\n# half a line\nb,10\n",
+    "name,loss\na,3.5\nname,loss\nb,10\nname,loss\n"])      # as `cat a.csv b.csv` joins them
 def test_tables_as_spreadsheets_write_them(tmp_path, text):
-    table = read_table(write(tmp_path / "a.csv", text))
-    assert list(table) == ["name", "loss"]
-    assert list(table["name"]) == ["a", "b"] and list(table["loss"]) == [3.5, 10]
-    packed = read_table(write(tmp_path / "a.csv.gz", gzip.compress(text.encode())))
-    assert list(packed["loss"]) == [3.5, 10]
+    for name, data in (("a.csv", text.encode()), ("b.csv", text.lstrip("\ufeff").encode("utf-16")),
+                       ("a.csv.gz", gzip.compress(text.encode()))):
+        table = read_table(write(tmp_path / name, data))
+        assert list(table) == ["name", "loss"]
+        assert list(table["name"]) in (["a", "b"], [1, 2]) and list(table["loss"]) == [3.5, 10]
 
 
 def test_columns_without_a_name(tmp_path):
@@ -496,29 +500,6 @@ def test_hugging_face_tokens_seen(tmp_path):
     assert list(table["tokens"]) == [1000]
 
 
-def test_hugging_face_folders(tmp_path):
-    """Of each run the last checkpoint; a folder of runs, a run, or checkpoints by a pattern are the same."""
-    for name, steps, at in (("small", 40, (20, 40)), ("large", 40, (20,))):
-        for step in at:
-            folder = tmp_path / "out" / name / f"checkpoint-{step}"
-            folder.mkdir(parents=True)
-            history = [{"eval_loss": 9 - s / 10, "step": s} for s in range(10, step + 1, 10)]
-            write(folder / "config.json", "{}")        # which our run directories have, too
-            state = {"log_history": history, "global_step": step, "max_steps": steps}
-            write(folder / "trainer_state.json", json.dumps(state | {"num_input_tokens_seen": 5000 * step}))
-    runs = tmp_path / "out"
-    table, done = points(runs, tmp_path / "o.csv", "--params=1e6")
-    assert list(table["step"]) == [10, 20, 10, 20, 30, 40]
-    assert list(table["tokens"]) == [5000 * step for step in table["step"]]
-    assert "large/checkpoint-20/trainer_state ended at step 20 of 40" in done.stderr
-    same, _ = points(f"{runs}/*/checkpoint-*/trainer_state.json", tmp_path / "o.csv", "--params=1e6")
-    assert all(list(table[key]) == list(same[key]) for key in table)
-    one, _ = points(f"{runs / 'small'}=3e6", tmp_path / "o.csv")
-    assert set(one["params"]) == {3e6} and list(one["step"]) == [10, 20, 30, 40]
-    done = command(str(runs), f"--out={tmp_path / 'o.csv'}")
-    assert "it does not say how many parameters" in done.stderr
-
-
 def test_json_curves(tmp_path):
     config = {"model_name": "gpt2_32", "n_layers": 12, "d_model": 32, "n_heads": 8, "batch_size": 32}
     data = {"config": config, "train_loss": [[100, 9.1], [200, 7.6]],
@@ -747,6 +728,82 @@ def test_steps_as_people_print_them(tmp_path, step, seen):
     assert command(path, *LOW, f"--out={tmp_path / 'p.csv'}").returncode == 2
 
 
+@pytest.mark.parametrize("line", [
+    "eval metrics after step: 10, loss=4.1, total_weights=131072.0", "[eval] step 10: loss 4.1",
+    "Validation | step 10 | time 1.5s | loss 4.1", "step 10 | eval: loss 4.1, accuracy 0.3"])
+def test_a_line_of_an_evaluation_holds_no_train_loss(tmp_path, line):
+    """Though both say 'loss': else the curve would be of one text here, and of another there."""
+    text = f"completed step: 10, eval_every: 10, seconds: 1.1, loss: 3.9\n{line}\nstep 20 | loss: 3.5\n"
+    table, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv", *LOW)
+    assert list(table["step"]) == [10] and list(table["loss"]) == [4.1] and "loss is val_loss" in done.stdout
+
+
+@pytest.mark.parametrize("suffix, line", [
+    (".jsonl", '{{"step": {step}, "type": "{text}", "loss": {loss}}}'), (".csv", "{step},{text},{loss}")])
+@pytest.mark.parametrize("texts", [("val", "train"), ("Train", "Eval")])
+def test_rows_that_say_of_which_text_their_loss_is(tmp_path, suffix, line, texts):
+    rows = [line.format(step=step, text=text, loss=4.5 if text[0] in "vE" else 4)
+            for step in (10, 20) for text in texts]
+    path = write(tmp_path / f"a{suffix}", "\n".join([*["step,split,loss"] * (suffix == ".csv"), *rows]))
+    table, done = points(path, tmp_path / "o.csv", *LOW)
+    assert list(table["loss"]) == [4.5, 4.5] and done.stderr == ""
+    said = points(path, tmp_path / "o.csv", *LOW, "--loss=loss")[1].stderr
+    assert "several values" not in said                # of two steps: a run may have resumed there
+    path = write(tmp_path / "b.csv", "run,step,loss\ntest,10,4.5\n")              # a name is none
+    assert "loss is the train loss" in points(path, tmp_path / "o.csv", *LOW)[1].stderr
+
+
+def test_a_step_with_several_losses_is_told(tmp_path):
+    text = "".join(f"[rank{rank}] step {step} | loss: {4 + rank}.5\n" for step in (10, 20, 30)
+                   for rank in (0, 1))
+    done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv", *LOW)[1]
+    assert "run " in done.stderr and "has several values of loss at 3 steps, the first at step 10; the last "\
+        "of each counts" in done.stderr
+
+
+def test_rows_of_several_sizes_sorted_by_step(tmp_path):
+    text = "".join(f"{step},{size},{9 - step / 10}\n" for step in (10, 20, 30) for size in (2e6, 4e6))
+    path = write(tmp_path / "a.csv", "step,params,val_loss\n" + text)
+    table, done = points(path, tmp_path / "o.csv", BATCH)
+    assert len(set(table["run"])) == 2 and list(table["step"]) == [10, 20, 30] * 2
+    assert list(table["params"]) == [2e6] * 3 + [4e6] * 3
+
+
+@pytest.mark.parametrize("line", ["Total params: 124,439,808", "number of trainable parameters: 124.44M",
+                                  "Number of parameters: 124.44 million"])
+def test_sizes_as_people_print_them(tmp_path, line):
+    path = write(tmp_path / "a.log", f"{line}\nstep 10 | val loss 4.1\n")
+    assert list(points(path, tmp_path / "o.csv", BATCH)[0]["params"]) == [pytest.approx(124.44e6, rel=1e-4)]
+
+
+@pytest.mark.parametrize("line", [
+    "2023-01-01 | epoch 001: {}00 / 1000 loss=3.5, ppl=11.3, wps=1000",
+    "{{'loss': 3.{}5, 'lr': 1e-05, 'epoch': 0.1}}",
+    "Epoch 0: 9%| {}00/1000 [01:00<00:00, 1.5it/s, v=0, train_loss=3.55]"])
+def test_a_console_log_with_commas_is_no_table(tmp_path, line):
+    text = "".join(line.format(i) + "\n" for i in range(3))
+    said = command(write(tmp_path / "a.log", text), f"--out={tmp_path / 'o.csv'}", *LOW).stderr
+    assert "a.log: no loss recognised in it; accepted: " in said and len(said.splitlines()) == 2
+
+
+def test_a_json_table_written_by_columns(tmp_path):
+    table = {"params": [1e6, 2e6], "tokens": [1e8, 2e8], "val_loss": [3.5, 3.25]}
+    by_index = {name: dict(zip("01", values)) for name, values in table.items()}         # as pandas does
+    for data in (table, by_index, {"model": {"seed": 1}, "results": by_index}):
+        found, _ = points(write(tmp_path / "a.json", json.dumps(data)), tmp_path / "o.csv")
+        assert [list(found[name]) for name in ("params", "tokens", "loss")] == list(table.values())
+    history = {"step": [0, 10, 20], "loss": [9.0, 4.5, 4], "val_loss": [9.5, 4.75, 4.25]}
+    found, _ = points(write(tmp_path / "a.json", json.dumps(history)), tmp_path / "o.csv", *LOW)
+    assert list(found["loss"]) == [4.75, 4.25] and len(set(found["run"])) == 1
+
+
+def test_several_counts_of_parameters_in_a_log_are_a_question(tmp_path):
+    path = write(tmp_path / "a.csv", "total_params,active_params,tokens,loss\n8e8,1e8,2e9,3.5\n")
+    done = command(path, f"--out={tmp_path / 'o.csv'}")
+    assert "which parameters are N? Choose with --map params= one of total_params, active_" in done.stderr
+    assert list(points(path, tmp_path / "o.csv", "--map", "params=active_params")[0]["params"]) == [1e8]
+
+
 def test_a_line_with_the_losses_of_two_texts_and_the_best_so_far(tmp_path):
     path = write(tmp_path / "a.log", "step 10 | c4 val loss 4.1 | best val loss 3.5 | wiki val loss 4.4\n")
     done = command(path, *LOW, f"--out={tmp_path / 'o.csv'}")
@@ -755,32 +812,37 @@ def test_a_line_with_the_losses_of_two_texts_and_the_best_so_far(tmp_path):
         assert list(points(path, tmp_path / "o.csv", f"--loss={name}", *LOW)[0]["loss"]) == [loss]
 
 
-def trainer(path, *steps, horizon=200):
-    """A trainer_state.json after the last of `steps`, with the linear schedule that is its default."""
+def trainer(folder, *steps, horizon=200):
+    """What Hugging Face's Trainer leaves after the last of `steps`; its default is a linear schedule."""
     history = [{"eval_loss": 5 - step / 100, "learning_rate": 1e-3 * (1 - step / horizon), "step": step}
                for step in steps]
-    path.mkdir(parents=True)
-    return write(path / "trainer_state.json", json.dumps(dict(max_steps=horizon, log_history=history)))
+    state = dict(max_steps=horizon, log_history=history, global_step=steps[-1],
+                 num_input_tokens_seen=5000 * steps[-1])
+    folder.mkdir(parents=True)
+    write(folder / "config.json", "{}")                # which our run directories have, too
+    return write(folder / "trainer_state.json", json.dumps(state))
 
 
-def test_checkpoints_of_a_hugging_face_trainer_are_one_run(tmp_path):
-    for name in ("s", "m"):
-        for n in (1, 2, 4):
-            trainer(tmp_path / name / f"checkpoint-{50 * n}", *range(50, 50 * n + 1, 50))
-        write(tmp_path / name / "config.json", "{}")
-    out = tmp_path / "o.csv"
-    done = command(tmp_path / "*" / "checkpoint-*" / "trainer_state.json", *LOW, f"--out={out}")
-    assert "4 checkpoints of runs that went on; skipped\n" == done.stderr
-    table = read_table(out)
-    assert len(set(table["run"])) == 2 and list(table["step"]) == [50, 100, 150, 200] * 2
-    assert select(table)["rows"].tolist() == [3, 7]    # its rate falls: rows halfway are no runs
-    assert command(f"{tmp_path}/s=5e6", f"{tmp_path}/m=124M", BATCH, f"--out={out}").returncode == 0
-    assert list(read_table(out)["params"]) == [5e6] * 4 + [124e6] * 4
-    trainer(tmp_path / "s" / "end", 50, 200)
-    (tmp_path / "s" / "end" / "trainer_state.json").rename(tmp_path / "s" / "trainer_state.json")
-    assert list(points(tmp_path / "s", out, *LOW)[0]["step"]) == [50, 200]
-    done = command(tmp_path, f"--out={tmp_path / 'p.csv'}")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+def test_of_the_checkpoints_of_a_hugging_face_trainer_the_last_counts(tmp_path):
+    """A folder of runs, a run, or checkpoints by a pattern are the same."""
+    runs, out = tmp_path / "runs", tmp_path / "o.csv"
+    for name, ends in (("s", (50, 100, 200)), ("m", (50, 100))):
+        for end in ends:
+            trainer(runs / name / f"checkpoint-{end}", *range(50, end + 1, 50))
+    for path in (runs, f"{runs}/*/checkpoint-*/trainer_state.json"):
+        table, done = points(path, out, "--params=1e6")
+        assert len(set(table["run"])) == 2 and list(table["step"]) == [50, 100, 50, 100, 150, 200]
+        assert list(table["tokens"]) == [5000 * step for step in table["step"]]
+        assert done.stderr.startswith("3 checkpoints of runs that went on; skipped\n")
+        assert "m/checkpoint-100/trainer_state ended at step 100 of 200" in done.stderr
+        assert select(table)["rows"].tolist() == [1, 5]            # its rate falls: rows halfway are no runs
+    assert command(f"{runs}/s=5e6", f"{runs}/m=124M", f"--out={out}").returncode == 0
+    assert list(read_table(out)["params"]) == [5e6] * 4 + [124e6] * 2
+    trainer(runs / "s" / "end", 50, 200)               # as it is saved when all is done
+    (runs / "s" / "end" / "trainer_state.json").rename(runs / "s" / "trainer_state.json")
+    assert list(points(runs / "s", out, "--params=1e6")[0]["step"]) == [50, 200]
+    done = command(runs, f"--out={tmp_path / 'p.csv'}")
+    assert done.returncode == 2 and "it does not say how many parameters" in done.stderr
 
 
 def test_a_chart_without_its_extremes_and_one_size_for_several_runs(tmp_path):

@@ -33,12 +33,14 @@ def three_seeds(**columns):
 
 @pytest.mark.parametrize("cell, value", [
     ("10,881,692", 10881692), ("331,776", 331776), ("1,234,567.5", 1234567.5), ("10.88M", 10.88e6),
-    ("124M", 124e6), ("1.2B", 1.2e9), ("350 K", 350e3), ("3T", 3e12), (" 3e9 ", 3e9)])
+    ("124M", 124e6), ("1.2B", 1.2e9), ("350 K", 350e3), ("3T", 3e12), (" 3e9 ", 3e9),
+    ("10 881 692", 10881692), ("3\u202f741.5", 3741.5), ("1'500'000", 1.5e6)])
 def test_numbers_as_people_write_them(cell, value):
     assert number(cell) == value
 
 
-@pytest.mark.parametrize("cell", ["3,741", "3,74", "1,23,456", "12M4", "M", "0,123", "1_000", "5 m"])
+@pytest.mark.parametrize("cell", ["3,741", "3,74", "1,23,456", "12M4", "M", "0,123", "1_000", "5 m",
+                                  "1.234.567", "3 5"])
 def test_what_may_be_another_number_is_none(cell):
     """'3,741' is 3.741 to half of the world."""
     with pytest.raises(ValueError):
@@ -610,6 +612,124 @@ def test_flops_in_other_units_make_no_tokens():
     assert select({"N": t["params"], "C": C, "loss": t["loss"]})["D"] == pytest.approx(t["tokens"])
 
 
-@pytest.mark.parametrize("cell", ["NA", "n/a", "#N/A", "null", "-", " "])
+@pytest.mark.parametrize("cell", ["NA", "n/a", "#N/A", "null", "-", " ", "None", "diverged", "OOM"])
 def test_cells_that_say_that_nothing_is_there(cell):
     assert np.isnan(number(cell))
+
+
+@pytest.mark.parametrize("step", [True, False])
+def test_curves_sorted_by_step_are_curves(step):
+    """Rows of all runs at one step, then of all at the next, as a pivot table has them."""
+    t = {name: values[np.repeat([True, False] * 3, 10)] for name, values in along_runs().items()}
+    t["tokens"] = np.tile(t["tokens"][:10], 3)
+    t |= {"step": t["tokens"] / 1e6} if step else {}
+    data = select({name: values.reshape(3, 10).T.ravel() for name, values in t.items()})
+    said = "as if the rate never fell" if step else "tokens rise in even steps at each size"
+    assert said in data["warnings"][-1] and len(data["last"]) == (3 if step else 30)
+
+
+def test_several_counts_of_tokens_are_a_question():
+    t = isoflop()
+    with pytest.raises(UserError, match="which tokens are D. There are tokens_seen, train_tokens: call one "):
+        select({"tokens_seen": t["tokens"], "train_tokens": t.pop("tokens") / 4, **t})
+    t = isoflop(tokens_seen=4 * isoflop()["tokens"], active_params=isoflop()["params"] / 8)
+    assert select(t)["notes"] == ["params is the column of that name, and not 'active_params'",
+                                  "tokens is the column of that name, and not 'tokens_seen'"]
+
+
+def by_lines(values, n=20):
+    return np.repeat(np.array(values), n // len(values))
+
+
+@pytest.mark.parametrize("name, pair", [("lr", [1e-3, 3e-3]), ("split", words("train val", 1)),
+                                        ("optimizer_kind", words("adam muon", 1))])
+def test_a_run_column_that_names_models_makes_no_curves(name, pair):
+    """Two rows of one name and as many tokens that were trained or measured in two ways are no curve."""
+    t = tiled(2, run=np.tile([f"r{i}" for i in range(20)], 2), **{name: np.repeat(pair, 20)})
+    t["loss"] = t["loss"] * np.repeat([1.02, 1], 20)
+    if name != "lr":
+        with pytest.raises(UserError, match=f"differ in '{name}'.*keep one, with --where={name}="):
+            select(t)
+        return
+    data = select(t)
+    assert data["rows"].tolist() == list(range(20, 40)) and not data["curves"]
+    assert "another choice of lr was better" in data["notes"][0]
+
+
+def test_a_run_that_stands_twice_with_two_losses_is_two_seeds():
+    t = seeds(run=np.tile([f"r{i}" for i in range(20)], 2))
+    data = select(t)
+    assert data["seed_df"] == 20 and len(data["L"]) == 40 and data["notes"] == []
+
+
+@pytest.mark.parametrize("names", ["total_params active_params", "Total-Parameters non_embedding_parameters",
+                                   "N n_params_active"])
+def test_several_counts_of_parameters_are_a_question(names):
+    t = isoflop()
+    first, second = names.split()
+    table = {first: 8 * t.pop("params"), **t}
+    asked = re.escape(f"which parameters are N? There are {first}, {second}: call one of them params")
+    with pytest.raises(UserError, match=asked):
+        select(table | {second: table[first] / 8})
+    assert len(select(table | {second: table[first]})["L"]) == 20
+    assert select(table | {second: table[first] / 8, "params": table[first] / 8})["params"] == "as given"
+
+
+@pytest.mark.parametrize("name, values", [("vocab_size", np.tile([32000, 32000, 50257, 50257, 50257], 4)),
+                                          ("n_vocab", by_lines([4096, 32768])),
+                                          ("num_experts", np.tile([1, 8], 10)),
+                                          ("seq_len", np.tile([512, 1024, 2048, 512, 1024], 4)),
+                                          ("precision", np.tile([16, 8, 4, 4], 5))])
+def test_numbers_that_part_losses_are_doubted(name, values):
+    told = select(isoflop(**{name: values.astype(float)}))["warnings"]
+    assert len(told) == 1 and told[0].startswith(f"{name!r} holds ") and f"--where={name}=" in told[0]
+    assert select(isoflop(**{name: np.full(20, 32000.0)}))["warnings"] == []
+    assert select(isoflop(vocab_size=np.tile([50257.0, 50304], 10)))["warnings"] == []     # padded
+
+
+def test_epochs_without_unique_tokens_are_doubted():
+    t = isoflop(epochs=np.full(20, 4.0))
+    assert select(t)["warnings"] == ["epochs is 4 to 4, and no column unique_tokens says what was repeated: "
+                                     "tokens count all epochs, and unique_tokens one"]
+    assert select(t | {"unique_tokens": t["tokens"] / 4})["warnings"] == []
+    assert select(t | {"epochs": np.full(20, 0.3)})["warnings"] == []
+
+
+def test_a_flag_of_the_last_row_says_which_value_to_keep():
+    told = select(tiled(2, is_final=words("False True")) | {"tokens": np.geomspace(1e8, 1e11, 40)})
+    assert [text for text in told["warnings"] if "is_final" in text] == [
+        "is_final is false in rows 1, 2, 3, 4, 5 and 15 more; --where=is_final=True leaves them out"]
+
+
+def test_a_count_of_layers_is_no_loss():
+    t = isoflop()
+    loss = t.pop("loss")
+    table = {"N": t["params"], "D": t["tokens"], "L": np.round(t["params"] ** 0.1)}
+    with pytest.raises(UserError, match="no column 'loss' or 'val_loss'"):
+        select(table)
+    for name in ("cross_entropy", "test/CrossEntropyLoss", "final_ce"):
+        with pytest.raises(UserError, match=f"pass --loss=COLUMN, one of {name}$"):
+            select(table | {name: loss})
+    assert select(table | {"L": loss})["loss_column"] == "L"
+
+
+def test_what_lacks_says_what_would_do():
+    t = isoflop()
+    data = select({"N": t["params"], "compute": 6 * t["params"] * t["tokens"], "loss": t["loss"]})
+    assert data["D"] == pytest.approx(t["tokens"])
+    with pytest.raises(UserError, match="no column 'tokens'.*; or a column flops; tokens are steps x batch"):
+        select({"N": t["params"], "steps": t["tokens"] / 5e5, "loss": t["loss"]})
+    with pytest.raises(UserError, match=r"no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of loss_m"):
+        select({"N": t["params"], "tokens": t["tokens"], "loss_mean": t["loss"], "loss_std": t["loss"]})
+
+
+def test_curves_of_several_kinds_are_refused_or_doubted():
+    t = along_runs() | {"run": words("a b c d e f", 10), "schedule": words("constant", 60)}
+    two = {name: np.tile(values, 2) for name, values in t.items()}
+    two |= {"run": np.repeat([f"{kind}{i}" for kind in "xy" for i in range(6)], 10).astype(object),
+            "loss": two["loss"] * np.repeat([1, 1.02], 60), "init": words("mup sp", 60)}
+    with pytest.raises(UserError, match="differ in 'init', which holds 2 values .mup, sp."):
+        select(two)
+    assert select(t)["warnings"] == []
+    attention = words("full full local local full full", 10)       # by size
+    assert select(t | {"attention": attention})["warnings"][0].startswith("'attention' holds 2 values")

@@ -18,47 +18,70 @@ Array = np.ndarray
 # What our columns are called, ours among them; of several that a table has, the first is taken.
 ALIASES = {
     "params": "params n_params num_params nparams parameters n_parameters num_parameters "
-              "total_params param_count parameter_count model_size N n",
+              "total_params total_parameters param_count parameter_count model_size N n",
     "tokens": "total_tokens tokens_seen num_input_tokens_seen consumed_tokens tokens_trained train_tokens "
               "training_tokens n_tokens num_tokens ntokens tokens D d",
-    "flops": "flops training_flops training_flop flops_budget train_flops total_flops total_training_flops C",
+    "flops": "flops training_flops training_flop flops_budget train_flops total_flops total_training_flops "
+             "compute training_compute C",
     "run": "run run_name run_id",
     "step": "step steps iter iteration global_step",
+    "epochs": "epochs num_epochs n_epochs",
     "schedule": "schedule lr_schedule lr_scheduler lr_scheduler_type scheduler",
 }
+# How long a run was to be, told as its step or as its tokens are.
+HORIZONS = {"step": "horizon max_steps num_iterations max_iters total_steps num_steps num_train_steps "
+                    "train_steps planned_steps",
+            "tokens": "target_tokens max_tokens token_budget budget_tokens planned_tokens"}
 LOSSES = ("val_loss validation_loss valid_loss eval_loss test_loss loss final_val_loss final_loss L l "
           "val_bpb bpb bits_per_byte val_bits_per_byte").split()
-LOSS_WORDS = {"loss", "bpb", "bpc", "nll"}
-OTHER_LOSSES = set("aux z best min max std stderr scale kl moe router balance ema smooth smoothed".split())
+LOSS_WORDS = {"loss", "bpb", "bpc", "nll", "ce", "xent"}
+OTHER_LOSSES = set("aux z best min max std stderr scale weight coef kl moe router balance ema smooth "
+                   "smoothed".split())
 HELD_OUT = {"val", "valid", "validation", "eval", "test", "dev"}
+SPLITS = "split phase mode stage type kind set subset partition event dataset".split()   # say "train", "val"
 BITS = {"bpb": "bits per byte", "bits_per_byte": "bits per byte", "bpc": "bits per character",
         "bits_per_char": "bits per character", "bits": "bits"}
 PERPLEXITY = re.compile(r".*(ppl|perplexity).*")
+
+
+def any_of(words: str) -> str:
+    """The pattern of any of these words, which are patterns, too."""
+    return f"(?:{'|'.join(words.split())})"
+
+
 # Rows may differ in these and be one setting: the seed, ...
-SEED = re.compile(r"(\w+_)?(seed|trial|replica|replicate|rep|repeat|repetition|rerun|attempt|fold|rng"
-                  r"|random_state)(_\w+)?")
+SEEDS = any_of("seed trial replica replicate rep repeat repetition rerun attempt fold rng random_state")
+SEED = re.compile(rf"(\w+_)?{SEEDS}(_\w+)?")
 # ... a name or a number of the row, ...
-NAME = re.compile(r"|unnamed_\d+|index|idx|id|row|name|run|study|experiment"
-                  r"|(run|wandb|job|exp|experiment)_\w+|\w+_id")
+NAME = re.compile(any_of(r"unnamed_\d+ index idx id \w+_id row name run study experiment "
+                         r"(run|wandb|job|exp|experiment)_\w+") + "|")
 # ... and what came of it, or where and when it ran. How long it was to be is what its tokens say.
-RESULT = re.compile(
-    r"(eval|val|valid|validation|test|log|ckpt|checkpoint|params|flops|tokens|target)(_\w+)?"
-    r"|.*(loss|ppl|perplexity|bpb|bpc|bits_per|accuracy|time|date|wall|elapsed|hours|minutes|seconds|duration"
-    r"|per_s|throughput|mfu|memory|gpu|device|host|commit|sha256|path|file|hellaswag|mmlu|lambada|piqa).*"
-    r"|(\w+_)?(s|acc|steps?|iters?|iterations?|grad_norm|flops?|compute|dtype|status|state|user|score|notes?"
-    r"|comments?|tags?|version|created|at)|(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)?|world_size|cost"
-    r"|(lr_decay|max|total|num)_(iters|steps|iterations|tokens)|horizon")
-WHEN = re.compile(r"(\w+_)?(date|time|timestamp|host|hostname|commit)|(created|updated|started|ended)\w*")
+BEGINS = any_of("eval val valid validation test log ckpt checkpoint params flops tokens target")
+HOLDS = any_of("loss ppl perplexity bpb bpc bits_per accuracy hellaswag mmlu lambada piqa commit sha256 path "
+               "file time date wall elapsed hours minutes seconds duration per_s throughput mfu memory gpu "
+               "device host")
+ENDS = any_of("s acc steps? iters? iterations? grad_norm flops? compute dtype status state user score notes? "
+              "comments? tags? version created at final finished completed? done is_last")
+WHOLE = any_of("(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)? world_size cost horizon "
+               "(max|total|num)_tokens")
+RESULT = re.compile(rf"{BEGINS}(_\w+)?|.*{HOLDS}.*|(\w+_)?{ENDS}|{WHOLE}")
+WHEN = re.compile(r"(\w+_)?" + any_of("date time timestamp host hostname commit")
+                  + "|" + any_of("created updated started ended") + r"\w*")
+# What is tuned at each size: the best of it counts.
 RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
-HYPER = re.compile(       # what is tuned at each size: the best of it counts
-    "(?!(eval|val|test)_)(" + RATE.pattern + r"|(\w+_)?(bs|bsz|gbs|batch|batch_size|batch_tokens|wd|"
-    r"weight_decay|betas?_?[12]?|momentum|clip|clip_norm|max_grad_norm|dropout|eps|epsilon|init_std|init_scale|weight"
-    r"|coef)|(\w+_)?(warmup|cooldown|decay_frac)(_\w+)?)")
+TUNED = any_of(r"bs bsz gbs batch batch_size batch_tokens wd weight_decay betas?_?[12]? momentum clip "
+               r"clip_norm max_grad_norm dropout eps epsilon init_std init_scale weight coef "
+               r"(warmup|cooldown|decay_frac)(_\w+)?")
+HYPER = re.compile(rf"(?!(eval|val|test)_)({RATE.pattern}|(\w+_)?{TUNED})")
 ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
-# Losses do not make one law across the words in these.
-DATA = re.compile(r"(dataset|data_set|corpus|tokenizer|(train|eval|val|valid|test)_(data|dataset|set))"
-                  "(_name)?")
-KINDS = re.compile(DATA.pattern + r"|(optimi[sz]er|opt|arch|architecture|(model_)?family)(_name)?|model_type")
+# Losses do not make one law across the words in these, nor across these numbers.
+DATA = re.compile(any_of("dataset data_set corpus tokenizer (train|eval|val|valid|test)_(data|dataset|set)")
+                  + "(_name)?")
+KINDS = re.compile(rf"{DATA.pattern}|model_type|"
+                   + any_of("optimi[sz]er opt arch architecture (model_)?family") + "(_name)?")
+NUMBERS = re.compile(r"(\w+_)?" + any_of("experts? top_?k sparsity precision bits n_ctx context seq sequence")
+                     + r"(_\w+)?")
+VOCABULARY = re.compile(r"(\w+_)?vocab(ulary)?(_size)?")
 FEWEST = 100                               # parameters or tokens: fewer are a count in millions or billions
 LN_VOCABULARY = 12.5                       # nats: what a guess costs in the largest vocabularies in use
 UNITS = {1: "", 1 / PF_DAY: "in PF-days", 1e-9: "in GFLOPs", 1e-12: "in TFLOPs", 1e-15: "in PFLOPs",
@@ -71,6 +94,7 @@ PARTS = {1: "", 1 / 3: "the forward pass alone, 2 N D", 2 / 3: "the backward pas
          4 / 3: "activations computed twice, 8 N D", 1 / 6: "N D without the 6"}
 
 
+@lru_cache(maxsize=10_000)
 def plain(name: str) -> str:
     """A column's name in small letters, unless it is one, with _ for all that is no letter or digit."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
@@ -90,7 +114,39 @@ def renamed(table: dict) -> tuple[dict, list[str]]:
     if any(name.startswith("params_") for name in table):      # then counts.params knows how to count N
         ours = {theirs: name for theirs, name in ours.items() if name != "params"}
     notes = [f"{name} is the column {theirs!r}" for theirs, name in ours.items()]
+    for name, what in (("params", "parameters are N"), ("tokens", "tokens are D")):
+        chosen = next((theirs for theirs in ours if ours[theirs] == name), name)
+        notes += notes_on_rivals(table, chosen, name, what)
     return {ours.get(name, name): values for name, values in table.items()}, notes
+
+
+def notes_on_rivals(table: dict, chosen: str, ours: str, what: str) -> list[str]:
+    """A note where `chosen` is one of several counts, and by our own name; by another, a UserError."""
+    others = rivals(table, chosen, ours) if chosen in table else []
+    if others and chosen != ours:
+        raise UserError(f"which {what}? There are {', '.join([chosen, *others])}: call one of them {ours}")
+    return [f"{ours} is the column of that name, and not {' or '.join(map(repr, others))}"] if others else []
+
+
+def rivals(table: dict, chosen: str, ours: str) -> list[str]:
+    """The columns that count `ours`, params or tokens, otherwise than `chosen`, and not just in millions.
+
+    Of tokens only those whose names might be taken are meant: a batch, say, has tokens, too.
+    """
+    found = []
+    for name in table:
+        words = words_of(name)
+        known = plain(name) in ALIASES[ours].split() and len(plain(name)) > 1
+        counted = ours == "params" and words & {"params", "parameters"} and not words & {"per", "norm"}
+        if name == chosen or not (known or counted):
+            continue
+        if not is_text(table[name]) and not is_text(table[chosen]):
+            with np.errstate(all="ignore"):            # of zeros and gaps nothing is known
+                power = np.log10(table[name] / table[chosen])
+            power = power[np.isfinite(power)]
+            if len(power) and np.abs(power - np.round(np.median(power))).max() > 0.001:
+                found.append(name)
+    return found
 
 
 def words_of(column: str) -> set[str]:
@@ -102,8 +158,20 @@ def words_of(column: str) -> set[str]:
 def is_loss(column: str) -> bool:
     """Whether a column holds the loss of a model: not a part of it, nor the best so far."""
     words = words_of(column)
-    known = words & LOSS_WORDS or {"bits", "per"} <= words or column == "L"
+    known = words & LOSS_WORDS or {"bits", "per"} <= words or {"cross", "entropy"} <= words or column == "L"
     return bool(known) and not words & OTHER_LOSSES
+
+
+def by_text(record: dict) -> dict:
+    """A record with its 'loss' as 'eval_loss' where another cell says 'eval': rows of two texts alternate."""
+    texts = HELD_OUT | {"train", "training"}
+    said = (value.strip().lower() for name, value in record.items()
+            if plain(name) in SPLITS and isinstance(value, str))
+    text = next((word for word in said if word in texts), "")
+    if not text:
+        return record
+    return {f"{text}_{name}" if is_loss(name) and not words_of(name) & texts else name: value
+            for name, value in record.items()}
 
 
 @lru_cache(maxsize=10_000)
@@ -119,9 +187,10 @@ def unit(loss: str) -> str:
 
 def missing(name: str, near: str, table: dict) -> UserError:
     """That a fit lacks the column `name`, what there is, and how to say which it is."""
+    made = "; or a column flops; tokens are steps x batch x context, params x tokens per parameter"
     return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
                      f"{', '.join(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
-                     "--map params=COLUMN tokens=COLUMN loss=COLUMN")
+                     f"--map params=COLUMN tokens=COLUMN loss=COLUMN{made if near == 'tokens' else ''}")
 
 
 def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
@@ -129,8 +198,9 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
 
     Raises UserError where there is none, and for perplexities.
     """
-    found = [name for known in LOSSES for name in table if plain(name) == known]
-    others = [name for name in table if is_loss(name) and name not in found]
+    losses = [name for name in table if plain(name) not in ("L", "l") or not is_whole(table[name])]
+    found = [name for known in LOSSES for name in losses if plain(name) == known]
+    others = [name for name in losses if is_loss(name) and name not in found]
     held = [name for name in others if held_out(name)]
     if not asked and found and held and not held_out(found[0]):
         if len(held) > 1:
@@ -139,8 +209,7 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
     if not (found or others):
         found = [name for name in table if PERPLEXITY.fullmatch(plain(name))]
     if not (asked or found) and others:
-        raise UserError(f"no column 'loss' or 'val_loss'{nearest('loss', table)}; pass --loss=COLUMN, one of "
-                        f"{', '.join(others)}")
+        raise UserError(f"no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of {', '.join(others)}")
     if not (asked or found):
         raise missing("'loss' or 'val_loss'", "loss", table)
     name = asked or found[0]
@@ -215,15 +284,22 @@ def is_text(values: Array) -> bool:
     return values.dtype.kind in "OU"
 
 
+def is_whole(values: Array) -> bool:
+    """Whether a column holds whole numbers only, as one of layers."""
+    return not is_text(values) and bool((values == np.round(values)).all())
+
+
 def runs_of(counter: Array, size: Array, least: int) -> Array | None:
     """The number (n,) of each row's run: a new one where the `counter` starts anew or the `size` changes.
 
     None unless the counter rises in even steps and runs have `least` rows or more: else rows are finished
-    runs, and the counter says how long each was.
+    runs, and the counter says how long each was. Rows of one size need not stand together.
     """
-    gain = np.diff(counter)
-    new = np.append(True, (gain <= 0) | (np.diff(size) != 0))
-    run = np.cumsum(new) - 1
+    order = np.argsort(size, kind="stable")
+    gain = np.diff(counter[order])
+    new = np.append(True, (gain <= 0) | (np.diff(size[order]) != 0))
+    run = np.empty(len(size), int)
+    run[order] = np.cumsum(new) - 1
     even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
     if len(run) < least * (run.max() + 1) or not even.all():
         return None
@@ -241,12 +317,17 @@ def is_name(name: str, values: Array) -> bool:
 
 
 def mixed(table: dict, N: Array, D: Array, own: tuple[str, ...]) -> list[str]:
-    """The columns of words, but for our `own`, that neither name the runs nor follow from their N and D."""
+    """The columns of words, but for our `own`, that neither name the runs nor follow from their N and D.
+
+    And numbers that are no more than words, as of experts; and vocabularies, where a loss is another one.
+    """
     sizes = [np.round(np.log(v), 2) for v in (N, D, D / N, N * D)]
     found = []
     for name, values in table.items():
         word = plain(name)
-        if name in own or not is_text(values) or is_name(name, values):
+        if VOCABULARY.fullmatch(word) and not is_text(values) and values.max() > 1.02 * values.min():
+            found.append(name)                         # less is padding
+        if name in own or not (is_text(values) or NUMBERS.fullmatch(word)) or is_name(name, values):
             continue
         if SEED.fullmatch(word) or RESULT.fullmatch(word):
             continue

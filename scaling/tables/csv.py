@@ -17,8 +17,9 @@ import numpy as np
 from config.settings import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
-MISSING = ("", "na", "n/a", "#n/a", "null", "-")     # as programs and people write it
-UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins
+MISSING = ("", "na", "n/a", "#n/a", "null", "none", "-", "diverged", "oom")      # in anybody's small letters
+UTF16 = (b"\xff\xfe", b"\xfe\xff")                 # how such a file begins: PowerShell and Excel write it
+BINARY = {b"PK\x03\x04": "an Excel book or a zip", b"PAR1": "in Parquet"}
 SUFFIXES = {"K": "e3", "k": "e3", "M": "e6", "B": "e9", "G": "e9", "T": "e12"}
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
@@ -40,10 +41,12 @@ def number(value) -> float:
 
 
 def as_people_write(cell: str) -> str:
-    """'10,881,692' as '10881692' and '10.88M' as '10.88e6'; any other text as it stands.
+    """'10,881,692' and '10 881 692' as '10881692', '10.88M' as '10.88e6'; any other text as it stands.
 
     '3,741' stands, too: it may be a decimal comma. No decimal comma has three digits before it and after.
     """
+    if re.fullmatch(r"\d{1,3}([\s']\d{3})+(\.\d+)?", cell):
+        return re.sub(r"[\s']", "", cell)
     if re.fullmatch(r"\d{1,3}(,\d{3}){2,}(\.\d+)?|[1-9]\d\d,\d{3}", cell):
         return cell.replace(",", "")
     if re.fullmatch(r"\d+(\.\d+)? ?[KkMBGT]", cell):
@@ -62,8 +65,6 @@ def cause(e: Exception) -> str:
     """Why a file could not be read, in words."""
     if isinstance(e, FileNotFoundError):
         return "no such file"
-    if isinstance(e, UnicodeDecodeError) and e.object[:2] in UTF16:
-        return "it is in UTF-16; save it in UTF-8"
     if isinstance(e, UnicodeDecodeError):
         return f"byte 0x{e.object[e.start]:x} is not UTF-8 (Latin-1, perhaps); save it in UTF-8"
     return getattr(e, "strerror", None) or str(e) or type(e).__name__
@@ -79,13 +80,13 @@ def unreadable(path: str | Path):
 
 
 def text_lines(path: str | Path, errors: str = "strict") -> Iterator[str]:
-    """The lines of a file in UTF-8, with their ends, unpacked where it is a .gz. Raises UserError.
-
-    With errors="replace" a file may also be in UTF-16, as PowerShell writes what a program prints.
-    """
+    """The lines of a text in UTF-8 or UTF-16, with their ends; of a .gz, too. Raises UserError."""
     with unreadable(path), opened(path) as f:
-        wide = errors == "replace" and f.peek(2)[:2] in UTF16
-        with io.TextIOWrapper(f, "utf-16" if wide else "utf-8-sig", errors, newline="") as lines:
+        head = f.peek(4)[:4]
+        if head in BINARY:
+            raise UserError(f"{path}: it is {BINARY[head]}, no text; save the table as CSV")
+        encoding = "utf-16" if head[:2] in UTF16 else "utf-8-sig"
+        with io.TextIOWrapper(f, encoding, errors, newline="") as lines:
             yield from lines
 
 
@@ -93,6 +94,14 @@ def delimiter_of(header: str) -> str:
     """What parts the cells: of comma, semicolon and tab the one that the header has most of."""
     unquoted = re.sub(r'"[^"]*"', "", header)
     return max(",;\t", key=unquoted.count)
+
+
+def all_numbers(cells: list[str]) -> bool:
+    """Whether each of the cells holds a number."""
+    try:
+        return not any(math.isnan(number(cell)) for cell in cells)
+    except ValueError:
+        return False
 
 
 def checked_header(path: str | Path, cells: list[str]) -> list[str]:
@@ -105,6 +114,8 @@ def checked_header(path: str | Path, cells: list[str]) -> list[str]:
         header.pop()
     if not header:
         raise UserError(f"{path}: line 1 is empty; it must name the columns")
+    if all_numbers(header):
+        raise UserError(f"{path}: line 1 holds numbers; it must name the columns")
     if len(header) == 1 and len(re.split(r"[|\s]+", header[0].strip("|"))) > 2:
         raise UserError(f"{path}: line 1 is one cell, {header[0]!r:.60}: part the columns with commas, "
                         "semicolons or tabs")
@@ -138,21 +149,25 @@ def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple
     """The (line number, cells) of each line that is not blank, the header first.
 
     Cells are parted by comma, semicolon or tab; with the latter two, numbers may have a decimal comma. Lines
-    before the header that begin with # or sep= are comments, and so is a ragged line that begins with #.
-    Empty cells at the end of a line do not count. Any other ragged row is an error, or is skipped and
-    reported where `report` is given. Raises UserError.
+    before the header that begin with # or sep= are comments, and so is a ragged line that begins with #; but
+    where numbers follow, as numpy's savetxt has it, the last of these lines is the header.
+    Empty cells at the end of a line do not count, nor does a header that stands again. Any other ragged row
+    is an error, or is skipped and reported where `report` is given. Raises UserError.
     """
     lines = text_lines(path)
-    above = 0
+    above = []
     for first in lines:
         if not first.startswith(("#", "sep=", '"sep=')):
             break
-        above += 1
+        above.append(first)
     else:
         first = ""
     delimiter = delimiter_of(first)
-    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
-    rows = parted(path, reader, above, report)
+    begin = [first]
+    if above and all_numbers(first.split(delimiter)) and delimiter in above[-1]:
+        begin = [above.pop().lstrip("# "), first]
+    reader = csv.reader(chain(begin, lines), delimiter=delimiter, strict=True)
+    rows = parted(path, reader, len(above), report)
     return rows if delimiter == "," else with_points(rows)
 
 
@@ -165,6 +180,8 @@ def parted(path: str | Path, reader, above: int, report: Callable | None) -> Ite
             if len(cells) > len(header) and not "".join(cells[len(header):]).strip():
                 cells = cells[:len(header)]
             line = above + reader.line_num
+            if [name.strip() for name in cells] == header:     # of the next file, in several that were joined
+                continue
             if len(cells) == len(header):
                 yield line, cells
             elif "".join(cells).strip() and not cells[0].startswith("#"):

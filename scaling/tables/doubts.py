@@ -2,15 +2,13 @@
 import numpy as np
 
 from scaling.laws.solver import seed_noise
-from scaling.tables.columns import RATE, SEED, groups, is_text, plain, rows_text, runs_of, some
+from scaling.tables.columns import HORIZONS, RATE, SEED, groups, is_text, plain, rows_text, runs_of, some
 
 Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
 FAR_WORSE = 0.1                            # so much worse than a smaller model on fewer tokens no law is
 NOISE = 0.015                              # of the loss, between seeds: more is another setting
-HORIZON = {"step": "max_iters max_steps total_steps num_steps num_train_steps train_steps num_iterations "
-                   "horizon",
-           "tokens": "target_tokens max_tokens token_budget budget_tokens planned_tokens"}
+STATES = "state status finished completed done final is_final is_last".split()
 FINISHED = "finished complete completed done success succeeded ok true yes 1 1.0".split()
 
 
@@ -29,7 +27,7 @@ def doubts(data: dict) -> list[str]:
         if bad.any():
             out.append(what.format(named(data, bad)))
     return [*out, *too_noisy(data, last), *unfinished(last, data["rows"][data["last"]]), *unlogged(data),
-            *unlike_steps(last), *halfway(data)]
+            *unlike_steps(last), *repeats(data), *halfway(data)]
 
 
 def named(data: dict, last: Array) -> str:
@@ -111,33 +109,37 @@ def edges(table: dict, experiment: Array, best: Array, tuned: list[str], rows: A
     return out
 
 
-def unlike(table: dict, apart: list[str], words: list[str]) -> list[str]:
-    """Which columns may part the rows into several laws: `apart` those of size and tokens, `words` all."""
+def unlike(table: dict, apart: list[str]) -> list[str]:
+    """Which columns of numbers, of those that differ at equal size and tokens, may part rows into laws."""
     out = []
     for name in apart:
         fix = (f"a law through all is none of theirs; --where={name}={table[name].max():g} keeps one, "
                f"--best_of={name} the best; if it only numbers seeds, call it seed")
         if 2 * len(set(table[name])) > len(table[name]):
             fix = "if that is a result and no setting, take the column out"
-        values = some(table[name])
-        out.append(f"rows of the same size and tokens differ in {name!r}, which holds {values}: {fix}")
-    for name in words:
-        out.append(f"{name!r} holds {some(table[name])} among these runs: if their losses make no one law, "
-                   f"keep one with --where={name}={table[name][0]}")
+        out.append(f"rows of the same size and tokens differ in {name!r}, which holds {some(table[name])}: "
+                   f"{fix}")
     return out
+
+
+def several(table: dict, names: list[str]) -> list[str]:
+    """That the columns `names` may part the rows into several laws, and how to keep one."""
+    first = {name: table[name][0] if is_text(table[name]) else f"{table[name][0]:g}" for name in names}
+    return [f"{name!r} holds {some(table[name])} among these runs: if their losses make no one law, keep one "
+            f"with --where={name}={value}" for name, value in first.items()]
 
 
 def unfinished(table: dict, rows: Array) -> list[str]:
     """Where a run ended before the horizon that the table tells of, or did not end well."""
     out = []
     words = {plain(name): name for name in table}
-    for done, horizons in HORIZON.items():
+    for done, horizons in HORIZONS.items():
         for name in [words[word] for word in horizons.split() if word in words]:
             if done in table and not is_text(table[done]) and not is_text(table[name]):
                 short = table[done] < 0.98 * table[name]
                 if short.any():
                     out.append(f"{done} is less than {name} in {rows_text(rows[short])}: they ended early")
-    for name in ("state", "status", "finished", "completed", "done"):
+    for name in STATES:
         if name in words:
             states = np.array([str(word).strip().lower() for word in table[words[name]]], object)
             bad = ~np.isin(states, FINISHED)
@@ -169,6 +171,15 @@ def unlike_steps(table: dict) -> list[str]:
         return []
     return [f"tokens are {ratio.min():.3g} to {ratio.max():.3g} times step x batch_tokens: one of these "
             "counts something else"]
+
+
+def repeats(data: dict) -> list[str]:
+    """Where runs went over their data several times, and no column tells how much there was of it."""
+    epochs = data["epochs"]
+    if epochs is None or data["U"] is not None or not epochs.max() > 1.5:
+        return []
+    return [f"epochs is {epochs.min():.3g} to {epochs.max():.3g}, and no column unique_tokens says what was "
+            "repeated: tokens count all epochs, and unique_tokens one"]
 
 
 def halfway(data: dict) -> list[str]:

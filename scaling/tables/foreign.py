@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, held_out, is_loss, unit
+from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, by_text, held_out, is_loss, rivals, unit
 from scaling.tables.csv import MALFORMED, number
-from scaling.tables.readers import FORMATS, NAMES, named, plain, reader_of, skipping
+from scaling.tables.readers import FORMATS, NAMES, named, reader_of, skipping, tail
 
 POINT_COLUMNS = "run params tokens loss step flops budget unique_tokens".split()
 BOOKKEEPING = set("index id name run_name created runtime user notes tags sweep hostname".split())   # of W&B
@@ -32,6 +32,7 @@ class Run:
     facts: dict                                        # what the log told before it
     rows: dict = field(default_factory=dict)           # {step: {column: value as it stands}}
     last: dict = field(default_factory=dict)           # {loss: the last step that had it}
+    twice: set = field(default_factory=set)            # each (loss, step) that had several values in a row
 
 
 # ---- Records become runs. ----
@@ -85,7 +86,8 @@ class Gathered:
         self.runs = []
         self.columns = {}
         self.counter = None                            # the column of steps; "" where there is none
-        self.latest = {}                               # the run that goes on, by name
+        self.latest = {}                               # the run that goes on, by name and size
+        self.sizes = {}                                # the last size, by name
         self.told = {}                                 # of the runs that follow
         self.used = False
 
@@ -97,6 +99,8 @@ class Gathered:
 
     def add(self, place: str, record: dict) -> None:
         """Put a record where it belongs. Raises one of MALFORMED."""
+        if self.names.get("loss") not in record:
+            record = by_text(record)
         self.columns |= dict.fromkeys(record)
         cells = filled(record, self.names)
         loss = any(is_loss(name) or name == self.names.get("loss") for name in record)
@@ -107,40 +111,44 @@ class Gathered:
         if self.counter:
             self.add_step(int(number(record[self.counter])), cells)
         else:                                          # each row is a run, or a point of one
-            self.add_row("", place, cells, False)
+            self.add_row(("", None), place, cells, False)
 
     def add_step(self, step: int, cells: dict) -> None:
         """Put the cells of a step into the run that goes on, or into one that begins."""
         if not 0 <= step < 10**15:
             raise ValueError(f"step {step}")
         name = str(cells.get(self.names.get("run") or named(tuple(cells), "run"), ""))
-        run = self.latest.get(name)
+        size = self.names.get("params") or named(tuple(cells), "params")
+        self.sizes[name] = cells.get(size, self.sizes.get(name))
+        which = name, self.sizes[name]                 # rows of several sizes may stand in any order
+        run = self.latest.get(which)
         cells.pop(self.counter, None)
         told = {} if self.used else self.told
         table = self.kind in ("table", "JSON")
-        new = run and (begins(run, step, cells, told, table) or table and self.differs(run, step, cells))
-        self.add_row(name, step, cells, new)
+        new = run and (begins(run, step, cells, told, table) or table and tuned_apart(run, step, cells))
+        self.add_row(which, step, cells, new)
 
-    def differs(self, run: Run, step: int, cells: dict) -> bool:
-        """Whether a row is of another size than the one before, or has the loss of its step at another rate
-        or seed: finished runs may have no names."""
-        size = self.names.get("params") or named(tuple(cells), "params")
-        before = next(reversed(run.rows.values()))
-        if before.get(size, cells.get(size)) != cells.get(size, before.get(size)):
-            return True
-        same = run.rows.get(step, {})
-        tuned = [name for name in cells if HYPER.fullmatch(plain(name)) or SEED.fullmatch(plain(name))]
-        again = any(is_loss(name) and name in same for name in cells)
-        return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
-
-    def add_row(self, name: str, key: int | str, cells: dict, new: bool) -> None:
-        """Put cells into the run of a name, at a step or a place."""
-        if new or name not in self.latest:
-            self.latest[name] = Run(name, bool(name), self.told)
-            self.runs.append(self.latest[name])
+    def add_row(self, which: tuple, key: int | str, cells: dict, new: bool) -> None:
+        """Put cells into the run of a name and size, at a step or a place."""
+        if new or which not in self.latest:
+            self.latest[which] = Run(which[0], bool(which[0]), self.told)
+            self.runs.append(self.latest[which])
         self.used = True
-        self.latest[name].rows.setdefault(key, {}).update(cells)
-        self.latest[name].last |= {column: key for column in cells if is_loss(column)}
+        run = self.latest[which]
+        row = run.rows.setdefault(key, {})
+        losses = {name: value for name, value in cells.items() if is_loss(name)}
+        if key == next(reversed(run.rows)):
+            run.twice |= {(name, key) for name, value in losses.items() if row.get(name, value) != value}
+        row.update(cells)
+        run.last |= dict.fromkeys(losses, key)
+
+
+def tuned_apart(run: Run, step: int, cells: dict) -> bool:
+    """Whether a row has the loss of its step at another rate or seed: finished runs may have no names."""
+    same = run.rows.get(step, {})
+    tuned = [name for name in cells if HYPER.fullmatch(tail(name)) or SEED.fullmatch(tail(name))]
+    again = any(is_loss(name) and name in same for name in cells)
+    return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
 
 
 def gather(path: Path, records: Iterable, names: dict, report: Callable) -> Gathered:
@@ -166,7 +174,7 @@ def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | No
     losses = {name: n for name, n in count.items() if is_loss(name)}
     if asked and asked not in count:
         raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
-    perplexities = [name for name in columns if PERPLEXITY.fullmatch(plain(name))]
+    perplexities = [name for name in columns if PERPLEXITY.fullmatch(tail(name))]
     if asked in perplexities or perplexities and not asked and not losses:
         name = asked or perplexities[0]
         raise UserError(f"{path}: column {name!r} holds perplexities: take its logarithm, "
@@ -229,6 +237,10 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
     end = max(run.rows)
     said = [run.facts.get("horizon"), *(row.get(horizon) for row in run.rows.values())]
     wanted = np.fmax.reduce([number_or_nan(value) for value in said])
+    twice = sorted(step for name, step in run.twice if name == loss)
+    if len(twice) > 2:                                 # one or two may be where it resumed
+        report(f"{who} has several values of {loss} at {len(twice)} steps, the first at step {twice[0]}; the "
+               "last of each counts")
     if bad is not None:
         report(f"{who} diverged at step {bad}: what came before is no result; skipped")
     elif not any(loss in row for row in run.rows.values()):
@@ -275,12 +287,12 @@ def settings(runs: list[Run], columns: list[str], used: Iterable[str]) -> list[s
     The learning rate and the horizon are among them, too: by these a fit tells which runs are not finished.
     """
     rest = [name for name in columns if name not in {*used, *POINT_COLUMNS} and not is_loss(name)
-            and not name.startswith("_") and plain(name) not in BOOKKEEPING]
+            and not name.startswith("_") and tail(name) not in BOOKKEEPING]
     if not has_steps(runs[0]):
         return rest
     known = {name for run in runs for row in run.rows.values() for name in row}
     told = [name for name in rest if name in known
-            and (RATE.fullmatch(plain(name)) or name == named(tuple(columns), "horizon"))]
+            and (RATE.fullmatch(tail(name)) or name == named(tuple(columns), "horizon"))]
     if not runs[0].named:
         return told                                    # what else a log says at each step is no setting
     held = [{name: {str(row.get(name)) for row in run.rows.values()} for name in rest} for run in runs]
@@ -293,6 +305,17 @@ LACKS = {"params": ("how many parameters the model has", "give --params=N or FIL
          "tokens": ("how many tokens a step takes", "give --batch_tokens=N")}
 
 
+def check_params(path: Path, runs: list[Run], columns: list[str], chosen: str) -> None:
+    """Raise UserError where the column `chosen` for params is one of several that count differently."""
+    rows = [row for run in runs for row in run.rows.values()]
+    table = {name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in columns
+             if name == chosen or "param" in name.lower()}
+    others = rivals(table, chosen, "params")
+    if others and tail(chosen) != "params":
+        raise UserError(f"{path}: which parameters are N? Choose with --map params= one of "
+                        f"{', '.join([chosen, *others])}")
+
+
 def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) -> dict:
     """{our column: theirs}. Raises UserError for one that is not there, and for what nothing tells."""
     found = {ours: named(tuple(columns), ours) for ours in NAMES if ours not in ("run", "step", "horizon")}
@@ -301,6 +324,8 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
         if theirs not in columns:
             raise UserError(f"{path}: no column {theirs!r}{nearest(theirs, columns)} for {ours}; its columns "
                             f"are {', '.join(columns)}")
+    if not asked.params and "params" not in asked.names and "params" in found:
+        check_params(path, runs, columns, found["params"])
     told = {key for run in runs for key in run.facts}
     known = {"params": asked.params or told & {"params", "total_flos"},
              "step": has_steps(runs[0]) or not asked.batch_tokens or "tokens" in found,
@@ -318,7 +343,7 @@ def names_of(run: Run, columns: list[str], asked: Asked) -> dict:
     if has_steps(run):
         return dict.fromkeys(run.rows, run.name)
     given = {place: str(row[column]) for place, row in run.rows.items() if column in row}
-    if plain(column or "") == "name" and len(set(given.values())) < len(given):
+    if tail(column or "") == "name" and len(set(given.values())) < len(given):
         given = {}                                     # of a model, since runs share it
     return {place: given.get(place, f"{run.name}:{place}") for place in run.rows}
 
@@ -359,7 +384,7 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     horizon = named(tuple(columns), "horizon")
     kept = [run for run in runs if is_result(path, run, loss, horizon, report)]
     tell_params(path, kept, source, asked, report)
-    if not held_out(loss) and (has_steps(runs[0]) or "train" in plain(loss)):
+    if not held_out(loss) and (has_steps(runs[0]) or "train" in tail(loss)):
         report(f"{path}: no validation loss in it, so loss is the train loss")
     points = [point for run in kept for point in points_of(run, source, extra, columns, asked)]
     if kept and not points:

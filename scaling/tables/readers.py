@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from runtime.basics import UserError
-from scaling.tables.columns import ALIASES, OTHER_LOSSES, is_loss
+from scaling.tables.columns import ALIASES, HORIZONS, OTHER_LOSSES, is_loss, plain
 from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
 
 FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
@@ -31,20 +31,23 @@ NAMES = {                                              # of several that a log h
     "flops": ALIASES["flops"],
     "budget": "budget",
     "unique_tokens": "unique_tokens",
-    "horizon": "horizon max_steps num_iterations max_iters"}
+    "horizon": HORIZONS["step"]}
 
 
 @lru_cache(maxsize=10_000)
-def plain(column: str) -> str:
-    """The last part of a column's name, as NAMES has it: 'total_tokens' of 'throughput/Total tokens'."""
-    name = re.sub(r"[^A-Za-z0-9]+", "_", column.rpartition("/")[2].strip())
-    return name if len(name) == 1 else name.lower()
+def tail(column: str) -> str:
+    """The last part of a column's name, as NAMES has it: 'total_tokens' of 'throughput/Total tokens'.
+
+    W&B's own columns keep the underscore that they begin with.
+    """
+    part = column.rpartition("/")[2].strip()
+    return "_" * part.startswith("_") + plain(part)
 
 
 @lru_cache(maxsize=10_000)
 def named(columns: tuple[str, ...], ours: str) -> str | None:
     """The column that holds what we call `ours`, by its name, or None."""
-    theirs = {plain(column): column for column in reversed(columns)}
+    theirs = {tail(column): column for column in reversed(columns)}
     return next((theirs[name] for name in NAMES[ours].split() if name in theirs), None)
 
 
@@ -77,21 +80,27 @@ def reader_of(path: Path) -> Callable:
 
 
 def names_columns(text: str) -> bool:
-    """Whether the first line of a text that is no comment names columns, a loss among them."""
+    """Whether the first line of a text that is no comment names columns, a loss among them.
+
+    A line of a console log has commas and a loss, too, but also its number.
+    """
     lines = (line for line in text.splitlines() if not line.startswith(("#", "sep=", '"sep=')))
     header = next(lines, "")
     cells = header.split(delimiter_of(header))
-    return len(cells) > 1 and not STEP.search(header) and any(is_loss(cell.strip(' "')) for cell in cells)
+    logged = STEP.search(header) or re.search(r"\d\.\d", header)
+    return len(cells) > 1 and not logged and any(is_loss(cell.strip(' "')) for cell in cells)
 
 
 # ---- Console logs. ----
 
 NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.]|,\d)"
 COUNTED = r"(\d{1,3}(?:,\d{3})+|\d{1,15}(?:(?:\.\d+)?[kM]\b)?)"     # 1200, 1,200 or 1.2k
-STEP = re.compile(r"(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=#]\s*)?"
-                  rf"{COUNTED}(?:/ *{COUNTED})?(?![.,]?\d)", re.IGNORECASE)
-LOSS = re.compile(r"(?<![\w/.])(?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?(loss|bpb|tel|trl)"
-                  r"(?:\s*[:=]\s*|\s+)" + NUMBER, re.IGNORECASE)
+STEP = re.compile(rf"""(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=\#]\s*)?
+                       {COUNTED}(?:/[ ]*{COUNTED})?              # 100, or 100/1000
+                       (?![.,]?\d)""", re.IGNORECASE | re.VERBOSE)
+LOSS = re.compile(r"""(?<![\w/.])                                 # not the end of another word
+                      (?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?
+                      (loss|bpb|tel|trl)(?:\s*[:=]\s*|\s+)""" + NUMBER, re.IGNORECASE | re.VERBOSE)
 SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
 REWRITTEN = (
     (re.compile(r"\x1b\[[\d;]*m"), ""),                # colours; the log.txt of build-nanogpt; Megatron-LM
@@ -99,16 +108,17 @@ REWRITTEN = (
     (re.compile(r"^(step \d{1,15}: train) (\d+\.\d+), val (?=\d+\.\d+\s*$)"), r"\1 loss \2, val loss "),
     (re.compile(r"validation \w+ at iteration (\d{1,15}) \| lm[ _]loss value: "), r"step \1: val loss "))
 OF_LOSS = re.compile(r"\b(?:loss|bpb|tel|trl)\b", re.IGNORECASE)
+EVALUATED = re.compile(r"\b(?:eval(?:uation)?|val(?:id(?:ation)?)?)\b(?![.=])", re.IGNORECASE)
 ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
-COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]?)(?!\w|\.\d)"
+COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]| million| billion|)(?!\w|\.\d)"
 PARTS = ("lm_head", "transformer_matrices")            # what nanochat counts as its parameters
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, " MILLION": 1e6, " BILLION": 1e9}
 FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
     ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
     ("batch_tokens", "^train_batch_tokens:" + COUNT),  # such logs begin with their own program
     ("horizon", r"\bmax_iters" + COUNT),
     ("params", "^model_params:" + COUNT),
-    ("params", r"(?:number of|total|model) parameters" + COUNT),
+    ("params", r"(?:number of|total|model) (?:trainable )?(?:parameters|params)" + COUNT),
     ("params", r"num_parameters\s*\|\s*" + COUNT),
     *((name, rf"^{name}\s*:" + COUNT) for name in PARTS))]
 KINDS = ((r"^s:\d", "llm.c log"), (r"step:\d+/\d", "modded-nanogpt log"),
@@ -147,14 +157,22 @@ def losses_of(text: str) -> dict:
     """
     found = {}
     for match in LOSS.finditer(text):
-        before = re.search(r"(\w*)\W*$", text[:match.start()])[1].lower()
-        if before in OTHER_LOSSES:
+        before = text[:match.start()]
+        if re.search(r"(\w*)\W*$", before)[1].lower() in OTHER_LOSSES:
             continue
-        name = f"{match[1] or ''}_{match[2]}".strip("_").lower()
+        text_of = match[1] or ("val" if is_of_evaluation(before) else "")
+        name = f"{text_of}_{match[2]}".strip("_").lower()
         name = SHORT.get(name, name)
         again = sum(other.startswith(name) for other in found)
         found[f"{name}_{again + 1}" if again else name] = match
     return found
+
+
+def is_of_evaluation(before: str) -> bool:
+    """Whether the words `before` a loss say that it is of an evaluation, and not just that another is."""
+    word = EVALUATED.search(before)
+    after = before[word.end():] if word else ""
+    return bool(word) and (STEP.search(after) is not None or not re.search(r"\d\.\d", after))
 
 
 def is_torn(text: str, losses: dict, decimals: dict) -> bool:
@@ -256,6 +274,9 @@ def json_records(path: Path, data, report: Callable) -> Iterator:
     if isinstance(data, dict) and isinstance(data.get("log_history"), list):
         yield None, {"kind": "Hugging Face's trainer_state.json"}
         yield from trainer_records(path, data, report)
+    elif isinstance(data, dict) and (columns := columns_in(data)):
+        for i, values in enumerate(zip(*columns.values())):
+            yield f"[{i}]", dict(zip(columns, values))
     elif isinstance(data, dict) and curves_in(data):
         yield from curve_records(path, data, report)
     elif isinstance(data, dict):
@@ -263,7 +284,8 @@ def json_records(path: Path, data, report: Callable) -> Iterator:
         if models:
             yield from json_records(path, models, report)
         for part in data.values():
-            if isinstance(part, list) and any(isinstance(item, dict) for item in part):
+            listed = isinstance(part, list) and any(isinstance(item, dict) for item in part)
+            if listed or isinstance(part, dict) and columns_in(part):
                 yield from json_records(path, part, report)
     elif isinstance(data, list):
         for i, item in enumerate(data):
@@ -276,9 +298,20 @@ def json_records(path: Path, data, report: Callable) -> Iterator:
                     yield f"[{i}]", flat(item)
 
 
+def columns_in(data: dict) -> dict:
+    """{column: its values} of a table that stands there by columns, as pandas writes it; else {}."""
+    found = {name: list(part.values()) if isinstance(part, dict) else part for name, part in data.items()
+             if isinstance(part, (dict, list))}
+    cells = [cell for part in found.values() for cell in part]
+    nested = any(isinstance(cell, (dict, list)) for cell in cells)
+    even = len({len(part) for part in found.values()}) == 1
+    return found if even and not nested and any(map(is_loss, found)) else {}
+
+
 def is_model(part) -> bool:
-    """Whether an object has the size of a model and a loss."""
-    return isinstance(part, dict) and named(tuple(part), "params") is not None and any(map(is_loss, part))
+    """Whether an object has the size of a model and a loss, and is no table of several."""
+    told = isinstance(part, dict) and named(tuple(part), "params") is not None and any(map(is_loss, part))
+    return told and not columns_in(part)
 
 
 def flat(item: dict) -> dict:

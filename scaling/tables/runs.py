@@ -87,18 +87,29 @@ def best_of(table: dict, experiment: Array, L: Array, tuned: list[str]) -> tuple
 
 # ---- Runs of several rows. ----
 
-def run_names(table: dict, N: Array, D: Array) -> Array | None:
+def are_runs(names: Array, table: dict, N: Array, D: Array, L: Array, used: Iterable[str]) -> bool:
+    """Whether the `names` (n,) are those of runs, and not of models or settings that several rows share.
+
+    A run has one size and one seed, and was not trained in two ways at as many tokens; nor do two losses
+    make a curve, if they were measured at the same tokens.
+    """
+    run, at, loss = groups([names]), groups([names, D]), groups([names, D, L])
+    apart = [name for name in separate(table, at, used)
+             if name in SETTINGS or HYPER.fullmatch(plain(name)) or is_text(table[name])]
+    seeds = [name for name in table if SEED.fullmatch(plain(name))]
+    several = groups([names, N, *(table[name] for name in apart + seeds)]).max() > run.max()
+    return not several and (at.max() > run.max() or loss.max() == at.max())
+
+
+def run_names(table: dict, N: Array, D: Array, L: Array, used: Iterable[str]) -> Array | None:
     """The name (n,) of each row's run: the column `run`, or a number where steps were logged and start anew.
 
     Other names are those of runs where tokens rise evenly along each. None where a row is a run, as far as
-    the table says.
+    the table says. `used` are the columns that a fit takes, as N.
     """
     if "run" in table:
         names = table["run"].astype(str).astype(object)
-        seeds = [values for key, values in table.items() if SEED.fullmatch(plain(key))]
-        if groups([names, N, *seeds]).max() == groups([names]).max():
-            return names
-        return None                                    # a run of several sizes or seeds is the name of others
+        return names if are_runs(names, table, N, D, L, used) else None
     names = [values for key, values in table.items() if is_text(values)
              and plain(key) in ("name", "experiment", "exp", "model")]
     told = groups([N, *names])
@@ -263,7 +274,8 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     check_one({key: v[kept.mask] for key, v in table.items()})
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
         drop_unusable(kept, label, v)
-    run = run_names(table, N, D)
+    used = {"params", "tokens", "flops", "run", "step", name}
+    run = run_names(table, N, D, L, used)
     drop_repeated(kept, table, curves=run is not None and len(set(run)) < len(run))
     if not kept.mask.any():
         raise UserError("no usable row is left: " + "; ".join(kept.notes))
@@ -273,7 +285,7 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     drop_halfway(kept, table, run, D)
     if run is not None:
         table = table | peak_rates(table, run)         # a rate that falls was chosen by its peak
-    setting = settle(kept, data, table, run, N, D, L, tuned)
+    setting = settle(kept, data, table, run, N, D, L, used, tuned)
     rows = np.flatnonzero(kept.mask)
     data |= {"N": N[rows], "D": D[rows], "C": C[rows], "L": L[rows], "setting": setting[rows], "rows": rows,
              "run": None if run is None else run[rows], "table": {key: v[rows] for key, v in table.items()}}
@@ -331,45 +343,52 @@ def check_units(kept: Kept, data: dict, table: dict, N: Array, D: Array, C: Arra
         data["warnings"] += warnings
 
 
+def settings_apart(table: dict, run: Array | None, N: Array, D: Array, used: Iterable[str],
+                   tuned: Iterable[str]) -> tuple[Array, list[str], list[str]]:
+    """(the index (n,) of each row's size and tokens; what is tuned there, and what else makes settings).
+
+    Along the curves of a `run` (n,), None where rows are runs, tokens are exact, and only what stays the same
+    is a setting.
+    """
+    group = groups([N, D])
+    near = nearly(N, D) if run is None else group
+    known = {name for name in table if name in tuned or HYPER.fullmatch(plain(name))}
+    best = [name for name in separate(table, near, used) if name in known]
+    others = [name for name in separate(table, group, used) if name not in known]
+    if run is not None:
+        others = [name for name in others if groups([run, table[name]]).max() == groups([run]).max()]
+    return near if best else group, best, others
+
+
 def settle(kept: Kept, data: dict, table: dict, run: Array | None, N: Array, D: Array, L: Array,
-           tuned: Iterable[str]) -> Array:
+           used: Iterable[str], tuned: Iterable[str]) -> Array:
     """Drop all but the best hyper-parameters of each size and tokens; the setting (n,) of each row.
 
     Rows of one setting differ in nothing but the seed. `data` gets `separate`, the columns that make settings
-    where sizes and tokens are equal, and warnings of what they bring.
+    where sizes and tokens are equal, and warnings of what they bring. Of curves all rows stay.
     """
     rows = np.flatnonzero(kept.mask)
-    curves = run is not None and len(set(run[rows])) < len(rows)   # the row of a curve is no finished run
     part = {key: v[rows] for key, v in table.items()}
-    group = groups([N[rows], D[rows]])
-    near = group if curves else nearly(N[rows], D[rows])
     for name in tuned:
         counts.column(part, name, "--best_of")
-    used = {"params", "tokens", "flops", "run", "step", data["loss_column"]}
-
-    def is_tuned(name):
-        return name in tuned or HYPER.fullmatch(plain(name))
-    best = [name for name in separate(part, near, used) if is_tuned(name)]
-    others = [name for name in separate(part, group, used) if not is_tuned(name)]
-    if best:
-        group = near
-    setting = np.zeros(len(N), int)
-    data["separate"] = best + others
-    if curves:
-        setting[rows] = groups([group, *(part[name] for name in best + others)])
-        return setting
+    curves = run is not None and len(set(run[rows])) < len(rows)
+    group, best, others = settings_apart(part, run[rows] if curves else None, N[rows], D[rows], used, tuned)
     check_words(part, others)
-    experiment = groups([group, *(part[name] for name in others)])
-    good, setting[rows] = best_of(part, experiment, L[rows], best)
-    what = "learning rate"
-    if not set(best) <= {"learning_rate", "min_lr"}:
-        what = f"choice of {' and '.join(best)}"
-    kept.keep(rows[good], f"another {what} was better at the same size and tokens")
-    data["warnings"] += doubts.edges(part, experiment, good, best, rows)
     unknown = [name for name in others if name not in SETTINGS and not is_text(part[name])]
     words = columns.mixed(part, N[rows], D[rows], (*SETTINGS, *MIXED, *others))
-    data["warnings"] += doubts.unlike(part, unknown, words)
-    return setting
+    experiment = groups([group, *(part[name] for name in others)])
+    good, setting = best_of(part, experiment, L[rows], best)
+    if not curves:                                     # the row of a curve is no finished run
+        what = "learning rate"
+        if not set(best) <= {"learning_rate", "min_lr"}:
+            what = f"choice of {' and '.join(best)}"
+        kept.keep(rows[good], f"another {what} was better at the same size and tokens")
+        data["warnings"] += doubts.edges(part, experiment, good, best, rows)
+    data["separate"] = best + others
+    data["warnings"] += doubts.unlike(part, unknown) + doubts.several(part, words)
+    of_all = np.zeros(len(N), int)
+    of_all[rows] = setting
+    return of_all
 
 
 def add_runs(data: dict) -> None:
