@@ -544,6 +544,44 @@ def test_a_hull_whose_slopes_drift_is_no_law_to_extrapolate():
         assert straight["health"]["lines"] == []
 
 
+@pytest.mark.parametrize("C, clustered", [([1e13, 1.2e13, 1.4e13, 7e16, 1e17], True),
+                                          (np.geomspace(1e13, 1e17, 5), False)], ids=["two", "none"])
+def test_a_line_that_joins_two_clusters_says_so(C, clustered):
+    """Best losses and IsoFLOP optima of a true surface: where they are clusters, and nowhere else."""
+    C = np.array(C)
+    best, _, loss = forms.surface_optimum(SURFACE, C)
+    budget, N = np.repeat(C, 5), np.repeat(best, 5) * np.tile([0.25, 0.5, 1, 2, 4], 5)
+    said = {"loss_vs_compute": [], "isoflop": []}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        hull = frontiers.fit_loss_vs_compute(C, loss * np.exp(0.001 * rng.standard_normal(5)), bootstrap=0)
+        L = forms.surface_loss(SURFACE, N, budget / (6 * N)) * np.exp(0.001 * rng.standard_normal(25))
+        for fit in (hull, frontiers.fit_isoflop(N, budget, L, budget, bootstrap=50)):
+            said[fit["form"]] += [line for line in fit["health"]["lines"] if "two clusters" in line]
+    if not clustered:
+        assert said == {"loss_vs_compute": [], "isoflop": []}
+        return
+    assert len(said["isoflop"]) == 20 and len(said["loss_vs_compute"]) >= 18   # noise takes points off hulls
+    assert "clusters of C, 3 at 1e+13 to 1.4e+13 and 2 at 7e+16 to 1e+17:" in said["isoflop"][0]
+    ends = [forms.surface_optimum(SURFACE, np.array([c, 1.01 * c]))[2] for c in (1e13, 1e17)]
+    first, last = (-np.diff(np.log(pair))[0] / np.log(1.01) for pair in ends)
+    assert last < 0.8 * hull["alpha"] < 0.8 * first    # the line has the slope of neither
+
+
+def test_frontiers_of_curves_and_of_strewn_runs_are_not_called_clusters():
+    law = {"E": 1.5, "A": 50.0, "B": 200.0, "alpha": 0.3, "beta": 0.34}
+    named = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        N, C, L, run = curves(rng, law)
+        n, d = 10 ** rng.uniform(5, 7.5, 12), 10 ** rng.uniform(7, 9.5, 12)
+        fits_of = [frontiers.fit_envelope(N, C, L, run, bootstrap=0),
+                   frontiers.fit_loss_vs_compute(C, L, run, bootstrap=0),
+                   frontiers.fit_loss_vs_compute(6 * n * d, forms.surface_loss(law, n, d), bootstrap=0)]
+        named += sum("two clusters" in " ".join(fit["health"]["lines"]) for fit in fits_of)
+    assert named <= 1
+
+
 def test_of_three_points_between_the_runs_no_drift_can_be_told():
     """A parabola goes through them, so its bend is no finding, however large."""
     hull = np.column_stack([np.arange(5), [0, -0.2, -0.3, -0.31, -0.311], [0, 0, 1, 2, 2]])

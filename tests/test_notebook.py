@@ -1,6 +1,7 @@
 """The notebooks: one teaches, one re-runs published studies; committed with the outputs that they give."""
 import ast
 import html
+import math
 import re
 import shutil
 import sys
@@ -10,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from runtime.basics import UserError
+from runtime.basics import UserError, load_json
 from scaling import page, published
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,7 @@ def test_outputs_are_committed_small_and_clean(name):
         assert output.output_type != "error" and output.get("name") != "stderr"
         printed = str(output.get("text", ""))
         assert str(ROOT) not in printed and not re.search(r"/(home|Users|root|tmp)/", printed)
+        assert output.output_type == "stream" or "image/png" in output.data        # no <Legend at 0x...>
     assert not any("skipped:" in text(cell) for cell in code(notebook))
 
 
@@ -92,14 +94,31 @@ def test_running_it_gives_what_is_committed(name, fresh):
         assert images(new) == images(old), new.source
 
 
-@pytest.mark.parametrize("study", ["transfer", "wikitext2_cpu"])
+def test_it_shows_the_differences_of_two_ways():
+    printed, = (text(cell) for cell in code(read(TEACHING)) if "differences" in cell.source)
+    fit = load_json(ROOT / "scaling" / "results" / "isoflop" / "fit.json")
+    rows = fit["verdict"]["differences"]
+    *lines, noise = printed.splitlines()
+    assert noise == "noise: that between seeds" and len(lines) == 4
+    assert [line.partition(":")[0] for line in lines] == [row["what"] for row in rows]
+    for row, line in zip(rows, lines):
+        shown = [row["difference"], *row["ci"]]
+        if row["what"] != "a":
+            shown = [100 * math.expm1(v) for v in shown]
+        assert numbers(line.partition("surface")[2]) == pytest.approx([*shown, row["p"]], abs=0.051)
+
+
+@pytest.mark.parametrize("study", ["transfer", "modern_tune", "wikitext2_cpu"])
 def test_a_study_that_cannot_carry_a_section_says_why(study, monkeypatch):
-    """Without a fit at all, and without a surface; by hand all of scaling/results were tried."""
+    """Without a fit, so of other blocks than GPT-2's, and without a surface; by hand all were tried."""
     monkeypatch.setenv("STUDY", f"scaling/results/{study}")
     notebook = read(TEACHING)
     notebook.cells = [cell for cell in notebook.cells if "modern" not in cell.source]
-    said = "".join(map(text, code(execute(notebook))))
-    assert "no surface here:" in said and "no isoflop here:" in said
+    cells = code(execute(notebook))
+    said = "".join(map(text, cells))
+    assert "no surface here:" in said and "no isoflop here:" in said and "no differences here:" in said
+    assert "nan" not in said and "None" not in said
+    assert all(o.output_type == "stream" or "image/png" in o.data for cell in cells for o in cell.outputs)
 
 
 def test_the_puzzle_comes_out(fresh):

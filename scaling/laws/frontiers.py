@@ -19,6 +19,7 @@ METHODS = ("parabola5", "parabola", "akima")
 GRID = 1000                                # points from the smallest to the largest N to search a spline on
 CELLS = 600                                # points from the smallest to the largest C to compare curves at
 TOLERANCE = 0.1                            # by which the computes of one budget may differ
+GAP = 0.8                                  # of the range of log C that parts two clusters of points
 
 
 # ---- Approach 2: IsoFLOP profiles. ----
@@ -272,7 +273,8 @@ def frontier(points, draws, widened):
             **found,
             "budgets": len(u),
             "range": span(C=np.exp(u), N=np.exp(x)),
-            "health": health | {"edge": float(1 - usable.mean()) if len(usable) else 0.0}}
+            "health": health | {"edge": float(1 - usable.mean()) if len(usable) else 0.0,
+                                "bridge": bridge(u)}}
 
 
 def power_line(u, x, X, widened):
@@ -427,7 +429,8 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
            "points": [dict(zip(("C", "N_opt", "D_opt", "loss"), point)) for point in best.T.tolist()],
            "range": span(C=best[0], N=best[1]),
            "scatter": float(scatter),
-           "health": {"winners": len(sizes), "cost_slopes": cost_slopes(cost, np.exp(x))}}
+           "health": {"winners": len(sizes), "cost_slopes": cost_slopes(cost, np.exp(x)),
+                      "bridge": bridge(middle)}}
     return judge(fit)
 
 
@@ -503,6 +506,22 @@ def slope_of(u, v):
 def off_line(u, v):
     """Residuals of the least-squares line of v on u."""
     return v - np.polyval(np.polyfit(u, v, 1), u)
+
+
+def bridge(u: Array) -> dict | None:
+    """Do the points of a line at u = log C form two clusters: {clusters: [[low, high, points], ...], chance}.
+
+    The clusters are what the widest gap parts. `chance` is how likely as wide a gap is, of all gaps, where
+    points are strewn evenly; None where the gap takes no more than GAP of the range.
+    """
+    u = np.unique(u)
+    gaps = np.diff(u)
+    if len(u) < 3 or gaps.max() <= GAP * np.ptp(u):
+        return None
+    at = gaps.argmax() + 1
+    chance = len(gaps) * (1 - gaps.max() / np.ptp(u)) ** (len(gaps) - 1)
+    clusters = [[*np.exp(part[[0, -1]]).tolist(), len(part)] for part in (u[:at], u[at:])]
+    return {"clusters": clusters, "chance": float(chance)}
 
 
 def find_kink(u: Array, v: Array, last: int) -> dict | None:
@@ -603,7 +622,7 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
            "kink": kink,
            "range": span(C=C, loss=L),
            **intervals(boot),
-           "health": {"hull_points": len(late), "drift": drift(late)}}
+           "health": {"hull_points": len(late), "drift": drift(late), "bridge": bridge(late_u)}}
     if kink:
         low, high = kink["between"]
         before, after = kink["slopes"]

@@ -91,6 +91,9 @@ GLOSSARY = {
     "loss does not fall with compute": (
         "the largest budgets did no better",
         "look for divergence, repeated data or an untuned rate"),
+    "its points are two clusters": (
+        "nearly all of the line spans a gap in which nothing was measured, so its slope rests on two places",
+        "train at computes between them; quote no exponent until then"),
     "the slope drifts along the hull": (
         "the frontier is no straight line in log-log: there is a floor, or the start of training is in it",
         "extrapolate by the surface, or by the law with a floor that it prints"),

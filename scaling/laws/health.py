@@ -17,6 +17,7 @@ WIDE = 0.5                                 # an interval of a, of the 0 to 1 tha
 NOTHING = 0.9                              # and one that says nothing
 STRANGE = 0.005                            # chance of what lies off a law's pattern
 DRIFTS = 0.57                              # last over first slope of a hull that is not one power law
+STREWN = 0.03                              # chance of a gap as wide between points that were strewn
 CHANGES = 0.1                              # of d log C/d log N, from the smallest optimum to the largest
 FLAT = 0.002                               # an exponent, twice the least that a fit may find
 R_RATIO = 30                               # the ends of an interval of R_D or R_N, one over the other
@@ -221,7 +222,7 @@ def of_isoflop(fit: dict) -> list[str]:
         if p.get("edge", 0) > 0.05:
             out.append(f"budget {p['C']:.3g}: in {p['edge']:.0%} of the resamples its vertex left the sizes; "
                        "add sizes")
-    out += of_exponent(fit, WIDE) + of_cost(h) + of_pattern(h)
+    out += of_exponent(fit, WIDE) + of_bridge(h) + of_cost(h) + of_pattern(h)
     if fit["budgets"] < 4:
         out.append(f"a line through {fit['budgets']} budgets: {fit['budgets'] - 2} degrees of freedom left; "
                    "fewer than four cannot tell the floor of the loss, so theirs is 0 and no forecast")
@@ -241,7 +242,7 @@ def of_isoflop(fit: dict) -> list[str]:
 
 def of_envelope(fit: dict) -> list[str]:
     """Do the optima lie on a line that rises?"""
-    out = of_exponent(fit, WIDE) + of_cost(fit["health"])
+    out = of_exponent(fit, WIDE) + of_bridge(fit["health"]) + of_cost(fit["health"])
     if (np.diff([p["C"] for p in fit["points"]]) <= 0).any():
         out.append("the optima are out of order, a larger model at a smaller compute: too noisy curves")
     if fit["a"] <= 0:
@@ -256,7 +257,7 @@ def of_hull(fit: dict) -> list[str]:
     out = []
     if fit["alpha"] <= 0:
         out.append("loss does not fall with compute")
-    out += of_drift(fit["health"].get("drift"), fitted)
+    out += of_bridge(fit["health"]) + of_drift(fit["health"].get("drift"), fitted)
     if fit["health"].get("unfinished"):
         out.append(f"{fit['health']['unfinished']} of {fitted} hull points are losses halfway along runs, "
                    "where the rate had yet to fall: a run that ends there does better")
@@ -264,6 +265,17 @@ def of_hull(fit: dict) -> list[str]:
         out.append(f"{fitted - inner} of {fitted} hull points are the first or the last run's own curve, "
                    f"past its optimum; between the runs the slope is -{fit['between']:.4f}")
     return out
+
+
+def of_bridge(h: dict) -> list[str]:
+    """Does the line only join two clusters of points, with nothing measured between them?"""
+    bridge = h.get("bridge")
+    if not bridge or bridge["chance"] > STREWN:
+        return []
+    places = [f"{count} at {low:.3g}" + (f" to {high:.3g}" if count > 1 else "")
+              for low, high, count in bridge["clusters"]]
+    return [f"its points are two clusters of C, {' and '.join(places)}: a line from one to the other says "
+            "nothing of the slope inside either, nor of a bend between"]
 
 
 def of_drift(drift: dict | None, fitted: int) -> list[str]:
