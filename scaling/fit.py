@@ -36,6 +36,7 @@ FAR = 10                                       # AICc by which another form is c
 REFERENCES = ("base", "baseline", "reference", "control")
 # How far beyond their intervals optima may lie: a profile is not quite a parabola, nor N_opt a power of C.
 SLACK = {"N_opt": 0.02, "D_opt": 0.02, "loss": 0.001}
+FEW = 4                                        # points of a hull of finished runs, to do without their curves
 WORLDS = 400                               # simulated studies behind a difference of approaches, at least
 
 
@@ -147,21 +148,37 @@ def envelope(data: dict, bootstrap: int) -> dict:
     if not part:
         raise UserError("one row per run: an envelope needs learning curves (many rows that share a 'run', "
                         "or --curves=CURVES.csv with validation losses along the runs)")
-    return frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap, D=part["D"])
+    fit = frontiers.fit_envelope(part["N"], part["C"], part["L"], part["run"], bootstrap, D=part["D"])
+    if unfinished(data):
+        fit["health"]["unfinished"] = len(fit["points"])
+        health.judge(fit)
+    return fit
+
+
+def unfinished(data: dict) -> bool:
+    """Are the losses along the runs of runs whose rate was to fall: higher than of runs that end there?"""
+    schedule = data["table"].get("schedule")
+    return bool(data["along"]) and schedule is not None and bool((schedule != "constant").any())
 
 
 def loss_vs_compute(data: dict, bootstrap: int) -> dict:
-    """The hull of all rows and of the losses along the runs, a cluster per run where there are curves."""
+    """The hull of all rows, and of the losses along the runs, a cluster per run where there are curves.
+
+    Where a rate was to fall, what lies along the runs is left out, if the ends alone make a hull.
+    """
     if np.ptp(data["N"]) == 0:
         raise UserError("all runs have one size: their loss against compute is L(D), no frontier of sizes")
     C, L, run = data["C"], data["L"], data["run"]
+    alone = None if data["along"] or not data["curves"] else run
+    if unfinished(data):
+        with suppress(UserError):
+            fit = frontiers.fit_loss_vs_compute(C, L, alone, bootstrap)
+            if fit["hull"]["fitted"] >= FEW:
+                return fit
     if data["along"]:
-        C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
-    elif not data["curves"]:
-        run = None
-    fit = frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
-    schedule = data["table"].get("schedule")
-    if data["along"] and schedule is not None and (schedule != "constant").any():
+        C, L, alone = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
+    fit = frontiers.fit_loss_vs_compute(C, L, alone, bootstrap)
+    if unfinished(data):
         # A hull's losses are those of the rows themselves, but for the last digit.
         before = np.abs(np.subtract.outer(np.log(fit["hull"]["loss"]), np.log(data["along"]["L"]))).min(1)
         fit["health"]["unfinished"] = int((before[-fit["hull"]["fitted"]:] < 1e-9).sum())
@@ -360,7 +377,7 @@ def verdict(result: dict, at: list[float], differences: list[dict] = ()) -> dict
             approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
                                 "at": [forms.optimum(fit, C) for C in at],
                                 "floor": fit.get("budgets", 4) > 3,
-                                "unknown": health.of_design(fit)}
+                                "unknown": health.of_design(fit) + health.of_unfinished(fit)}
     known = [row for row in approaches.values() if not row["unknown"]]
     rows = [row for row in known if "a" in row["ci"]]
     agree = None

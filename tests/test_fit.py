@@ -595,15 +595,53 @@ def test_envelope_takes_the_curves_before_their_cooldown():
 
 def test_hull_points_before_the_rate_fell_are_counted():
     runs, curves = wsd_study()
+    runs = {k: v[-3:] for k, v in runs.items()}        # too few ends for a hull of their own
+    curves = {k: v[-30:] for k, v in curves.items()}
     curves["val_loss"] *= 0.9                          # good enough for the hull
     law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
     k = law["health"]["unfinished"]
     finished = np.isclose(np.subtract.outer(law["hull"]["loss"], runs["loss"]), 0).any(1)
     assert k == (~finished[-law["hull"]["fitted"]:]).sum() > 0
     assert any(line.startswith(f"{k} of ") for line in law["health"]["lines"])
-    runs["schedule"] = np.full(8, "constant")          # then a loss halfway is one of a shorter run
+    runs["schedule"] = np.full(3, "constant")          # then a loss halfway is one of a shorter run
     law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
     assert "unfinished" not in law["health"]
+
+
+def isoflop_with_curves():
+    """`study` as runs by WSD, and losses at five places along each, 5 % above the law."""
+    t = study(seed=3)                                  # all its budgets are on the hull
+    names = np.array([f"r{i}" for i in range(25)])
+    runs = t | {"run": names, "schedule": np.full(25, "wsd")}
+    share = np.array([0.1, 0.2, 0.4, 0.6, 0.8])
+    N, D = np.repeat(t["params"], 5), np.outer(t["tokens"], share).ravel()
+    L = 1.05 * forms.surface_loss(LAW, N, D)
+    return runs, {"run": np.repeat(names, 5), "step": np.tile(100 * share, 25), "tokens": D,
+                  "flops": 6 * N * D, "train_loss": L, "val_loss": L, "lr": np.full(125, 1e-3)}
+
+
+def test_finished_runs_make_the_hull_alone_where_they_suffice():
+    runs, curves = isoflop_with_curves()
+    curves["val_loss"] *= 0.9
+    law = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
+    assert "unfinished" not in law["health"] and law["hull"]["fitted"] >= fit.FEW
+    assert np.isclose(np.subtract.outer(law["hull"]["loss"], runs["loss"]), 0).any(1).all()
+    assert law["alpha"] == fit.fit_all(runs, bootstrap=0)["loss_vs_compute"]["alpha"]
+    runs["schedule"] = np.full(len(runs["loss"]), "constant")
+    lower = fit.fit_all(runs, bootstrap=0, curves=curves)["loss_vs_compute"]
+    assert min(lower["hull"]["loss"]) < min(law["hull"]["loss"])
+
+
+def test_an_envelope_of_unfinished_runs_is_not_compared():
+    runs, curves = isoflop_with_curves()
+    result = fit.fit_all(runs, bootstrap=50, curves=curves, at=[1e18])
+    assert result["envelope"]["health"]["unfinished"] == len(result["envelope"]["points"])
+    assert "halfway along runs" in fit.text(result)
+    known = {name for name, row in result["verdict"]["approaches"].items() if not row["unknown"]}
+    assert known == {"surface", "isoflop"}
+    runs["schedule"] = np.full(len(runs["loss"]), "constant")
+    result = fit.fit_all(runs, bootstrap=50, curves=curves)
+    assert not result["verdict"]["approaches"]["envelope"]["unknown"]
 
 
 def test_power_law_takes_the_mean_over_seeds_and_needs_four_sizes_for_a_floor():

@@ -14,6 +14,7 @@ from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError
 from scaling import plan
+from scaling.fit import fit_all
 from scaling.laws import counts, design, forms
 from scaling.tables.csv import read_table, write_table
 
@@ -590,3 +591,16 @@ def test_figure(tmp_path, study):
                                      (3e15, "3e+15")])
 def test_amounts(x, text):
     assert plan.amount(x) == text
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.02])
+def test_no_plan_is_made_of_losses_that_do_not_fall(tmp_path, slope):
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 3e7, 4), np.geomspace(2e7, 2e8, 3)))
+    loss = 3 + slope * np.log(N * D / 2e13) + 1e-3 * np.cos(N + D)
+    law = fit_all({"params": N, "tokens": D, "loss": loss}, bootstrap=20)
+    assert any(line.startswith("N_opt is not identified: alpha ") for line in
+               law["surface"]["health"]["lines"])
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(law), encoding="utf-8")
+    with pytest.raises(UserError, match="holds a surface without a best size; fit again"):
+        plan.main([str(path), "--flops=1e18"])

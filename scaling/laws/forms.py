@@ -644,6 +644,7 @@ def counted(fit: dict, N: Array, D: Array, C: Array) -> dict:
     return fit | {k: float(v) for k, v in slopes(fit).items()}
 
 
+@np.errstate(divide="ignore", over="ignore")           # a law without a best size has it at 0 or infinity
 def surface_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
     """(N_opt, D_opt, loss) of a surface for C FLOPs, counted as `flops_of` has it.
 
@@ -692,6 +693,7 @@ def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
     return N, D, loss
 
 
+@np.errstate(divide="ignore", invalid="ignore")        # of such a law; its health says so
 def optimum(fit: dict, C: float) -> dict:
     """The compute-optimal run for C FLOPs, as the table counts them, by a surface or a frontier's power laws.
 

@@ -66,13 +66,22 @@ def lines(fit: dict) -> list[str]:
 def of_design(fit: dict) -> list[str]:
     """Can these runs tell what falls with N from what falls with D?"""
     if not fit["health"].get("D_follows_N"):
-        return of_exponent(fit, NOTHING)
+        return of_flat(fit) or of_exponent(fit, NOTHING)
     s, r = fit["health"]["D_follows_N"]
     said = f"D = {r:.3g} N"
     if abs(s - 1) > 0.02:
         said = f"D ~ N^{s:.3g}"
     return [f"N_opt is not identified: {said} in all runs, so A/N^alpha and B/D^beta can change places and a "
             "and 1 - a fit alike; vary the tokens per parameter (a wider range would not help)"]
+
+
+def of_flat(fit: dict) -> list[str]:
+    """Does the loss fall with N and with D at all, as a power of each?"""
+    flat = {"alpha", "beta"} & set(fit["health"].get("bounds", []))
+    if flat and fit["form"] == "surface":
+        return [f"N_opt is not identified: {' and '.join(sorted(flat))} stopped at a bound, so the loss "
+                "falls with size or data as no power law does; see the warnings of the table"]
+    return []
 
 
 def of_exponent(fit: dict, wide: float) -> list[str]:
@@ -242,12 +251,20 @@ def of_isoflop(fit: dict) -> list[str]:
 
 def of_envelope(fit: dict) -> list[str]:
     """Do the optima lie on a line that rises?"""
-    out = of_exponent(fit, WIDE) + of_bridge(fit["health"]) + of_cost(fit["health"])
+    out = of_unfinished(fit) + of_exponent(fit, WIDE) + of_bridge(fit["health"]) + of_cost(fit["health"])
     if (np.diff([p["C"] for p in fit["points"]]) <= 0).any():
         out.append("the optima are out of order, a larger model at a smaller compute: too noisy curves")
     if fit["a"] <= 0:
         out.append("larger models are best at smaller compute: this is no envelope")
     return out
+
+
+def of_unfinished(fit: dict) -> list[str]:
+    """Are the curves of an envelope of runs that had yet to bring their rate down?"""
+    if fit["form"] != "envelope" or not fit["health"].get("unfinished"):
+        return []
+    return ["its points are losses halfway along runs, where the rate had yet to fall: a run that ends there "
+            "does better, so it is not compared with the other approaches"]
 
 
 def of_hull(fit: dict) -> list[str]:
