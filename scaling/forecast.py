@@ -458,16 +458,18 @@ def watch_command(args: list[str]) -> None:
 
 
 def halfway_text(folders: list[Path]) -> str:
-    """How good the forecasts would have been, made again half way along the runs; empty where none can be."""
+    """How good the forecasts were along the runs, and made again half way; empty where none can be."""
     found = []
     for folder in folders:
         if (folder / "curves.csv").exists():
-            found += watch.halfway(folder, board_rows(folder))
+            found += watch.afterwards(folder, board_rows(folder))
     if not found:
         return ""
-    errors, inside = np.array(found).T
+    errors, inside, kept, places = np.array(found).T
     return (f"made again half way along the runs: rms error {np.sqrt((errors ** 2).mean()):.2%}, "
-            f"{int(inside.sum())} of {len(found)} inside their 95 % interval")
+            f"{int(inside.sum())} of {len(found)} inside their 95 % interval\n"
+            f"along the runs: {int(kept.sum())} of {int(places.sum())} train losses inside the 95 % band "
+            "that the sealed loss and the curves of finished runs make")
 
 
 def sealed_text(s: dict) -> str:

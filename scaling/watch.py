@@ -21,6 +21,7 @@ from scaling.tables.csv import read_table
 WAIT = 10.0                                # seconds between two looks
 EARLY = 0.05                               # of a run: before that its curve is mostly warmup
 HALF = 0.5                                 # where curves are compared
+PLACES = (0.1, 0.3, 0.5, 0.7, 0.9)         # where a curve is held against its sealed band, afterwards
 STRAY = 0.05                               # chance that any run of a study strays so far
 ALIKE = ("schedule", "cooldown_frac", "min_lr")    # settings that shape a curve
 
@@ -184,16 +185,21 @@ def follow(run: Path, known: Family, sealed: dict | None, more: bool) -> None:
         time.sleep(WAIT)
 
 
+def band(known: Family, x: float, N: float, D: float, sealed: Guess) -> Guess | None:
+    """Where the train loss of a run is at x if it ends where `sealed` says: that and, above it, the gap."""
+    gap = known.gap(x)
+    if gap is None:
+        return None
+    return Guess(sealed.mean + gap.value(N, D), math.hypot(sealed.sd, gap.error(N, D)), gap.df)
+
+
 def picture(run: Path, known: Family, sealed: dict):
     """The log of a run in the band in which its seal has it, as a matplotlib figure."""
     from scaling import plots  # to watch and to forecast takes no matplotlib
     N, D, done, loss = progress(run)
     x = np.linspace(EARLY, 1, 60)
     guess = sealed_guess(sealed)
-    # The way back from the end: the sealed loss and, above it, the gap at x.
-    there = [Guess(guess.mean + gap.value(N, D), math.hypot(guess.sd, gap.error(N, D)), gap.df)
-             for gap in map(known.gap, x)]
-    low, high = np.array([g.interval() for g in there]).T
+    low, high = np.array([band(known, at, N, D, guess).interval() for at in x]).T
     ax = plots.axes("share x of the run", f"train loss from {collapse.WINDOW:g} x to x", run.name)
     ax.fill_between(x, low, high, color=plots.SKY, alpha=0.3, linewidth=0, label="sealed, 95 %")
     means = [collapse.loss_at(at, done, loss) for at in done]
@@ -203,8 +209,17 @@ def picture(run: Path, known: Family, sealed: dict):
     return ax.figure
 
 
-def halfway(folder: Path, rows: list[dict]) -> list[tuple[float, bool]]:
-    """(error, whether inside) of each measured forecast of a study, made again half way along its run.
+class Afterwards(NamedTuple):
+    """A measured forecast: made again half way, and the places where its curve was in the sealed band."""
+
+    error: float
+    inside: bool
+    kept: int
+    places: int
+
+
+def afterwards(folder: Path, rows: list[dict]) -> list[Afterwards]:
+    """How the measured forecasts of a study would have fared along their runs.
 
     Empty for a study of several schedules, for then that of a forecast run is not known.
     """
@@ -220,5 +235,19 @@ def halfway(folder: Path, rows: list[dict]) -> list[tuple[float, bool]]:
         if own and math.isfinite(row["measured"]):
             both = collapse.joined(own, sealed_guess(row))
             low, high = both.interval()
-            found.append((math.exp(both.mean) / row["measured"] - 1, low <= row["measured"] <= high))
+            kept = in_band(known, curve, row)
+            found.append(Afterwards(math.exp(both.mean) / row["measured"] - 1,
+                                    low <= row["measured"] <= high, sum(kept), len(kept)))
+    return found
+
+
+def in_band(known: Family, curve: tuple, row: dict) -> list[bool]:
+    """Whether the curve lay in the sealed band, at each of PLACES where both are known."""
+    found = []
+    for x in PLACES:
+        now = collapse.loss_at(x, *curve)
+        there = band(known, x, row["params"], row["tokens"], sealed_guess(row))
+        if there and not math.isnan(now):
+            low, high = there.interval()
+            found.append(low <= math.exp(now) <= high)
     return found

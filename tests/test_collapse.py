@@ -1,6 +1,7 @@
 """A run beside its forecast: how well the ending is told, and what people see of it."""
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -189,4 +190,19 @@ def test_no_run_directory_is_one_line(tmp_path):
 
 def test_the_board_says_what_half_of_a_run_would_have_told(capsys):
     forecast.main(["board", str(RESULTS / "laptop"), str(RESULTS / "isoflop")])
-    assert "half way along the runs: rms error 0." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "half way along the runs: rms error 0." in said
+    kept, places = map(int, re.search(r"along the runs: (\d+) of (\d+) train losses inside", said).groups())
+    assert places == 15 and kept >= 12                 # five places of three runs
+
+
+def test_curves_are_held_against_the_band_of_their_seal(isoflop):
+    kept = {1.0: [], 1.1: []}
+    for i in range(0, len(isoflop.N), 7):
+        loss = np.exp(isoflop.loss[i])
+        row = dict(params=isoflop.N[i], tokens=isoflop.D[i])
+        row |= dict(predicted=loss, lo95=loss * 0.99, hi95=loss * 1.01)
+        x, y = isoflop.curves[i]
+        for factor, found in kept.items():
+            found += watch.in_band(isoflop, (x, factor * y), row)
+    assert np.mean(kept[1.0]) > 0.9 and np.mean(kept[1.1]) < 0.1

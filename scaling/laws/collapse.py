@@ -20,7 +20,7 @@ from scaling.laws.solver import LEVEL
 WINDOW = 0.6                               # the loss at x is the mean over 0.6 x to x of the run
 FEWEST = 6                                 # finished runs that make a family
 DRIFT = 0.015                              # of the gap, per ln of compute beyond the study
-ALARM = 0.995                              # chance that a run is better than one that raises the alarm
+ALARM = 0.99                               # chance that a run is better than one that raises the alarm
 Array = np.ndarray
 
 
