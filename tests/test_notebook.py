@@ -123,14 +123,14 @@ def test_a_study_that_cannot_carry_a_section_says_why(study, monkeypatch):
 
 @both
 def test_no_sentence_stutters(name):
-    """No five words stand twice within forty of each other, as where a correction left what it replaced."""
+    """No four words stand twice within forty of each other, as where a correction left what it replaced."""
     for cell in read(name).cells:
         words = cell.source.split() if cell.cell_type == "markdown" else []
         places = {}
-        for i in range(len(words) - 4):
-            five = tuple(words[i:i + 5])
-            assert i - places.get(five, -100) > 40, five
-            places[five] = i
+        for i in range(len(words) - 3):
+            four = tuple(words[i:i + 4])
+            assert i - places.get(four, -100) > 40, four
+            places[four] = i
 
 
 def test_hours_of_runs_that_share_a_trunk_are_called_an_upper_bound():
