@@ -121,6 +121,25 @@ def test_a_study_that_cannot_carry_a_section_says_why(study, monkeypatch):
     assert all(o.output_type == "stream" or "image/png" in o.data for cell in cells for o in cell.outputs)
 
 
+@both
+def test_no_sentence_stutters(name):
+    """No four words stand twice within forty of each other, as where a correction left what it replaced."""
+    for cell in read(name).cells:
+        words = cell.source.split() if cell.cell_type == "markdown" else []
+        places = {}
+        for i in range(len(words) - 3):
+            four = tuple(words[i:i + 4])
+            assert i - places.get(four, -100) > 40, four
+            places[four] = i
+
+
+def test_hours_of_runs_that_share_a_trunk_are_called_an_upper_bound():
+    """wall_s of a branch holds its trunk's, so the sum counts the trunk for each of them."""
+    notebook = read(TEACHING)
+    assert any("core-hours at most" in cell.source for cell in code(notebook))
+    assert any("they are an upper bound" in cell.source for cell in notebook.cells)
+
+
 def test_the_puzzle_comes_out(fresh):
     printed, = (text(cell) for cell in code(fresh[PUBLISHED]) if "N_grid" in cell.source)
     assert re.search(r"all as fitted.*N = 389M, D = 9\.47B", printed)

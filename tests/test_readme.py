@@ -2,12 +2,18 @@
 import csv
 import hashlib
 import json
+import math
 import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import published_table
 
 from config import settings
+from scaling.laws import forms
+from scaling.tables.csv import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())       # wherever its lines break
@@ -243,3 +249,147 @@ def test_the_far_forecasts_are_the_committed_ones(name):
     words = re.search(r"Above, on bytes.*?Below:", README)[0]
     for row in rows(ROOT / "scaling" / "results" / name / "forecasts.csv"):
         assert row["inside"] == "1" and f"{100 * float(row['error']):+.1f} %" in words
+
+
+# ---------------------------------------------------------------- what a critic asked for
+
+def test_the_first_line_tells_of_both_forecasts():
+    first = README.partition("Or give it")[0]
+    made = rows(STUDY / "forecasts.csv")
+    said, came = (" and ".join(f"{float(row[key]):.3f}" for row in made) for key in ("predicted", "measured"))
+    assert f"we said {said}, they came out at {came}." in first
+    largest = max(float(row["flops_6nd"]) for row in rows(STUDY / "runs.csv"))
+    near, far = (6 * float(row["params"]) * float(row["tokens"]) / largest for row in made)
+    assert f"{near:.0f} and {far:.1f} times the compute" in first
+
+
+def test_the_far_intervals_are_as_wide_as_readme_says():
+    made = {row["run"]: row for row in rows(ROOT / "scaling" / "results" / "far" / "forecasts.csv")}
+    near, far = (100 * math.log(float(made[run]["hi95"]) / float(made[run]["predicted"]))
+                 for run in ("d56_2.4e12", "d184_2.4e14"))
+    assert f"which widen from {near:.1f} % either way to {far:.0f} %" in README
+
+
+def test_the_four_forecasts_beyond_ten_times_are_too_low_and_two_other_seeds_less():
+    low = []
+    for name in ("far", "far_shakespeare"):
+        largest = max(float(row["flops_6nd"]) for row in study(name)[1])
+        for row in rows(ROOT / "scaling" / "results" / name / "forecasts.csv"):
+            if 6 * float(row["params"]) * float(row["tokens"]) / largest > 11:
+                low.append(float(row["error"]) < 0)
+    assert low == [True] * 4 and "The four beyond 10 times are all too low" in README
+    log = " ".join((ROOT / "scaling" / "LOG.md").read_text(encoding="utf-8").split())
+    assert "+1.4, +1.2, +1.8, +.1, +.1, +.0 % and +1.1, +.6, +1.9, -.8, -1.2, -1.7 %" in log
+    assert "give 0.0 % and -1.7 % at 300 times" in README
+
+
+def test_coverage_of_all_sealed_forecasts():
+    made = [row for path in (ROOT / "scaling" / "results").glob("*/forecasts.csv") for row in rows(path)]
+    inside = sum(int(row["inside"]) for row in made)
+    low = 0.025 ** (1 / len(made))                    # Clopper and Pearson, where all are inside
+    assert inside == len(made)
+    assert f"{inside} of {len(made)} lie inside their intervals" in README
+    assert f"the true share is {100 * low:.0f} % to 100 %" in README
+
+
+@pytest.mark.parametrize("name, law, key, digits", [
+    ("tinyshakespeare", "loss_vs_params", "alpha", 2), ("wikitext2_cpu", "loss_vs_params", "alpha", 1),
+    ("width_sweep_cpu", "loss_vs_compute", "alpha", 3), ("laptop", "surface", "a", 2),
+    ("laptop", "isoflop", "a", 2),
+    *((name, law, "a", 2) for name in ("isoflop", "isoflop_wikitext2")
+      for law in ("surface", "isoflop", "envelope"))])
+def test_a_fit_that_our_tool_warns_of_is_called_flagged(name, law, key, digits):
+    """Between its number and the next one of its row, or in the sentence, as it is of the laptop study."""
+    found = study(name)[0][law]
+    after = README.partition(with_interval(found, key, digits))[2]
+    if name in ("isoflop", "isoflop_wikitext2"):
+        after = README[README.index("| this lab," if name == "isoflop" else "| the same recipe,"):]
+        after = after.partition(with_interval(found, key, digits))[2]
+    nearest = re.split(r", \d\.\d|; (?:forecast|IsoFLOP)|\| `", after[:90])[0]
+    assert ("flagged" in nearest) == (not found["health"]["ok"]), nearest
+
+
+def test_budgets_without_a_vertex():
+    """README counts the budgets that have a warning, of all."""
+    for name, words in (("laptop", "at two budgets their vertex may lie outside"),
+                        ("isoflop_wikitext2", "flagged at three of five budgets")):
+        law = study(name)[0]["isoflop"]
+        said = sum("left the sizes" in line for line in law["health"]["lines"])
+        assert words in README and said == dict(laptop=2, isoflop_wikitext2=3)[name]
+    assert len(law["points"]) == 5
+
+
+def test_the_walk_has_intervals_and_runs():
+    for label in ("as Kaplan et al.", "tune each size, no decay"):
+        shown = rf"{label} +a = ([\d.]+) \(([\d.]+) to ([\d.]+)\), (\d+) runs"
+        *law, n = re.search(shown, printed()).groups()
+        said = re.search(rf"(0\.\d+) \((0\.\d+) to (0\.\d+); n = {n}\)", README).groups()
+        assert [float(v) for v in said] == pytest.approx([float(v) for v in law], abs=0.00056)
+
+
+def test_besiroglus_points_give_what_readme_says():
+    table = read_table(published_table("chinchilla"))
+    kept = table["loss"] < np.sort(table["loss"])[-5]
+    law = forms.fit_surface(*(table[key][kept] for key in ("params", "tokens", "loss")))
+    low, high = law["ci"]["a"]
+    assert f"a = {law['a']:.3f} ({low:.3f} to {high:.3f})".replace("0.", ".") in README and law["n"] == 240
+
+
+def test_differences_of_two_ways():
+    row = study("isoflop")[0]["verdict"]["differences"][0]
+    low, high = row["ci"]
+    said = f"IsoFLOP less surface is {row['difference']:.2f} ({low:.2f} to {high:.2f}), no difference seen"
+    assert row["what"] == "a" and low < 0 < high and said in README
+
+
+def test_the_modern_forecast_and_the_test_of_exponents():
+    fitted, trained = study("modern")
+    assert forecast_text("modern") in README and f"({len(trained)} runs)" in README
+    line, = fitted["arms"]["health"]["lines"]
+    p = float(re.search(r"p = ([\d.]+)", line)[1])
+    assert f"F test, p = {p:.4f}".replace("0.", ".") in README
+    arms = runpy.run_path(str(ROOT / "scaling" / "sweeps" / "modern.py"))["_arms"]
+    changes = [{pair for pair in arm.items() if pair[0] != "learning_rate"} for arm in arms.values()]
+    assert set().union(*changes[:-1]) - changes[-1] == {("mlp", "relu2")}
+    assert "`all` is every change but relu2" in README
+
+
+def test_rates_move_as_readme_says():
+    for name, key in (("transfer", "n_embd"), ("depth", "n_layer")):
+        best = {}
+        for row in rows(ROOT / "scaling" / "results" / name / "transfer.csv"):
+            trial = float(row["val_loss"]), float(row["learning_rate"])
+            place = row["parametrization"], int(row[key])
+            best[place] = min(best.get(place, trial), trial)
+        spread = {}
+        for kind in {kind for kind, _ in best}:
+            rates = [rate for (own, _), (_, rate) in best.items() if own == kind]
+            spread[kind] = max(rates) / min(rates)
+        assert all(spread[kind] <= 2 for kind in spread if kind != "gpt2")
+        assert name == "depth" or spread["gpt2"] == pytest.approx(8)
+
+
+def test_costs_of_configs_are_those_of_their_files():
+    table = README.partition("| config | model |")[2].partition("Measured once each")[0]
+    for line in re.findall(r"\| (`config/[^|]*) \|[^|]*\| ([^|]*) \| ([^|]*) \|", table):
+        names, minutes, ends = (re.sub(r" minutes?|`", "", part).split(",") for part in line)
+        for name, minute, end in zip(names, minutes, ends, strict=True):
+            path = ROOT / "config" / Path(name.strip()).name
+            head = " ".join(path.read_text(encoding="utf-8").splitlines()[:4])
+            assert re.search(rf"About {minute.strip()} minutes? on .*val_loss {end.strip()} ", head), name
+
+
+def test_the_rest_of_the_speeds():
+    folder = ROOT / "scaling" / "results" / "bench"
+    cpu, gpu = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("cpu", "gpu"))
+    ratios = ", ".join(f"{row['ratio']['median']:.1f}" for row in cpu["processes"])
+    assert f"do {ratios} times the work" in README and f"medians of {cpu['rounds']} rounds" in README
+    assert f"Medians of {gpu['settings']['rounds']} rounds" in README
+    speed = {(row["name"], row["d"], row["T"]): row["tok_per_s"]["median"] for row in gpu["steps"]}
+    a, b = (speed["ours", d, 128] for d in (32, 256))
+    slow, less = (speed["eager", d, 128] for d in (32, 256))
+    assert f"{a:,.0f} tokens/s at d 32, {a / slow:.0f} times eager" in README
+    assert f"and {b:,.0f} at d 256, {b / less:.1f} times" in README
+    first, *others = (row["tok_per_s"]["median"] for row in gpu["trainer"])
+    assert gpu["trainer"][0]["d"] == 32 and first < min(others)
+    assert "the Trainer at d 32 ran first and was slow" in README
