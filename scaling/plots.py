@@ -57,6 +57,7 @@ ORANGE = "#E69F00"
 YELLOW = "#C8B400"                                      # darker than theirs, so that a line can be seen
 COLORS = [BLACK, SKY, GREEN, BLUE, RED, PURPLE, ORANGE, YELLOW]
 VIRIDIS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))   # no pale yellow
+ANY_SIZE = VIRIDIS(0.5)                                 # in a legend, for lines of all shades
 LOW_IS_DARK = {"cmap": VIRIDIS.reversed(), "norm": "log"}       # lines of equal loss
 WIDTH = 3.5                                             # inches: a column of a two-column paper
 
@@ -146,15 +147,11 @@ def read_study(folder: str | Path) -> Study:
         curves = learning_curves(curves, data, forecasts)
     last = (data[k][data["last"]] for k in "NDCL")
     return Study(*last, data, fit, curves, forecasts, N_LABEL[data["params"]], C_LABEL[data["flops"]],
-                 unit_of(runs), name_of(folder, runs))
+                 unit_of(only(runs, "tokenizer")), name_of(folder, runs))
 
 
-def unit_of(runs: dict) -> str:
-    """What a loss counts, by the tokenizer that runs.csv names."""
-    return unit_of_tokenizer(only(runs, "tokenizer"))
-
-
-def unit_of_tokenizer(tokenizer: str | None) -> str:
+def unit_of(tokenizer: str | None) -> str:
+    """What a loss counts."""
     return f"nats per {UNITS.get(tokenizer, 'token')}"
 
 
@@ -182,16 +179,14 @@ def learning_curves(curves: dict, data: dict, forecasts: dict) -> dict:
     sizes = dict(zip(data["run"], data["N"])) | dict(zip(forecasts["run"], forecasts["params"]))
     N = np.array([sizes.get(run, np.nan) for run in curves["run"]])
     known = np.isfinite(N)
-    label = "validation loss"
-    L = curves["val_loss"]
+    label, L = "validation loss", curves["val_loss"]
     if np.isfinite(L[known]).sum() < 4 * len(np.unique(curves["run"][known])):
-        label = "train loss"
-        L = curves["train_loss"]
+        label, L = "train loss", curves["train_loss"]
     shown = known & np.isfinite(L) & (curves["tokens"] > 0)
     if not shown.any():
         return {}
-    return {"label": label, "run": curves["run"][shown], "N": N[shown], "D": curves["tokens"][shown],
-            "L": L[shown]}
+    columns = {"run": curves["run"], "N": N, "D": curves["tokens"], "L": L}
+    return {"label": label} | {name: values[shown] for name, values in columns.items()}
 
 
 # ---- The parts that figures share. ----
@@ -209,19 +204,17 @@ class Page(Figure):
         return small.getvalue()
 
 
+def page(height: float, width: float = WIDTH) -> Page:
+    return Page(figsize=(width, height), layout="constrained")
+
+
 def axes(xlabel: str, ylabel: str, title: str = "", height: float = 2.6):
     """Axes of one column's width."""
-    figure = Page(figsize=(WIDTH, height), layout="constrained")
-    return figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
+    return page(height).add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
 
 
 def loss_label(unit: str) -> str:
     return f"validation loss ({unit})"
-
-
-def pair(sharey: bool = False) -> Array:
-    """Two axes side by side, (2,)."""
-    return Page(figsize=(WIDTH, 2.4), layout="constrained").subplots(1, 2, sharey=sharey)
 
 
 def named(figure: Figure | None, name: str, warned: bool = False) -> Figure | None:
@@ -273,8 +266,7 @@ def legend_below(ax) -> Figure:
 
 def shades(values: Array) -> ScalarMappable:
     """The colours of an ordered quantity, e.g. all sizes of a study."""
-    low = np.min(values)
-    high = np.max(values)
+    low, high = np.min(values), np.max(values)
     if low == high:
         high = 2 * low
     return ScalarMappable(LogNorm(low, high), VIRIDIS)
@@ -386,7 +378,7 @@ def collapse(study: Study, found: dict) -> Figure | None:
               f"they differ half way by {found['sd']:.1%} (sd)")
     colors = color_bar(ax, rows["N"], study.n_label)
     draw_curves(ax, rows | {"L": over}, share, colors, linewidth=0.6)
-    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.6, label=f"a run: its {study.curves['label']}")
+    ax.plot([], [], color=ANY_SIZE, linewidth=0.6, label=f"a run: its {study.curves['label']}")
     for stray in found["strays"]:
         own = rows["run"] == stray["run"]
         ax.plot(share[own], over[own], color=RED, label=f"{stray['run']}, off by {stray['off']:+.1%}")
@@ -403,11 +395,11 @@ def run_curves(run: Path) -> Figure:
         raise UserError(f"{run}: its log holds no step yet; wait for the first line")
     keys = "tokens train_loss val_loss lr grad_norm tok_per_s".split()
     D, train, val, *others = np.array([[record[key] for key in keys] for record in records]).T
-    figure = Page(figsize=(WIDTH, 4.8), layout="constrained")
+    figure = page(4.8)
     top, *panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 1, 1))
     top.plot(D, train, color=SKY, linewidth=0.8, label="train loss, a mean since the last log line")
     top.plot(D, val, "o", color=BLUE, label="validation loss")
-    top.set(ylabel=f"loss ({unit_of_tokenizer(told.get('tokenizer'))})", yscale="log")
+    top.set(ylabel=f"loss ({unit_of(told.get('tokenizer'))})", yscale="log")
     loss_ticks(top.yaxis)
     top.legend()
     titles = "learning rate", "norm of the gradient, before it is clipped", "speed (tokens / s)"
@@ -424,17 +416,14 @@ def run_curves(run: Path) -> Figure:
 
 def isoflop(study: Study, law: dict) -> Figure:
     """Loss against N at each budget, its parabola and its optimum; of a refused one, hollow points alone."""
-    level = study.data["budget"]
-    if level is None:
-        level = group_budgets(study.C)
-    else:
-        level = named_budgets(level[study.data["last"]], study.C)
+    asked = study.data["budget"]
+    level = group_budgets(study.C) if asked is None else named_budgets(asked[study.data["last"]], study.C)
     ax = axes(study.n_label, loss_label(study.unit), title_of(law))
     colors = color_bar(ax, [p["C"] for p in law["points"]], "budget C (FLOPs)")
     for p in law["points"]:
         own = np.isclose(level, p["C"], rtol=1e-6)
         draw_budget(ax, study.N[own], study.L[own], p, colors.to_rgba(p["C"]))
-    ax.plot([], [], "-o", color=VIRIDIS(0.5), mew=0, linewidth=0.8, label="runs of a budget, their parabola")
+    ax.plot([], [], "-o", color=ANY_SIZE, mew=0, linewidth=0.8, label="runs of a budget, their parabola")
     ax.plot([], [], "-D", color=RED, markersize=3, label="its optimum, 95 % interval")
     if any(p["refused"] for p in law["points"]):
         ax.plot([], [], "o", color=BLACK, mfc="none", label="refused: no minimum inside")
@@ -447,8 +436,7 @@ def draw_budget(ax, N: Array, L: Array, point: dict, color: tuple) -> None:
     if point["refused"]:
         ax.plot(N, L, "o", color=color, mfc="none", mew=0.8)
         return
-    N_opt = point["N_opt"]
-    loss = point["loss"]
+    N_opt, loss = point["N_opt"], point["loss"]
     x = np.geomspace(N.min() / 1.2, N.max() * 1.2, 100)
     parabola = loss * np.exp(point["curvature"] * np.log(x / N_opt) ** 2)
     ax.plot(N, L, "o", color=color, mew=0.8)
@@ -461,14 +449,13 @@ def draw_budget(ax, N: Array, L: Array, point: dict, color: tuple) -> None:
 def envelope(study: Study, law: dict) -> Figure:
     """Approach 1: learning curves over compute, and on each the point where no other size is better."""
     rows = study.data if study.data["curves"] else study.data["along"]
-    C = rows["C"]
-    L = rows["L"]
+    C, L = rows["C"], rows["L"]
     ax = axes(study.c_label, loss_label(study.unit), title_of(law))
     colors = color_bar(ax, rows["N"], study.n_label)
     draw_curves(ax, rows, C, colors, linewidth=0.6)
     at = [p["C"] for p in law["points"]]
     best = [p["loss"] for p in law["points"]]
-    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.6, label="a run while it trains")
+    ax.plot([], [], color=ANY_SIZE, linewidth=0.6, label="a run while it trains")
     ax.plot(at, best, "D", color=RED, label="where no other size is better")
     near = L < L.min() + 3 * (max(best) - L.min())                      # the start of training tells nothing
     frame(ax, C[near], L[near])
@@ -504,16 +491,10 @@ def loss_vs_compute(study: Study, law: dict) -> Figure:
 
 def power_law(study: Study, law: dict) -> Figure:
     """Kaplan's L(N) or L(D): the runs, the points that the fit used filled, the law and its range."""
-    name = "N"
-    x = study.N
-    label = study.n_label
+    name, x, label = "N", study.N, study.n_label
     if "D" in law["range"]:
-        name = "D"
-        x = study.D
-        label = D_LABEL
-    floor = ""
-    if law["L_inf"] > 0.005:
-        floor = f" + {law['L_inf']:.2f}"
+        name, x, label = "D", study.D, D_LABEL
+    floor = f" + {law['L_inf']:.2f}" if law["L_inf"] > 0.005 else ""
     title = rf"$L = ({name}_c/{name})^{{\alpha}}${floor},  $\alpha$ = {with_interval(law, 'alpha')}"
     ax = axes(label, loss_label(study.unit), title)
     frame(ax, x, study.L)
@@ -528,8 +509,7 @@ def power_law(study: Study, law: dict) -> Figure:
 
 def frontier(study: Study, law: dict) -> Figure:
     """Loss against C = 6 N D: runs, curves, the surface's compute-optimal loss, forecasts, what came."""
-    curves = study.curves
-    new = study.forecasts
+    curves, new = study.curves, study.forecasts
     C = 6 * study.N * study.D
     law = of_6nd(law, C)
     C_new = 6 * new["params"] * new["tokens"]
@@ -540,9 +520,9 @@ def frontier(study: Study, law: dict) -> Figure:
     frame(ax, everywhere, losses[np.isfinite(losses)])                  # not every forecast has come
     if curves:
         draw_curves(ax, curves, 6 * curves["N"] * curves["D"], colors, linewidth=0.5, alpha=0.4, zorder=0)
-        ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.5, label=f"{curves['label']} while training")
+        ax.plot([], [], color=ANY_SIZE, linewidth=0.5, label=f"{curves['label']} while training")
     ax.scatter(C, study.L, s=9, c=colors.to_rgba(study.N), linewidth=0, zorder=2)
-    ax.plot([], [], "o", color=VIRIDIS(0.5), markersize=3, mew=0, label="validation loss of a run at its end")
+    ax.plot([], [], "o", color=ANY_SIZE, markersize=3, mew=0, label="validation loss of a run at its end")
     x = reach(everywhere)
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[2], law["range"]["C"],
              "loss at the best size")
@@ -553,19 +533,15 @@ def frontier(study: Study, law: dict) -> Figure:
 
 def of_6nd(law: dict, C: Array) -> dict:
     """The surface `law` as of budgets C = 6 N D, whatever its table counted."""
-    if not law.get("cost"):
-        return law
-    return law | {"cost": None, "range": law["range"] | {"C": [C.min(), C.max()]}}
+    if law.get("cost"):
+        law = law | {"cost": None, "range": law["range"] | {"C": [C.min(), C.max()]}}
+    return law
 
 
 def forecast_marks(ax, x: Array, forecasts: dict) -> None:
     """The sealed forecasts at `x`, with intervals, and what was measured; in numbers where there is one."""
-    y = forecasts["predicted"]
-    low = forecasts["lo95"]
-    high = forecasts["hi95"]
-    came = forecasts["measured"]
-    sealed = "forecasts, sealed before training, 95 % intervals"
-    measured = "measured"
+    y, low, high, came = (forecasts[k] for k in ("predicted", "lo95", "hi95", "measured"))
+    sealed, measured = "forecasts, sealed before training, 95 % intervals", "measured"
     if len(y) == 1:
         sealed = f"sealed forecast {y[0]:.3f} [{low[0]:.3f}, {high[0]:.3f}]"
         measured = f"measured {came[0]:.3f} (forecast {y[0] / came[0] - 1:+.2%})"
@@ -593,7 +569,7 @@ def surface_contours(study: Study, law: dict) -> Figure:
     draw_law(ax, x, law, lambda p: forms.surface_optimum(p, x)[0], law["range"]["C"],
              "best size", RED)
     ax.plot(C, study.N, "o", color=BLACK, markersize=2, zorder=3, label="runs")
-    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.9,
+    ax.plot([], [], color=ANY_SIZE, linewidth=0.9,
             label=f"lines of equal loss ({study.unit});\nfaint: fewer or more tokens than in any run")
     label_contours(ax, study, law, levels[1:-1:2])
     return legend_below(ax)
@@ -630,7 +606,7 @@ def residuals(study: Study, law: dict) -> Figure:
     ax.axhline(0, color=BLACK, linewidth=0.6)
     ax.axhspan(-noise, noise, color=BLACK, alpha=0.12, linewidth=0, label="1.96 residual standard deviations")
     ax.scatter(6 * study.N * study.D, off, s=12, c=colors.to_rgba(study.N), linewidth=0)
-    ax.plot([], [], "o", color=VIRIDIS(0.5), mew=0, label="a run")
+    ax.plot([], [], "o", color=ANY_SIZE, mew=0, label="a run")
     ax.set(xscale="log", ylim=(-highest, highest))
     log_ticks(ax.xaxis)
     return legend_below(ax)
@@ -641,8 +617,7 @@ def bootstrap_cloud(study: Study, law: dict) -> Figure | None:
     if not law["ci"]:
         return None
     draws = forms.draws_of(law)
-    a = law["a"]
-    E = law["E"]
+    a, E = law["a"], law["E"]
     ax = axes(A_LABEL, f"E, irreducible loss ({study.unit})", f"{len(draws['a'])} resamples of the runs")
     ax.plot(draws["a"], draws["E"], "o", color=SKY, markersize=1.5, alpha=0.5, mew=0,
             label="the law of a resample")
@@ -657,8 +632,7 @@ def profile_of_E(study: Study, law: dict) -> Figure | None:
     if "profile_E" not in law:
         return None
     profile = law["profile_E"]
-    grid = profile["grid"]
-    cutoff = profile["cutoff"]
+    grid, cutoff = profile["grid"], profile["cutoff"]
     low = profile["lo"] or grid[0]                      # None: the profile does not rise on this side
     high = profile["hi"] or grid[-1]
     unbounded = [side for side, end in (("below", "lo"), ("above", "hi")) if not profile[end]]
@@ -709,8 +683,7 @@ def accounting(study: Study, law: dict) -> Figure:
     a = np.array([[cell.get("a", np.nan) for cell in row] for row in cells])
     # Colours span the intervals: what differs by less than these looks alike.
     ends = [end for row in cells for cell in row for end in cell.get("ci") or [cell.get("a", np.nan)]]
-    low = np.nanmin(ends)
-    high = np.nanmax(ends)
+    low, high = np.nanmin(ends), np.nanmax(ends)
     ax = axes("how C is counted", "how N is counted", f"{A_LABEL}, with 95 % intervals", height=2.2)
     ax.imshow(a, cmap=VIRIDIS, aspect="auto", vmin=low, vmax=high)
     for (i, j), value in np.ndenumerate(a):
@@ -737,7 +710,7 @@ def cell_text(cell: dict) -> str:
 
 def what_arms_are_worth(study: Study, law: dict) -> Figure:
     """The runs and frontiers of all arms, and the multiplier of each over the reference, against compute."""
-    left, right = Page(figsize=(2 * WIDTH, 3), layout="constrained").subplots(1, 2)
+    left, right = page(3, 2 * WIDTH).subplots(1, 2)
     curves = {law["reference"]: law["curve"]} | {name: row["curve"] for name, row in law["arms"].items()}
     for (name, curve), color in zip(curves.items(), COLORS * len(curves)):
         left.plot(curve["runs"]["C"], curve["runs"]["loss"], ".", color=color, alpha=0.5, markersize=3)
@@ -852,8 +825,8 @@ def plan_figure(law: dict, N: float, D: float, ci: list | None = None) -> Figure
     ax = axes(N_LABEL[law["params"]], D_LABEL)
     lines = ax.contour(x, y, loss, levels, linewidths=0.8, **LOW_IS_DARK)
     ax.clabel(lines, levels[::2], fmt="%.3g", fontsize=6)
-    ax.plot([], [], color=VIRIDIS(0.5), linewidth=0.8,
-            label=f"lines of equal loss ({unit_of(law.get('runs', {}))})")
+    ax.plot([], [], color=ANY_SIZE, linewidth=0.8,
+            label=f"lines of equal loss ({unit_of(only(law.get('runs', {}), 'tokenizer'))})")
     ax.plot(x, N * D / x, color=BLACK, linewidth=0.8, label=f"6ND = {6 * N * D:.3g} FLOPs")
     if ci:
         ax.plot(ends[1:], N * D / ends[1:], color=RED, linewidth=3, alpha=0.5, solid_capstyle="butt",
@@ -880,7 +853,7 @@ def axis_of(table: dict) -> str:
 def by_parametrization(table: dict, xlabel: str, ylabel: str, titled: int) -> list[tuple]:
     """(axes, rows) of each parametrization of the table, side by side; `titled`: by which name of PANELS."""
     kinds = [kind for kind in PANELS if kind in table["parametrization"]]
-    figure = Page(figsize=(max(WIDTH, 1.75 * len(kinds)), 2.4), layout="constrained")
+    figure = page(2.4, max(WIDTH, 1.75 * len(kinds)))
     panels = figure.subplots(1, len(kinds), sharey=True)
     panels[0].set_ylabel(ylabel)
     parts = []
@@ -919,12 +892,8 @@ def transfer(table: dict, unit: str) -> Figure:
 
 def coordinates(table: dict) -> Figure:
     """The coordinate check: how far a few Adam steps move activations; `table` is coordinates.csv."""
-    looks = {
-        "attention": (BLUE, "o"),
-        "mlp": (RED, "s"),
-        "residual stream": (BLACK, "^"),
-        "logits": (GREEN, "D"),
-    }
+    looks = {"attention": (BLUE, "o"), "mlp": (RED, "s"), "residual stream": (BLACK, "^"),
+             "logits": (GREEN, "D")}
     axis = axis_of(table)
     sizes = np.unique(table[axis])
     for ax, rows in by_parametrization(table, SIZE_OF[axis][0], "change after 4 Adam steps (rms)",
@@ -941,7 +910,7 @@ def coordinates(table: dict) -> Figure:
 
 def critical_batch(table: dict, found: dict, unit: str) -> Figure:
     """Steps and tokens to a loss by batch size, B_crit(L) and noise scale; from points.csv and batch.json."""
-    left, right = pair()
+    left, right = page(2.4).subplots(1, 2)
     norm = Normalize(table["loss"].min(), table["loss"].max())
     B = reach(table["batch_tokens"])
     for level in found["levels"]:
@@ -965,19 +934,19 @@ def critical_batch(table: dict, found: dict, unit: str) -> Figure:
 
 def recipe_figures(folder: Path) -> dict[str, Figure]:
     """{name: figure} of what scaling.recipe.transfer and scaling.recipe.batch left in a study directory."""
-    figures = {}
     runs = if_there(read_table, folder / "runs.csv")
-    unit = unit_of(runs)
-    name = name_of(folder, runs)
-    if table := if_there(read_table, folder / "transfer.csv"):
-        figures["transfer"] = named(transfer(table, unit), name)
-    if table := if_there(read_table, folder / "coordinates.csv"):
-        figures["coordinates"] = named(coordinates(table), name)
-    points = if_there(read_table, folder / "points.csv")
+    sweep, moves, points = (if_there(read_table, folder / f"{table}.csv")
+                            for table in ("transfer", "coordinates", "points"))
     found = if_there(load_json, folder / "batch.json")
+    unit = unit_of(only(runs, "tokenizer"))
+    figures = {}
+    if sweep:
+        figures["transfer"] = transfer(sweep, unit)
+    if moves:
+        figures["coordinates"] = coordinates(moves)
     if points and found:
-        figures["critical"] = named(critical_batch(points, found, unit), name)
-    return figures
+        figures["critical"] = critical_batch(points, found, unit)
+    return {name: named(figure, name_of(folder, runs)) for name, figure in figures.items()}
 
 
 # ---- The command. ----
@@ -994,9 +963,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 def save_all(figures: dict[str, Figure], folder: Path, out: str | Path | None, form: str) -> list[Path]:
     """Write {name: figure} to FOLDER/figures/NAME.FORM or, with `out`, OUT/FOLDER_NAME.FORM: the paths."""
-    start = f"{folder}/figures/"
-    if out is not None:
-        start = f"{out}/{folder.resolve().name}_"
+    start = f"{folder}/figures/" if out is None else f"{out}/{folder.resolve().name}_"
     return [save(figure, Path(f"{start}{name}.{form}")) for name, figure in figures.items()]
 
 
