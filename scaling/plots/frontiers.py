@@ -7,14 +7,12 @@ from scaling.laws.solver import Array
 from scaling.plots.colors import ANY_SIZE, BLACK, BLUE, COLORS, GREEN, PURPLE, RED, SKY, VIRIDIS
 from scaling.plots.frame import (
     A_LABEL,
-    WIDTH,
     axes,
     color_bar,
     draw_curves,
     hold_points,
     legend_below,
     log_axes,
-    log_ticks,
     loss_label,
     page,
     title_of,
@@ -118,21 +116,20 @@ def walk(steps: list[dict], marks: dict[str, float]) -> Figure:
 
 def what_arms_are_worth(study: Study, law: dict) -> Figure:
     """The runs and frontiers of all arms, and the multiplier of each over the reference, against compute."""
-    left, right = page(3, 2 * WIDTH).subplots(1, 2)
+    losses, worth = page(5).subplots(2, 1, sharex=True)
     curves = {law["reference"]: law["curve"]} | {name: row["curve"] for name, row in law["arms"].items()}
     for (name, curve), color in zip(curves.items(), COLORS * len(curves)):
-        left.plot(curve["runs"]["C"], curve["runs"]["loss"], ".", color=color, alpha=0.5, markersize=3)
-        left.plot(curve["C"], curve["loss"], color=color, label=name)
+        losses.plot(curve["runs"]["C"], curve["runs"]["loss"], ".", color=color, alpha=0.5, markersize=3)
+        losses.plot(curve["C"], curve["loss"], color=color, label=name)
         if name != law["reference"]:
             low, high = np.array([m["ci"] for m in curve["multiplier"]]).T
-            right.fill_between(curve["C"], low, high, color=color, alpha=0.12, linewidth=0)
-            right.plot(curve["C"], [m["factor"] for m in curve["multiplier"]], color=color)
-    right.axhline(1, color=BLACK, linewidth=0.8)
-    left.set(title="dots: runs; lines: the loss at the best size", xlabel=study.c_label,
-             ylabel=loss_label(study.unit))
-    right.set(title=f"compute that {law['reference']} takes for the same loss", xlabel=study.c_label,
-              ylabel="multiplier, band: 95 %", xscale="log")
-    log_axes(left)
-    log_ticks(right.xaxis)
-    left.figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
-    return left.figure
+            worth.fill_between(curve["C"], low, high, color=color, alpha=0.12, linewidth=0)
+            worth.plot(curve["C"], [m["factor"] for m in curve["multiplier"]], color=color)
+    worth.axhline(1, color=BLACK, linewidth=0.8)
+    losses.set(title="dots: runs; lines: the loss at the best size", ylabel=loss_label(study.unit))
+    worth.set(title=f"compute that {law['reference']} takes for the same loss", xlabel=study.c_label,
+              ylabel="multiplier, band: 95 %")
+    log_axes(losses)
+    losses.figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                         columnspacing=1)
+    return losses.figure
