@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from scaling.laws import forms
 from scaling.laws.solver import Array
 from scaling.plots.colors import ANY_SIZE, BLACK, BLUE, LOW_IS_DARK, RED
-from scaling.plots.frame import D_LABEL, axes, end_with_grid, legend_below, named, reach, warned
-from scaling.plots.study import N_LABEL, only, unit_of
+from scaling.plots.frame import axes, end_with_grid, legend_below, named, reach, warned
+from scaling.plots.study import D_LABEL, N_LABEL, only, unit_of
 
 
 def forecast_marks(ax, x: Array, forecasts: dict) -> None:

@@ -25,8 +25,6 @@ from scaling.laws.solver import Array, interval
 from scaling.plots.colors import BLACK, RED, shades
 
 WIDTH = 3.5                                             # inches: a column of a two-column paper
-D_LABEL = "training tokens D"
-A_LABEL = "a, exponent of $N_{opt}$"
 
 matplotlib.rcParams.update({
     "font.size": 8,

@@ -6,7 +6,6 @@ from scaling.laws.frontiers import group_budgets, named_budgets
 from scaling.laws.solver import Array
 from scaling.plots.colors import ANY_SIZE, BLACK, BLUE, COLORS, GREEN, PURPLE, RED, SKY, VIRIDIS
 from scaling.plots.frame import (
-    A_LABEL,
     axes,
     color_bar,
     draw_curves,
@@ -17,7 +16,7 @@ from scaling.plots.frame import (
     page,
     title_of,
 )
-from scaling.plots.study import Study
+from scaling.plots.study import A_LABEL, Study
 
 
 def isoflop(study: Study, law: dict) -> Figure:

@@ -11,7 +11,6 @@ from scaling.laws.collapse import WINDOW, loss_at
 from scaling.logs import read_log
 from scaling.plots.colors import ANY_SIZE, BLACK, BLUE, RED, SKY
 from scaling.plots.frame import (
-    D_LABEL,
     axes,
     color_bar,
     draw_curves,
@@ -26,7 +25,7 @@ from scaling.plots.frame import (
     reach,
     with_interval,
 )
-from scaling.plots.study import Study, unit_of
+from scaling.plots.study import D_LABEL, Study, unit_of
 
 
 def loss_curves(study: Study) -> Figure | None:

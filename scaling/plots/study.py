@@ -24,6 +24,8 @@ C_LABEL = {
     "chinchilla": "training compute C, Chinchilla's count (FLOPs)",
     "as given": "training compute C (FLOPs)",
 }
+D_LABEL = "training tokens D"
+A_LABEL = "a, exponent of $N_{opt}$"
 UNITS = {"char": "character", "byte": "byte"}           # of the loss, by tokenizer; else a token
 NO_FORECASTS = dict.fromkeys("run params tokens predicted lo95 hi95 measured error".split(), np.array([]))
 

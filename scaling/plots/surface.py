@@ -8,7 +8,6 @@ from scaling.laws.solver import DELTA, Array, huber
 from scaling.plots.colors import ANY_SIZE, BLACK, BLUE, LOW_IS_DARK, RED, SKY
 from scaling.plots.forecasts import forecast_marks
 from scaling.plots.frame import (
-    A_LABEL,
     axes,
     color_bar,
     draw_curves,
@@ -20,7 +19,7 @@ from scaling.plots.frame import (
     reach,
     title_of,
 )
-from scaling.plots.study import C_LABEL, Study
+from scaling.plots.study import A_LABEL, C_LABEL, Study
 
 
 def frontier(study: Study, law: dict) -> Figure:
