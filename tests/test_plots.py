@@ -14,6 +14,7 @@ from runtime.basics import UserError
 from scaling import fit as fitting
 from scaling import plots
 from scaling.laws import forms, frontiers
+from scaling.plots import colors, frame, recipes
 from scaling.tables.csv import read_table
 
 TRUE = {"E": 1.0, "A": 30.0, "B": 300.0, "alpha": 0.33, "beta": 0.40}
@@ -122,7 +123,7 @@ def test_figures_are_small_and_one_column_wide(drawn):
     for name, (_, path) in drawn.items():
         raw = path.read_bytes()
         width, = struct.unpack(">I", raw[16:20])
-        assert len(raw) < 100_000 and width == plots.WIDTH * 160, name
+        assert len(raw) < 100_000 and width == frame.WIDTH * 160, name
 
 
 def test_nothing_is_cut_off(drawn):
@@ -306,7 +307,7 @@ def test_bands_are_the_intervals_of_the_draws():
     draws = np.random.default_rng(0).normal(size=4000)
     x = np.arange(3.0)
     law = {"y": 0.0, "ci": {"y": [-2, 2]}, "boot": {"y": list(draws)}}
-    plots.draw_law(ax, x, law, lambda p: p["y"] + 10 * x, (0, 2), "law")
+    frame.draw_law(ax, x, law, lambda p: p["y"] + 10 * x, (0, 2), "law")
     corners = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert corners.min() == pytest.approx(np.sort(draws)[100], abs=0.02)
     assert corners.max() == pytest.approx(20 + np.sort(draws)[-100], abs=0.02)
@@ -339,8 +340,8 @@ def test_an_optimum_at_an_edge_is_open_with_an_arrow_outward():
     rates = np.array([0.001, 0.002, 0.004])
     table = {"parametrization": np.array(["mup"] * 3 + ["gpt2"] * 3), "n_embd": np.array([32] * 6),
              "learning_rate": np.tile(rates, 2), "val_loss": np.array([2.1, 2.0, 2.2, 2.3, 2.2, 2.1])}
-    inside, edge = plots.transfer(table, "nats per token").axes
-    assert not inside.texts and inside.lines[-1].get_markerfacecolor() == plots.RED
+    inside, edge = recipes.transfer(table, "nats per token").axes
+    assert not inside.texts and inside.lines[-1].get_markerfacecolor() == colors.RED
     arrow, = edge.texts
     assert arrow.xy == (0.004, 2.1) and arrow.xyann[0] > 0 and edge.lines[-1].get_markerfacecolor() == "white"
 
@@ -493,7 +494,7 @@ def test_walk_goes_downward_in_order():
 def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, surface, drawn):
     _, path = drawn["frontier"]
     full = Image.open(path).convert("RGB")
-    raw = plots.named(plots.frontier(study, surface), "toy, help")._repr_png_()
+    raw = frame.named(plots.frontier(study, surface), "toy, help")._repr_png_()
     small = Image.open(BytesIO(raw))
     assert small.mode == "P" and small.size == full.size and len(raw) < path.stat().st_size / 2
     assert np.abs(np.asarray(small.convert("RGB"), float) - np.asarray(full, float)).max() < 40
@@ -501,5 +502,5 @@ def test_a_figure_shows_itself_in_a_notebook_in_few_bytes(study, surface, drawn)
 
 def test_ordered_colours_darken_in_grey():
     """Viridis as used: lightness rises all the way, so the order survives a grey printer."""
-    lightness = plots.VIRIDIS(np.linspace(0, 1, 50))[:, :3] @ [0.299, 0.587, 0.114]
+    lightness = colors.VIRIDIS(np.linspace(0, 1, 50))[:, :3] @ [0.299, 0.587, 0.114]
     assert (np.diff(lightness) > 0).all() and lightness[-1] < 0.8

@@ -1,0 +1,4 @@
+from runtime.basics import exit_cleanly
+from scaling.plots import main
+
+exit_cleanly(main)
