@@ -135,7 +135,7 @@ class Run:
             gpu.prefer_cudnn(self.c)
             model.logits_loss = torch.compile(model.logits_loss, dynamic=False)
             if gpu.graph_fits(self):
-                self.update = gpu.StepGraph(self.update, self.optimizers)
+                self.update = gpu.StepGraph(self.update, self.optimizers, self.c.device)
         if self.world > 1:
             model = torch.nn.parallel.DistributedDataParallel(model)
             model.register_comm_hook(self.noise, average_gradients)
@@ -216,9 +216,10 @@ class Run:
         c = self.c
         rows = np.arange(c.eval_iters)[self.rank::self.world]
         # Without gradients larger batches fit, and the mean does not depend on their size.
-        per_batch = max(1, min(16384, 2 ** 27 // c.vocab_size) // c.block_size)    # .5 GB of logits
         if c.device.startswith("cuda"):                # there a micro-batch fills the device
             per_batch = math.ceil(c.batch_size / self.world / c.gradient_accumulation_steps)
+        else:
+            per_batch = max(1, min(16384, 2 ** 27 // c.vocab_size) // c.block_size)    # .5 GB of logits
         total = 0.0
         self.raw.eval()
         # The first rank has the most rows. All go as many rounds, so as to look for a signal together.

@@ -38,10 +38,11 @@ def join_processes(device: str) -> tuple[int, int, str]:
     if world > 1 and missing:
         raise UserError(f"WORLD_SIZE is {world}, but not {' or '.join(missing)}: start ranks by "
                         "torchrun, or unset WORLD_SIZE")
+    if world > 1 and device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if device.startswith("cuda:"):                     # streams, graphs and kernels are of the current one
+        torch.cuda.set_device(device)
     if world > 1:
-        if device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-            torch.cuda.set_device(device)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return rank, world, device

@@ -188,11 +188,11 @@ class StepGraph:
     rates become tensors, for a graph keeps the numbers that it has seen and reads tensors anew.
     """
     WARM_UP = 3
-    device = "cuda"
 
-    def __init__(self, function, optimizers: list):
+    def __init__(self, function, optimizers: list, device: str):
         self.function = function
         self.optimizers = optimizers
+        self.device = device
         self.calls = 0
         self.graph = None
         self.stream = torch.cuda.Stream()

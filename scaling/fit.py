@@ -169,16 +169,18 @@ def loss_vs_compute(data: dict, bootstrap: int) -> dict:
     if np.ptp(data["N"]) == 0:
         raise UserError("all runs have one size: their loss against compute is L(D), no frontier of sizes")
     C, L, run = data["C"], data["L"], data["run"]
-    alone = None if data["along"] or not data["curves"] else run
-    if unfinished(data):
+    early = unfinished(data)
+    if early:
         with suppress(UserError):
-            fit = frontiers.fit_loss_vs_compute(C, L, alone, bootstrap)
+            fit = frontiers.fit_loss_vs_compute(C, L, None, bootstrap)
             if fit["hull"]["fitted"] >= FEW:
                 return fit
     if data["along"]:
-        C, L, alone = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
-    fit = frontiers.fit_loss_vs_compute(C, L, alone, bootstrap)
-    if unfinished(data):
+        C, L, run = (np.append(data[name], data["along"][name]) for name in ("C", "L", "run"))
+    elif not data["curves"]:
+        run = None
+    fit = frontiers.fit_loss_vs_compute(C, L, run, bootstrap)
+    if early:
         # A hull's losses are those of the rows themselves, but for the last digit.
         before = np.abs(np.subtract.outer(np.log(fit["hull"]["loss"]), np.log(data["along"]["L"]))).min(1)
         fit["health"]["unfinished"] = int((before[-fit["hull"]["fitted"]:] < 1e-9).sum())

@@ -29,7 +29,7 @@ from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, counted, exit_cleanly, nearest, plain_name, whole_file
 from scaling import forecast
-from scaling.laws import arms, counts, design, forms, solver
+from scaling.laws import arms, counts, design, forms, health, solver
 from scaling.tables.csv import MALFORMED, cell, read_table
 from scaling.tables.runs import final_runs
 
@@ -117,23 +117,18 @@ def load_law(name: str) -> dict:
                         f"{', '.join(PUBLISHED)}")
     fit = forecast.load_fit(path)
     runs = path.with_name("runs.csv")
-    law = next((fit[k] for k in ("surface", "isoflop") if fit.get(k) and not has_no_optimum(fit[k])), None)
-    if not law:
+    form = next((k for k in ("surface", "isoflop") if fit.get(k) and not health.of_flat(fit[k])), None)
+    if not form:
         holds = "neither a surface nor an isoflop fit"
         if fit.get("surface"):
             holds = "a surface without a best size"
         raise UserError(f"{name} holds {holds}; fit again with more runs (its warnings say which)")
-    return law | {
-        "form": "surface" if fit.get("surface") else "frontier",
-        "source": f"{name}, {law['n']} runs",
+    return fit[form] | {
+        "form": "surface" if form == "surface" else "frontier",
+        "source": f"{name}, {fit[form]['n']} runs",
         "params": fit["data"]["params"],
         "fit": fit,
         "runs": read_table(runs) if runs.exists() else {}}
-
-
-def has_no_optimum(fit: dict) -> bool:
-    """Did an exponent of a surface stop at a bound? Then the loss falls with N or D as no power does."""
-    return "a" in fit and bool({"alpha", "beta"} & set(fit["health"].get("bounds", ())))
 
 
 def require_determined(law: dict) -> None:

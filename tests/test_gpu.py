@@ -81,7 +81,6 @@ def test_a_graph_takes_new_rows_and_rates(module_lab, monkeypatch):
     module_lab.train("ungraphed", max_iters=8, log_interval=1)
     monkeypatch.setattr(gpu, "upload", lambda rows, device: torch.as_tensor(rows))
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
-    monkeypatch.setattr(gpu.StepGraph, "device", "cpu")
     monkeypatch.setattr(gpu.StepGraph, "aside", lambda self, rows: self.function(rows))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     captured = []
@@ -95,7 +94,7 @@ def test_a_graph_takes_new_rows_and_rates(module_lab, monkeypatch):
 
     def graphed(run):
         model = start(run)
-        run.update = gpu.StepGraph(run.update, run.optimizers)
+        run.update = gpu.StepGraph(run.update, run.optimizers, "cpu")
         undone = run.update.capture
 
         def capture(rows):

@@ -604,3 +604,12 @@ def test_no_plan_is_made_of_losses_that_do_not_fall(tmp_path, slope):
     path.write_text(json.dumps(law), encoding="utf-8")
     with pytest.raises(UserError, match="holds a surface without a best size; fit again"):
         plan.main([str(path), "--flops=1e18"])
+
+
+def test_a_surface_at_its_bounds_leaves_the_plan_to_isoflop(tmp_path):
+    law = json.loads((basics.ROOT / "scaling/results/laptop/fit.json").read_text(encoding="utf-8"))
+    law["surface"]["health"]["bounds"] = ["beta"]
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(law), encoding="utf-8")
+    found = plan.load_law(str(path))
+    assert found["form"] == "frontier" and found["n"] == law["isoflop"]["n"]

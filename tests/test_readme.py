@@ -206,7 +206,7 @@ def gpu_rows(found: dict):
     for trainer in found["trainer"]:
         d = trainer["d"]
         ours = steps["ours", d, T]
-        ms = (losses[f"{name}", d] for name in ("fused", "compiled, fp32 logits", "eager, fp32 logits"))
+        ms = (losses[name, d] for name in ("fused", "compiled", "eager"))
         yield (f"| {d} | {ours / 1e6:.2f}M | {ours / steps['nanogpt', d, T]:.2f} | "
                f"{ours / steps['eager', d, T]:.1f} | {ours / trainer['tok_per_s']['median']:.1f} | "
                "{:.1f} | {:.1f} | {:.0f} |".format(*ms))

@@ -78,7 +78,7 @@ def of_design(fit: dict) -> list[str]:
 def of_flat(fit: dict) -> list[str]:
     """Does the loss fall with N and with D at all, as a power of each?"""
     flat = {"alpha", "beta"} & set(fit["health"].get("bounds", []))
-    if flat and fit["form"] == "surface":
+    if flat and fit.get("form") == "surface":
         return [f"N_opt is not identified: {' and '.join(sorted(flat))} stopped at a bound, so the loss "
                 "falls with size or data as no power law does; see the warnings of the table"]
     return []
@@ -261,7 +261,7 @@ def of_envelope(fit: dict) -> list[str]:
 
 def of_unfinished(fit: dict) -> list[str]:
     """Are the curves of an envelope of runs that had yet to bring their rate down?"""
-    if fit["form"] != "envelope" or not fit["health"].get("unfinished"):
+    if not fit["health"].get("unfinished"):
         return []
     return ["its points are losses halfway along runs, where the rate had yet to fall: a run that ends there "
             "does better, so it is not compared with the other approaches"]
