@@ -524,8 +524,8 @@ def from_dict(old: dict) -> Config:
 
 
 # Columns of our tables that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
-TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 parametrization arm "
-                   "position norm mlp optimizer".split())
+TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 val_sha256 "
+                   "parametrization arm position norm mlp optimizer".split())
 # What a run is and what came of it, under the names that published tables use.
 _RESULT = (
     "study run seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule "
@@ -536,7 +536,7 @@ _RESULT = (
 _TOLD = {*HORIZONS, "batch_size", "eval_iters", "arm"}
 # The recipe: every other setting with bearing, so that a table of runs tells how they were trained.
 RECIPE = [f.name for f in dataclasses.fields(Config) if f.name not in {*FREE, *_RESULT, *_TOLD}]
-RUN_COLUMNS = [*_RESULT, *RECIPE]
+RUN_COLUMNS = [*_RESULT, *RECIPE, "val_sha256"]
 
 
 def recipe(asked: Config, c: Config) -> dict:

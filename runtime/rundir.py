@@ -339,7 +339,8 @@ def result_row(asked: Config, run, record: dict) -> dict:
         unique_tokens=min(tokens, epoch), epochs=tokens / epoch,
         flops_6nd=6 * settings.default_N(p) * tokens, flops_exact=record["flops"],
         train_loss=record["train_loss"], val_loss=record["val_loss"], val_bits_per_byte=bits,
-        val_tokens=c.eval_iters * c.block_size, wall_s=record["elapsed_s"],
+        val_tokens=c.eval_iters * c.block_size,
+        val_sha256=meta["val_sha256"][:12] if meta.get("val_sha256") else None, wall_s=record["elapsed_s"],
         tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), commit=git_commit())
     row = {name: found[name] for name in settings.RUN_COLUMNS if name not in ("study", "run")}
     return row | dict(arm=c.arm) if c.arm else row

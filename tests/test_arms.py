@@ -119,6 +119,20 @@ def test_what_a_step_costs_more_counts_and_so_does_its_time():
     row = arms.fit_arms(parts, "base", [2e11])["arms"]["new"]
     assert row["multiplier"][0]["factor"] == pytest.approx(1.5 / 1.1, rel=2e-3)
     assert row["per_hour"][0]["factor"] == pytest.approx(1.5 / 1.1 * 0.8, rel=2e-3)
+    expected = [0.8 * end for end in row["multiplier"][0]["ci"]]
+    assert row["per_hour"][0]["ci"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_interval_per_hour_holds_the_error_of_the_speeds():
+    rng = np.random.default_rng(0)
+    N = np.repeat(np.geomspace(1e4, 1e5, 5), 3)                  # five sizes of three runs
+    inside, alone = 0, {"C": 1e11, "factor": 1.2, "ci": [1.2 / 1.01, 1.2 * 1.01]}
+    for _ in range(400):
+        runs = {arm: {"N": N, "tok_per_s": speed * np.exp(0.1 * rng.standard_normal(15))}
+                for arm, speed in (("base", 1000), ("new", 800))}
+        low, high = arms.per_hour(alone, *arms.slowness(runs, "new", "base"))["ci"]
+        inside += low < 1.2 * 0.8 < high
+    assert 0.92 < inside / 400 < 0.98                            # 2.3 standard deviations of a draw of 400
 
 
 def test_an_arm_of_one_length_ties_r_to_s_and_says_so():
@@ -190,6 +204,12 @@ def test_arms_on_other_data_are_refused_unless_the_data_are_the_arms():
     del table["arm"]
     low, high = fit.fit_all(table, bootstrap=0, arm="dataset")["arms"]["arms"]["edu"]["ci"]["s"]
     assert low < 1.2 < high
+    # Texts differ, and so they may; what their losses were measured on may not.
+    table["val_sha256"] = np.where(table["dataset"] == "edu", "1a", "2b").astype(object)
+    with pytest.raises(UserError, match="2 values .1a, 2b.: losses on different validation texts do not"):
+        fit.fit_all(table, bootstrap=0, arm="dataset")
+    table["val_sha256"] = np.where(table["dataset"] == "edu", "1a", "").astype(object)    # of old runs
+    assert "edu" in fit.fit_all(table, bootstrap=0, arm="dataset")["arms"]["arms"]
 
 
 def test_plan_compares_two_studies(tmp_path, capsys):

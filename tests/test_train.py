@@ -32,7 +32,7 @@ COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_token
     flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype
     commit dropout bias tie_weights position norm mlp qk_norm vocab_size parametrization base_width base_depth
     optimizer muon_rate muon_decay warmup_iters warmup_frac lr_decay_iters cooldown_frac min_lr weight_decay
-    beta1 beta2 grad_clip""".split()
+    beta1 beta2 grad_clip val_sha256""".split()
 
 
 # ---------------------------------------------------------------- horizon

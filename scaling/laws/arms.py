@@ -324,15 +324,37 @@ def budgets(runs: Runs) -> list[float]:
     return np.geomspace(low, high, 3).tolist()
 
 
-def slowness(arms: dict, name: str, reference: str) -> float | None:
-    """Seconds a token over the reference's at the same N (median), where both have speeds `tok_per_s`."""
-    mine, theirs = arms[name].get("tok_per_s"), arms[reference].get("tok_per_s")
-    if mine is None or theirs is None:
+def speeds(arm: dict) -> tuple[Array, Array]:
+    """Log of an arm's sizes (k,), each once, and of their tokens per second, medians of runs."""
+    known = arm["tok_per_s"] > 0
+    N, group = np.unique(np.log(arm["N"][known]), return_inverse=True)
+    speed = np.log(arm["tok_per_s"][known])
+    return N, np.array([np.median(speed[group == k]) for k in range(len(N))])
+
+
+def slowness(arms: dict, name: str, reference: str) -> tuple[float, float] | None:
+    """Log of seconds a token over the reference's at the same N, and half its 95 % interval.
+
+    None without speeds of two sizes. The interval is by the scatter between sizes (Student's t): what slows
+    all runs of an arm alike, another machine or a busy hour, is not in it.
+    """
+    if any(arms[arm].get("tok_per_s") is None for arm in (name, reference)):
         return None
-    order = np.argsort(arms[reference]["N"])
-    there = np.interp(np.log(arms[name]["N"]), *np.log([arms[reference]["N"], theirs])[:, order])
-    found = float(np.exp(np.nanmedian(there - np.log(mine))))
-    return found if np.isfinite(found) else None
+    N, mine = speeds(arms[name])
+    there, theirs = speeds(arms[reference])
+    if min(len(N), len(there)) < 2:
+        return None
+    slower = np.interp(N, there, theirs) - mine
+    error = slower.std(ddof=1) / np.sqrt(len(slower))
+    return float(slower.mean()), float(student.ppf((1 + LEVEL) / 2, len(slower) - 1) * error)
+
+
+def per_hour(multiplier: dict, slower: float, half: float) -> dict:
+    """A multiplier at a budget, {C, factor, ci}, of hours in place of FLOPs; see `slowness`."""
+    wide = np.hypot(np.log(multiplier["ci"][1] / multiplier["factor"]), half)
+    middle = np.log(multiplier["factor"]) - slower
+    return {"C": multiplier["C"], "factor": float(np.exp(middle)),
+            "ci": np.exp([middle - wide, middle + wide]).tolist()}
 
 
 def fit_arms(arms: dict, reference: str, at: list[float] | None = None) -> dict:
@@ -359,9 +381,8 @@ def fit_arms(arms: dict, reference: str, at: list[float] | None = None) -> dict:
     found = {name: worth(shared, own, law, runs, k, at) for k, name in enumerate(names) if k}
     for name, row in found.items():
         if slower := slowness(arms, name, reference):
-            row["seconds_per_token"] = slower
-            row["per_hour"] = [{"C": m["C"], "factor": m["factor"] / slower,
-                                "ci": [end / slower for end in m["ci"]]} for m in row["multiplier"]]
+            row["seconds_per_token"] = float(np.exp(slower[0]))
+            row["per_hour"] = [per_hour(m, *slower) for m in row["multiplier"]]
     return {"form": "arms", "terms": runs.terms, "reference": reference, "budgets": at, "n": have,
             "shared": constants(shared, runs.terms), "equal_exponents": test, "arms": found, "left_out": out,
             "curve": curve(law, 0, runs), "health": health(runs, names, test, out)}

@@ -201,8 +201,17 @@ def of_arms(table: dict, values: Array) -> bool:
     return "arm" in table and groups([table["arm"], values]).max() == groups([table["arm"]]).max()
 
 
+def check_text(table: dict) -> None:
+    """Raise UserError when losses are of several validation texts, by the column that our own runs have."""
+    known = set(map(str, table.get("val_sha256", ()))) - {"", "nan", "None"}
+    if len(known) > 1:
+        raise UserError(f"column 'val_sha256' holds {len(known)} values ({', '.join(sorted(known))}): losses "
+                        "on different validation texts do not compare; prepare the texts with --val_from")
+
+
 def check_one(table: dict) -> None:
     """Raise UserError when the table mixes data sets, tokenizers, configurations, optimizers or families."""
+    check_text(table)
     for name, values in table.items():
         kind = columns.KINDS.fullmatch(plain(name)) and is_text(values) and not of_arms(table, values)
         if (kind or name in ONE_OF) and len(set(map(str, values))) > 1:
@@ -227,6 +236,7 @@ def by_arm(table: dict, column: str) -> dict[str, dict]:
         if name != column and data and len(set(map(str, table[name]))) > 1:
             raise UserError(f"the arms differ in {name!r}, which holds {some(table[name])}: their losses do "
                             f"not compare; keep one, with --where={name}={table[name][0]}")
+    check_text(table)
     rest = {name: values for name, values in table.items() if name != column}
     return {name: {key: values[arm == name] for key, values in rest.items()} for name in names}
 
