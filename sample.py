@@ -25,7 +25,8 @@ import torch
 from tqdm import tqdm
 
 from config.configurator import configure
-from config.settings import from_dict, load_meta
+from config.corpus import load_meta
+from config.schema import from_dict
 from data.common import Tokenizer, as_path, get_tokenizer
 from model import GPT
 from runtime import basics

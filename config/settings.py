@@ -3,18 +3,15 @@
 Whatever plans, trains, forecasts or compares runs takes these facts from here, and needs no torch for them.
 """
 import dataclasses
-import json
 import math
 import os
 import re
-import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from config.configurator import read_command, set_fields
-from runtime import basics
-from runtime.basics import UserError, from_here, nearest, plain_name
+from config.corpus import load_meta
+from runtime.basics import UserError
 
 
 def free(default):
@@ -207,59 +204,6 @@ def in_proportion(c: Config, long: Config, given: set) -> Config:
             said.append(f"{name} {was} -> {getattr(c, name)}")
     print("; ".join(said), flush=True)
     return c
-
-
-# ---- the text ----
-
-META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
-
-
-def load_meta(dataset: str) -> dict:
-    """The dataset's meta.json, with the sizes of its .bin files checked against it. Raises UserError."""
-    if not plain_name(dataset):
-        raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
-    folder = basics.ROOT / "data" / dataset
-    fix = how_to_prepare(dataset)
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        sizes = {split: (folder / f"{split}.bin").stat().st_size for split in ("train", "val")}
-    except FileNotFoundError as e:
-        raise UserError(f"dataset {dataset!r} is not prepared ({e.filename} is missing); {fix}") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{folder / 'meta.json'} is not valid JSON ({e}); {fix}") from None
-    found = meta if isinstance(meta, dict) else {}
-    bad = [key for key, kind in META.items() if not isinstance(found.get(key), kind)
-           or kind is int and found[key] < 1]
-    if bad:
-        raise UserError(f"{folder / 'meta.json'} lacks a valid {', '.join(bad)}; {fix}")
-    for split, size in sizes.items():
-        if size != 2 * meta[f"{split}_tokens"]:       # uint16
-            raise UserError(f"{folder / split}.bin has {size:,} bytes, its meta.json says "
-                            f"{2 * meta[f'{split}_tokens']:,}: it is truncated or stale; {fix}")
-    return meta
-
-
-def how_to_prepare(dataset: str) -> str:
-    """The command that makes data/DATASET: by its own prepare.py, else from text of the user's own."""
-    data = basics.ROOT / "data"
-    name, _, tokenizer = dataset.partition("_")
-    script = data / name / "prepare.py"
-    known = tokenizers(script) if script.exists() and name != "text" else []
-    out = from_here(data / dataset)
-    if known and (not tokenizer or tokenizer in known):
-        # With --out_dir, because a dataset's usual tokenizer is not in the name of its directory.
-        options = f" --tokenizer={tokenizer} --out_dir={out}" if tokenizer else ""
-        return f"run: python {from_here(script)}{options}"
-    others = [f"{name}_{x}" for x in known] or sorted(p.parent.name for p in data.glob("*/prepare.py")
-                                                       if p.parent.name != "text")
-    return (f"what can be prepared: {', '.join(others)}{nearest(dataset, others)}; or your own text: python "
-            f"{from_here(data / 'text' / 'prepare.py')} --name={shlex.quote(dataset)} --input FILES")
-
-
-def tokenizers(script: Path) -> list[str]:
-    """Those that a prepare.py has, by its source: to import it takes what it imports."""
-    some = re.search(r"tokenizers=\((.*?)\)", script.read_text(encoding="utf-8"))
-    return re.findall(r"\w+", some[1]) if some else ["char", "byte", "gpt2"]
 
 
 # ---- what is counted: parameters, FLOPs, bytes ----
@@ -485,69 +429,3 @@ def learning_rate(step: int, c: Config) -> float:
     begin = cooldown_start(c)
     cool = min(1.0, max(0.0, (step - begin) / (c.lr_decay_iters - begin)))
     return c.min_lr + SCHEDULES[c.schedule](done, cool) * (c.learning_rate - c.min_lr)
-
-
-# ---- which settings tell runs apart, and which columns record them ----
-
-
-def differences(old: dict, new: dict) -> list[str]:
-    """Settings with bearing on the result in which two runs' settings differ.
-
-    A setting that was added after one of them was written has its default; "auto" differs from nothing.
-    """
-    found = []
-    for f in dataclasses.fields(Config):
-        values = old.get(f.name, f.default), new.get(f.name, f.default)
-        if f.name not in FREE and "auto" not in values and values[0] != values[1]:
-            found.append(f.name)
-    return found
-
-
-# What config.json and seals call the sha256 of a text: meta.json's name for it, and a word for people.
-TEXTS = dict(data_sha256=("train_sha256", "training text"), val_sha256=("val_sha256", "validation text"))
-
-
-def texts(meta: dict) -> dict:
-    """The sha256 of a dataset's texts, as config.json has them; without those that its `meta` lacks."""
-    return {key: meta[name] for key, (name, _) in TEXTS.items() if meta.get(name)}
-
-
-def other_texts(old: dict, new: dict) -> list[str]:
-    """The keys of TEXTS in which two records differ that both have them: old ones lack the younger."""
-    return [key for key in TEXTS if old.get(key) and new.get(key) and old[key] != new[key]]
-
-
-def from_dict(old: dict) -> Config:
-    """The settings in a checkpoint or config.json: what is missing has its default, the rest is left out."""
-    names = {f.name for f in dataclasses.fields(Config)}
-    return Config(**{name: value for name, value in old.items() if name in names})
-
-
-# Columns of our tables that hold words, or names that look like numbers: the commit 5e10843 is not infinity.
-TEXT_COLUMNS = set("study run dataset tokenizer schedule device dtype commit sha256 val_sha256 "
-                   "parametrization arm position norm mlp optimizer".split())
-# What a run is and what came of it, under the names that published tables use.
-_RESULT = (
-    "study run seed dataset tokenizer n_layer n_head n_embd block_size batch_tokens learning_rate schedule "
-    "params_total params_embedding params_non_embedding params_head tokens unique_tokens epochs flops_6nd "
-    "flops_exact train_loss val_loss val_bits_per_byte val_tokens wall_s tok_per_s device dtype "
-    "commit").split()
-# Settings with bearing that those columns hold in another form.
-_TOLD = {*HORIZONS, "batch_size", "eval_iters", "arm"}
-# The recipe: every other setting with bearing, so that a table of runs tells how they were trained.
-RECIPE = [f.name for f in dataclasses.fields(Config) if f.name not in {*FREE, *_RESULT, *_TOLD}]
-RUN_COLUMNS = [*_RESULT, *RECIPE, "val_sha256"]
-
-
-def recipe(asked: Config, c: Config) -> dict:
-    """RECIPE's columns of the run that `asked` asked for and that was resolved to `c`.
-
-    Empty (None) is what did not count, or followed from the horizon: of warmup_iters and warmup_frac one was
-    asked for, and another run of this recipe should ask for the same one.
-    """
-    row = {name: getattr(c, name) for name in RECIPE}
-    row = {name: int(value) if isinstance(value, bool) else value for name, value in row.items()}
-    row["warmup_frac" if asked.warmup_iters != -1 else "warmup_iters"] = None
-    if asked.lr_decay_iters == -1:
-        row["lr_decay_iters"] = None
-    return row

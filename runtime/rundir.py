@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from config import settings
+from config import corpus, schema, settings
 from config.settings import Config, learning_rate
 from runtime.basics import UserError, git_commit, load_json, whole_file, write_json
 
@@ -54,7 +54,7 @@ def read_json(path: Path, needs: str) -> dict:
 
 def require_same_run(old: dict, c: Config, path: Path, but: set = frozenset()) -> None:
     """What `path` recorded, `old`, must be the run `c` in all that bears on the result, `but` for some."""
-    for name in settings.differences(old, dataclasses.asdict(c)):
+    for name in schema.differences(old, dataclasses.asdict(c)):
         if name not in but:
             restore = "restore the setting"
             # It may follow from the horizon; but a run whose rate was to fall until its end has no other.
@@ -67,7 +67,7 @@ def require_same_run(old: dict, c: Config, path: Path, but: set = frozenset()) -
 def require_same_start(old: dict, c: Config, path: Path, steps: int) -> None:
     """`c`, which goes on after `steps`, must equal the run before it up to there, learning rates included."""
     require_same_run(old, c, path, but=LATER)
-    trunk = settings.from_dict(old)
+    trunk = schema.from_dict(old)
     for step in range(steps):
         if learning_rate(step, c) != learning_rate(step, trunk):
             raise UserError(f"{path} is at step {steps}, and the learning rates differ at step {step}; "
@@ -96,7 +96,7 @@ def require_same_text(old: dict, c: Config, meta: dict, path: Path) -> None:
     if old["data_sha256"] != meta["train_sha256"]:
         raise UserError(f"{path} was trained on other text than {c.dataset!r} holds now; prepare that text "
                         f"again, or {START_OVER}")
-    if "val_sha256" in settings.other_texts(old, settings.texts(meta)):
+    if "val_sha256" in corpus.other_texts(old, corpus.texts(meta)):
         raise UserError(f"{path} was evaluated on other text than {c.dataset!r} has for it now (val.bin); "
                         f"prepare that text again, or {START_OVER}")
 
@@ -327,12 +327,12 @@ def finish(out: Path, result: dict) -> None:
 
 
 def result_row(asked: Config, run, record: dict) -> dict:
-    """The run's row of runs.csv (settings.RUN_COLUMNS, less study and run) from its last log record."""
+    """The run's row of runs.csv (schema.RUN_COLUMNS, less study and run) from its last log record."""
     c, p, meta = run.c, run.params, run.meta
     tokens = record["tokens"]
     epoch = (meta["train_tokens"] - 1) // c.block_size * c.block_size
     bits = record["val_loss"] / math.log(2) * meta["val_tokens"] / meta["val_bytes"]
-    found = dataclasses.asdict(c) | settings.recipe(asked, c) | dict(
+    found = dataclasses.asdict(c) | schema.recipe(asked, c) | dict(
         tokenizer=meta["tokenizer"], batch_tokens=c.batch_size * c.block_size, params_total=p["total"],
         params_embedding=p["token_embedding"] + p["position_embedding"],
         params_non_embedding=p["non_embedding"], params_head=p["head"], tokens=tokens,
@@ -342,7 +342,7 @@ def result_row(asked: Config, run, record: dict) -> dict:
         val_tokens=c.eval_iters * c.block_size,
         val_sha256=meta["val_sha256"][:12] if meta.get("val_sha256") else None, wall_s=record["elapsed_s"],
         tok_per_s=round(tokens / record["elapsed_s"], 1), device=device_name(c.device), commit=git_commit())
-    row = {name: found[name] for name in settings.RUN_COLUMNS if name not in ("study", "run")}
+    row = {name: found[name] for name in schema.RUN_COLUMNS if name not in ("study", "run")}
     return row | dict(arm=c.arm) if c.arm else row
 
 

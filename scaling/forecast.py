@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from config import settings
+from config import corpus, schema, settings
 from runtime.basics import Parser, UserError, exit_cleanly, git_commit, load_json, nearest, write_json
 from scaling import watch
 from scaling.fit import fit_all
@@ -145,8 +145,8 @@ def seal_path(folder: Path, run: str) -> Path:
 def require_same_target(sealed: dict, target: dict, path: Path) -> None:
     """Raise UserError unless the seal in `path` is of this target."""
     changed = [k for k in ("run", "params", "tokens", "flops") if sealed["target"].get(k) != target[k]]
-    changed += settings.differences(sealed["target"]["config"], target["config"])
-    changed += [settings.TEXTS[key][1] for key in settings.other_texts(sealed["target"], target)]
+    changed += schema.differences(sealed["target"]["config"], target["config"])
+    changed += [corpus.TEXTS[key][1] for key in corpus.other_texts(sealed["target"], target)]
     if changed:
         raise UserError(f"{path} was sealed for another target ({', '.join(changed)} differ); "
                         "give the new run another name")
@@ -195,7 +195,7 @@ def seal(folder: Path, fit: dict, run: str, resolved: settings.Resolved, anyway:
     path = seal_path(folder, run)
     bearing = {k: v for k, v in dataclasses.asdict(resolved.config).items() if k not in settings.FREE}
     target = dict(run=run, params=resolved.N, tokens=resolved.D, flops=resolved.C, config=bearing)
-    target |= settings.texts(resolved.meta)
+    target |= corpus.texts(resolved.meta)
     if path.exists():
         sealed = read_seal(path)
         require_same_target(sealed, target, path)
@@ -234,8 +234,8 @@ def require_later(sealed: dict, run: Path, result: dict) -> None:
     """The finished run must be the one that was forecast, trained after that. Raises UserError."""
     config = load_json(run / "config.json")
     target = sealed["target"]
-    changed = settings.differences(target["config"], config)
-    changed += [settings.TEXTS[key][1] for key in settings.other_texts(target, config)]
+    changed = schema.differences(target["config"], config)
+    changed += [corpus.TEXTS[key][1] for key in corpus.other_texts(target, config)]
     if result["tokens"] != target["tokens"]:
         changed.append("number of tokens")
     if changed:

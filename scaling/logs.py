@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config.settings import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
+from config.schema import RUN_COLUMNS, TEXT_COLUMNS, from_dict, recipe
 from runtime.basics import UserError, counted, exit_cleanly, load_json
 from scaling.tables.csv import MALFORMED, csv_rows, number, write_table
 from scaling.tables.foreign import POINT_COLUMNS, Asked, number_or_nan, read_points

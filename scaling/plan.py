@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 
-from config import settings
+from config import corpus, schema, settings
 from config.configurator import help_text, read_args, set_fields
 from config.settings import Config
 from runtime import basics
@@ -72,7 +72,7 @@ WIDE = 1000                                # an interval whose ends differ by mo
 # What a row of runs.csv says of how to train such a model. Shape and horizon are the plan's to say, and the
 # vocabulary is the dataset's.
 RECIPE = "dataset schedule block_size batch_size learning_rate eval_iters".split()
-RECIPE += [name for name in settings.RECIPE if name not in ("vocab_size", "lr_decay_iters")]
+RECIPE += [name for name in schema.RECIPE if name not in ("vocab_size", "lr_decay_iters")]
 
 
 @dataclass
@@ -298,7 +298,7 @@ def speed(tok_per_s: str, table: dict) -> float:
 def text_of(dataset: str) -> float:
     """How many tokens data/DATASET has to train on; inf when it is not there. Raises UserError."""
     absent = plain_name(dataset) and not (basics.ROOT / "data" / dataset / "meta.json").exists()
-    return math.inf if absent or not dataset else settings.load_meta(dataset)["train_tokens"]
+    return math.inf if absent or not dataset else corpus.load_meta(dataset)["train_tokens"]
 
 
 # ---- The shape of the model. ----
@@ -362,7 +362,7 @@ def shape_of(c: Config) -> dict:
 
 def vocabulary(dataset: str) -> int:
     """The vocabulary of data/DATASET. Raises UserError."""
-    return settings.load_meta(dataset)["vocab_size"]
+    return corpus.load_meta(dataset)["vocab_size"]
 
 
 # ---- The plan. ----

@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 
-from config.settings import RUN_COLUMNS
+from config.schema import RUN_COLUMNS
 from scaling.laws import counts
 from scaling.laws.solver import DELTA
 from scaling.tables.runs import SETTINGS

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import settings
+from config import schema, settings
 from runtime.basics import UserError, load_json
 from scaling import logs
 from scaling.laws import collapse, counts
@@ -122,7 +122,7 @@ def outlook(known: Family, curve: tuple, x: float, N: float, D: float) -> Guess 
 
 def progress(run: Path) -> tuple[int, int, np.ndarray, np.ndarray]:
     """(N, D, fractions done, train losses there) of a run directory, by its config and log."""
-    c = settings.from_dict(load_json(run / "config.json"))
+    c = schema.from_dict(load_json(run / "config.json"))
     tokens = c.max_iters * c.batch_size * c.block_size
     records = logs.thin(logs.read_log(run / "log.jsonl", lambda problem: None))
     done, loss = np.array([[r["tokens"] / tokens, r["train_loss"]] for r in records]).reshape(-1, 2).T

@@ -166,7 +166,7 @@ def test_a_rank_that_dies(lab, monkeypatch, restarts, rank):
 def test_ranks_at_different_checkpoints_are_refused(lab, monkeypatch):
     """As of two nodes that do not share out_dir: one would begin anew, the other go on."""
     import train
-    from config.settings import load_meta
+    from config.corpus import load_meta
     from runtime import rundir
     from runtime.basics import UserError
 

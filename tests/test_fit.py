@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config.settings import RUN_COLUMNS
+from config.schema import RUN_COLUMNS
 from runtime.basics import UserError
 from scaling import fit
 from scaling.laws import forms

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_extrapolate import grid, hoffmann
 
-from config import settings
+from config import schema, settings
 from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError
@@ -34,7 +34,7 @@ def write_study(folder: Path, **kwargs) -> dict:
     N, D, L = grid(**kwargs)
     rows = [dict(study=folder.name, run=f"r{i:02}", learning_rate=1e-3, params_non_embedding=int(n) - 100,
                  params_head=100, tokens=int(d), val_loss=l) for i, (n, d, l) in enumerate(zip(N, D, L))]
-    write_table(folder / "runs.csv", rows, settings.RUN_COLUMNS)
+    write_table(folder / "runs.csv", rows, schema.RUN_COLUMNS)
     found = forms.fit_surface(*(np.array([int(v) for v in x]) for x in (N, D)), L, bootstrap=200)
     data = {"params": "non_embedding_plus_head", "loss_column": "val_loss"}
     return json.loads(json.dumps({"surface": found, "data": data}))

@@ -26,7 +26,8 @@ from log_samples import SAMPLES, wandb_file
 import sample
 import train
 from config.configurator import configure
-from config.settings import Config, learning_rate, load_meta, resolve
+from config.corpus import load_meta
+from config.settings import Config, learning_rate, resolve
 from runtime import rundir
 from runtime.basics import UserError, plain_name
 from scaling import fit, forecast, logs, plan, sweep

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from log_samples import BATCH, LOW, SAMPLES
 
-from config.settings import RECIPE
+from config.schema import RECIPE
 from runtime.basics import UserError, exit_cleanly
 from scaling import logs
 from scaling.logs import read_log

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import copy_code, write_dataset
 
-from config import settings
+from config import corpus, schema
 from config.settings import Config
 from scaling import fit
 from scaling.laws import forms
@@ -55,7 +55,7 @@ def test_each_new_thing_takes_as_many_places_as_readme_says(house):
     house.edit("model.py", 'F.gelu(x, approximate="tanh")  ', "self.activation(x)  ")
     house.edit("model.py", "        self.c_fc = cpu.Linear",
                "        self.activation = torch.tanh if c.squash else F.gelu\n        self.c_fc = cpu.Linear")
-    house.edit("config/settings.py", '"flops_exact train_loss', '"flops_exact steps train_loss')
+    house.edit("config/schema.py", '"flops_exact train_loss', '"flops_exact steps train_loss')
     house.edit("runtime/rundir.py", 'flops_exact=record["flops"],',
                'flops_exact=record["flops"], steps=record["step"],')
     plain = house.train("--schedule=half", "--warmup_iters=0", "--learning_rate=0.01")
@@ -102,7 +102,7 @@ def test_a_dataset_is_a_directory(lab):
     """Two .bin files and META's keys, nothing else: that is all that a run asks of one."""
     meta = write_dataset(lab.data / "mine")
     path = lab.data / "mine" / "meta.json"
-    path.write_text(json.dumps({key: meta[key] for key in settings.META}), encoding="utf-8")
+    path.write_text(json.dumps({key: meta[key] for key in corpus.META}), encoding="utf-8")
     assert lab.train(dataset="mine")["dataset"] == "mine"
 
 
@@ -114,8 +114,8 @@ def test_a_younger_setting_breaks_no_old_run(lab, monkeypatch):
     assert lab.train("old") == result
     (lab.out("old") / "result.json").unlink()
     assert lab.train("old")["tokens"] > 0                       # from its checkpoint, at its last step
-    assert settings.differences({"n_layer": 4}, {"n_layer": 4, "dropout": Config.dropout}) == []
-    assert settings.differences({"n_layer": 4}, {"n_layer": 4, "dropout": 0.1}) == ["dropout"]
+    assert schema.differences({"n_layer": 4}, {"n_layer": 4, "dropout": Config.dropout}) == []
+    assert schema.differences({"n_layer": 4}, {"n_layer": 4, "dropout": 0.1}) == ["dropout"]
     (lab.out("old") / "result.json").unlink()
     code, _, err = lab.command("old", bias=True)
     assert code == 2 and "bias=None, not True" in err

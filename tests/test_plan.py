@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import configurator, settings
+from config import configurator, schema, settings
 from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError
@@ -246,7 +246,7 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     """Whichever of the two warmups was asked for counts, and a model is counted with the study's biases."""
     asked = model(4, 96, parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False,
                   max_iters=900, **warmup)
-    recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100)) | {"val_tokens": 6400}
+    recipe = schema.recipe(asked, dataclasses.replace(asked, warmup_iters=100)) | {"val_tokens": 6400}
     law = plan.load_law(str(study))
     rows = [dict(zip(law["runs"], values)) | recipe for values in zip(*law["runs"].values())]
     write_table(tmp_path / "runs.csv", rows, list(rows[0]))

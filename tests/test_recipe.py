@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from config import settings
+from config import corpus, settings
 from config.settings import Config
 from runtime import rundir
 from runtime.basics import UserError
@@ -20,7 +20,7 @@ from scaling.tables.csv import write_table
 @pytest.fixture(scope="module")
 def by_hand(module_lab, rows: int = 600) -> float:
     """tr(Sigma)/|G|^2 in tokens of the untrained model, from the gradients of single sequences."""
-    run = train.Run(module_lab.derived(), settings.load_meta("tiny"), 0, 1)
+    run = train.Run(module_lab.derived(), corpus.load_meta("tiny"), 0, 1)
     total, squares = 0.0, 0.0
     for ids in run.data.row_ids(0, rows)[:, None]:
         gradients = torch.autograd.grad(run.raw(*run.data.get(ids))[1], list(run.raw.parameters()))

@@ -20,7 +20,7 @@ import torch
 from conftest import in_this_process
 
 import train
-from config import settings
+from config import corpus, settings
 from config.configurator import configure
 from model import GPT
 from runtime import basics
@@ -562,7 +562,7 @@ def test_a_run_on_other_text_is_refused(trained, lab, split, words):
     path = trained(TWO)
     for p in plan(path):                               # as train.py writes it that knows both
         config = json.loads((p.out / "config.json").read_text())
-        (p.out / "config.json").write_text(json.dumps(config | settings.texts(p.resolved.meta)))
+        (p.out / "config.json").write_text(json.dumps(config | corpus.texts(p.resolved.meta)))
     assert all(p.done() for p in plan(path))
     meta = lab.data / "tiny" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {f"{split}_sha256": "0123456789"}))
@@ -710,7 +710,7 @@ def test_what_no_score_tells_of_a_held_out_run_is_said(trained, lab, capsys):
 def seal(folder, p, texts=True, **facts):
     """A seal of the run as forecast.seal makes it, without its numbers but for `facts`; old: no `texts`."""
     bearing = {k: v for k, v in dataclasses.asdict(p.config).items() if k not in settings.FREE}
-    target = dict(run=p.name, config=bearing) | (settings.texts(p.resolved.meta) if texts else {})
+    target = dict(run=p.name, config=bearing) | (corpus.texts(p.resolved.meta) if texts else {})
     body = dict(run=p.name, target=target, **facts)
     body["sha256"] = forecast.digest(body)
     (folder / "forecasts").mkdir()

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from config import settings
+from config import schema, settings
 from config.settings import Config
 from runtime import tracker
 from scaling.tables.readers import read_trackio, read_wandb
@@ -75,7 +75,7 @@ def test_none_of_the_three_tells_runs_apart(lab, fake):
     """A run is done, and may go on, with other values of them; no table and no seal has them."""
     fake()
     names = {f.name for f in dataclasses.fields(Config) if f.name.startswith("wandb_")}
-    assert len(names) == 3 and names <= settings.FREE and names.isdisjoint(settings.RUN_COLUMNS)
+    assert len(names) == 3 and names <= settings.FREE and names.isdisjoint(schema.RUN_COLUMNS)
     first = lab.train()
     again = lab.train(wandb_log=True, wandb_project="other", wandb_run_name="other")
     assert again == first

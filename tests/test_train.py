@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import runtime
 import train
-from config import settings
+from config import corpus, schema, settings
 from config.settings import Config
 from model import GPT
 from runtime import basics, cpu, rundir, system, text
@@ -40,7 +40,7 @@ COLUMNS = """seed dataset tokenizer n_layer n_head n_embd block_size batch_token
 
 def counts_by_hand(lab):
     """(parameters that work for each token, FLOPs per token) of SMALL, from the shapes of its matrices."""
-    V = settings.load_meta("tiny")["vocab_size"]
+    V = corpus.load_meta("tiny")["vocab_size"]
     L, D, T = SMALL["n_layer"], SMALL["n_embd"], SMALL["block_size"]
     matrices = L * 12 * D * D + V * D
     return matrices + (2 * L + 1) * D, 6 * matrices + 12 * L * T * D
@@ -174,7 +174,7 @@ def test_a_text_of_exactly_one_row_is_enough(lab):
 def brute_force(lab, name, rows):
     """Mean loss over the first `rows` rows of val.bin, row by row, from the checkpoint and its logits."""
     state = lab.checkpoint(name)
-    model = GPT(settings.from_dict(state["config"]))
+    model = GPT(schema.from_dict(state["config"]))
     model.load_state_dict(state["model"])
     text = torch.from_numpy(np.fromfile(lab.data / "tiny" / "val.bin", dtype="<u2").astype(np.int64))
     total = 0.0
@@ -206,7 +206,7 @@ def test_bits_per_byte_follow_from_nats_per_token(lab):
 
 def test_validation_loss_knows_nothing_of_batches(lab, monkeypatch):
     def loss(**changes):
-        return train.Run(lab.derived(**changes), settings.load_meta("tiny"), 0, 1).evaluate()
+        return train.Run(lab.derived(**changes), corpus.load_meta("tiny"), 0, 1).evaluate()
 
     want = loss()
     assert loss(batch_size=3) == loss(gradient_accumulation_steps=4) == loss(dropout=0.9) == want
@@ -229,7 +229,7 @@ def test_train_loss_is_the_mean_over_the_interval(lab):
 
 def test_train_loss_is_that_of_the_batch_before_the_step(lab):
     lab.train(log_interval=1, max_iters=1)
-    run = train.Run(lab.derived(), settings.load_meta("tiny"), 0, 1)
+    run = train.Run(lab.derived(), corpus.load_meta("tiny"), 0, 1)
     loss = run.raw(*run.data.get(run.data.row_ids(0, 8)))[1]
     assert lab.log()[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-6)
 
@@ -282,8 +282,8 @@ def test_log_and_config_have_what_the_parser_reads(lab):
     assert {f.name for f in dataclasses.fields(Config)} <= set(config)
     told = {*settings.HORIZONS, "resume"}
     assert not [k for k, v in config.items() if v in (-1, "auto") and k not in told]
-    assert config["data_sha256"] == settings.load_meta("tiny")["train_sha256"]
-    assert config["val_sha256"] == settings.load_meta("tiny")["val_sha256"] == lab.checkpoint()["val_sha256"]
+    assert config["data_sha256"] == corpus.load_meta("tiny")["train_sha256"]
+    assert config["val_sha256"] == corpus.load_meta("tiny")["val_sha256"] == lab.checkpoint()["val_sha256"]
     assert config["tokenizer"] == "char"
     assert config["torch"] == torch.__version__
     assert {"commit", "params", "flops_per_token", "world_size"} <= set(config)
@@ -336,7 +336,7 @@ def test_a_run_of_another_text_is_refused(lab, finished, split, says):
     lab.train(vocab_size=128)
     if not finished:
         (lab.out("run") / "result.json").unlink()
-    meta = settings.load_meta("tiny")
+    meta = corpus.load_meta("tiny")
     edit_meta(lab, **{f"{split}_sha256": "0"})
     files = lab.files()
     code, _, err = lab.command(vocab_size=128)
@@ -574,7 +574,7 @@ def test_damaged_data_is_one_line_and_touches_nothing(lab, damage, says):
     assert lab.files() == files
 
 
-@pytest.mark.parametrize("key", settings.META)
+@pytest.mark.parametrize("key", corpus.META)
 @pytest.mark.parametrize("value", [None, [], -3])
 def test_a_meta_json_that_lacks_what_a_run_needs(lab, key, value):
     edit_meta(lab, **{key: value})
@@ -721,7 +721,7 @@ def test_a_kept_step_that_is_behind_is_named(lab):
 
 def test_a_loss_above_a_guess_s_is_warned_of(lab):
     out = lab.command(learning_rate=5, grad_clip=0, warmup_iters=0, schedule="constant")[1]
-    guess = math.log(settings.load_meta("tiny")["vocab_size"])
+    guess = math.log(corpus.load_meta("tiny")["vocab_size"])
     warning, last = out.splitlines()[-2:]
     assert warning.startswith("warning: val_loss") and f"uniformly (ln V = {guess:.4f})" in warning
     assert "lower learning_rate (now 5)" in warning and "next: python " in last
@@ -792,7 +792,7 @@ def write_id(lab, split, place, number):
 @pytest.mark.parametrize("split, place", [("train", 0), ("train", -1), ("val", 0), ("val", 10_000)])
 @pytest.mark.parametrize("known", [False, True])               # whether an earlier run has looked
 def test_an_id_above_the_vocabulary_is_found_before_step_1(lab, monkeypatch, split, place, known):
-    V = settings.load_meta("tiny")["vocab_size"]
+    V = corpus.load_meta("tiny")["vocab_size"]
     if known:
         lab.train("before", max_iters=2)
     write_id(lab, split, place, V)
@@ -809,7 +809,7 @@ def test_an_id_above_the_vocabulary_is_found_before_step_1(lab, monkeypatch, spl
 def test_a_file_is_searched_once(lab, monkeypatch):
     lab.train("one", max_iters=2)
     found = json.loads((lab.data / "tiny" / "ids.json").read_text())
-    meta = settings.load_meta("tiny")
+    meta = corpus.load_meta("tiny")
     for split in ("train", "val"):
         assert found[split]["sha256"] == meta[f"{split}_sha256"]
         assert found[split]["largest"] == np.fromfile(lab.data / "tiny" / f"{split}.bin", dtype="<u2").max()

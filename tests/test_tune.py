@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import settings
+from config import schema, settings
 from config.configurator import configure
 from config.settings import Config
 from runtime.basics import UserError, exit_cleanly
@@ -133,7 +133,7 @@ def config(lab, study, capsys):
     """The config that the made study gives, in the lab; `changes` to its recipe."""
     def write(**changes) -> Path:
         asked = lab.config(schedule="wsd", parametrization="mup", base_width=16, warmup_frac=0.1, **changes)
-        recipe = settings.recipe(asked, settings.resolve(asked).config)
+        recipe = schema.recipe(asked, settings.resolve(asked).config)
         folder = study([row | recipe for row in made_rows()])
         assert tune.main([str(folder), f"--write={lab.root / 'tuned.py'}"]) == 0
         assert capsys.readouterr().out.endswith(f"\nnext: python train.py {lab.root / 'tuned.py'}\n")

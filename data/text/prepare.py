@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import common  # noqa: E402, I001    first: it says which package is missing
-from config.settings import load_meta  # noqa: E402
+from config.corpus import load_meta  # noqa: E402
 from runtime import basics  # noqa: E402
 from runtime.basics import UserError, exit_cleanly, plain_name  # noqa: E402
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import settings
+from config import corpus, schema
 from config.settings import Config, Resolved
 from runtime import basics, console, system
 from runtime.warm import Forked
@@ -26,12 +26,12 @@ def changes(old: dict, c: Config, meta: dict) -> list[str]:
 
     `old` is a config.json, or the like in a seal; settings without bearing on the result are left aside.
     """
-    before, ours = settings.from_dict(old), settings.texts(meta)
+    before, ours = schema.from_dict(old), corpus.texts(meta)
     found = [told(name, getattr(before, name), getattr(c, name))
-             for name in settings.differences(old, dataclasses.asdict(c))]
+             for name in schema.differences(old, dataclasses.asdict(c))]
     if before.dataset == c.dataset:                    # another one has another text, of course
-        found += [told(settings.TEXTS[key][1], old[key][:8], ours[key][:8])
-                  for key in settings.other_texts(old, ours)]
+        found += [told(corpus.TEXTS[key][1], old[key][:8], ours[key][:8])
+                  for key in corpus.other_texts(old, ours)]
     return found
 
 

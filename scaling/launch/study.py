@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from config import settings
+from config import corpus, settings
 from config.configurator import read_file, set_fields
 from runtime import basics
 from runtime.basics import UserError, nearest, plain_name
@@ -134,8 +134,8 @@ def missing_data(study: Study) -> dict[str, list[str]]:
             tokenizer = ""
         script = basics.ROOT / "data" / name / "prepare.py"
         if (not plain_name(name) or not script.exists()
-                or tokenizer and tokenizer not in settings.tokenizers(script)):
-            raise UserError(f"dataset {dataset!r} is not prepared; {settings.how_to_prepare(dataset)}")
+                or tokenizer and tokenizer not in corpus.tokenizers(script)):
+            raise UserError(f"dataset {dataset!r} is not prepared; {corpus.how_to_prepare(dataset)}")
         found[dataset] = [f"data/{name}/prepare.py", *flags]
     return found
 
@@ -150,7 +150,7 @@ def prepare_data(missing: dict[str, list[str]], dry_run: bool = False) -> None:
             continue
         if subprocess.run([sys.executable, basics.ROOT / script, *flags]).returncode:
             raise UserError(f"{script} failed; its line above says why")
-        settings.load_meta(dataset)                    # it may have made another one
+        corpus.load_meta(dataset)                    # it may have made another one
 
 
 # ---- its plan ----
@@ -280,7 +280,7 @@ def meta_of(c: settings.Config) -> dict:
     What such a run will cost is not known yet. But whatever is refused then, no text could mend.
     """
     if prepared(c):
-        return settings.load_meta(c.dataset)
+        return corpus.load_meta(c.dataset)
     vocab_size = 2 ** 16 if c.tokens_per_param != -1 else 1
     return dict(vocab_size=vocab_size, train_tokens=2 ** 62, val_tokens=2 ** 62)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import settings
+from config import schema
 from config.settings import Config
 from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import plan
@@ -147,7 +147,7 @@ def recipe(path: Path) -> dict:
                         "again")
     widest = np.argmax(table["n_embd"])
     row = {name: values[widest] for name, values in table.items()}
-    names = [*SAME[2:], "n_embd", "eval_iters", *settings.RECIPE]
+    names = [*SAME[2:], "n_embd", "eval_iters", *schema.RECIPE]
     names.remove("vocab_size")                          # the dataset's
     found = {name: value for name, value in plan.recipe(row, names).items() if value != getattr(Config, name)}
     return {"dataset": row["dataset"]} | found

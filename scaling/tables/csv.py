@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.settings import TEXT_COLUMNS
+from config.schema import TEXT_COLUMNS
 from runtime.basics import UserError, whole_file
 
 MISSING = ("", "na", "n/a", "#n/a", "null", "none", "-", "diverged", "oom")      # in anybody's small letters

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from config.settings import RECIPE
+from config.schema import RECIPE
 from runtime.basics import UserError, nearest
 from scaling.laws import counts
 from scaling.laws.solver import clusters, seed_noise
