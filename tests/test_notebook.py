@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
 from runtime.basics import UserError, load_json
-from scaling import page, published
+from scaling import page, plots, published
+from scaling.laws import forms
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT.parent / "shared" / "raw"
@@ -98,14 +100,31 @@ def test_it_shows_the_differences_of_two_ways():
     printed, = (text(cell) for cell in code(read(TEACHING)) if "differences" in cell.source)
     fit = load_json(ROOT / "scaling" / "results" / "isoflop" / "fit.json")
     rows = fit["verdict"]["differences"]
-    *lines, noise = printed.splitlines()
+    *lines, fitted, noise = printed.splitlines()
     assert noise == "noise: that between seeds" and len(lines) == 4
+    apart, usual = numbers(fitted)
+    assert apart == pytest.approx(fit["isoflop"]["a"] - fit["surface"]["a"], abs=6e-4)
+    assert apart - usual == pytest.approx(rows[0]["difference"], abs=1.1e-3)
     assert [line.partition(":")[0] for line in lines] == [row["what"] for row in rows]
     for row, line in zip(rows, lines):
         shown = [row["difference"], *row["ci"]]
         if row["what"] != "a":
             shown = [100 * math.expm1(v) for v in shown]
         assert numbers(line.partition("surface")[2]) == pytest.approx([*shown, row["p"]], abs=0.051)
+
+
+def test_most_of_the_misfit_is_of_one_size():
+    """So says section 10, which has it left out: the lack of fit then is what seeds explain."""
+    study = plots.read_study(ROOT / "scaling" / "results" / "isoflop")
+    F = []
+    for keep in (study.N > 0, ~np.isclose(study.N, 6276)):
+        y = np.log(study.L[keep])
+        law = forms.fit_surface(study.N[keep], study.D[keep], study.L[keep], bootstrap=0)
+        misses = y - np.log(forms.loss_of(law, {"N": study.N[keep], "D": study.D[keep]}))
+        _, setting, count = np.unique(study.data["setting"][keep], return_inverse=True, return_counts=True)
+        seeds = ((y - (np.bincount(setting, y) / count)[setting]) ** 2).sum()
+        F.append(((misses ** 2).sum() - seeds) / (len(count) - 5) / (seeds / (len(y) - len(count))))
+    assert F == pytest.approx([2.3, 1.3], abs=0.06)
 
 
 @pytest.mark.parametrize("study", ["transfer", "modern_tune", "wikitext2_cpu"])

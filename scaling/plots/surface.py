@@ -171,7 +171,8 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
         end = minimize(objective, first, jac=True, method="L-BFGS-B", options=options, callback=path.append)
         excess = np.array([objective(theta)[0] for theta in path]) / least - 1
         says = "success" if end.success else "failure"
-        found = rf"$\alpha$ = {end.x[2]:.3f}, $\beta$ = {end.x[4]:.3f}"
+        alpha, beta = end.x[2], end.x[4]
+        found = rf"$\alpha$ = {alpha:.3f}, $\beta$ = {beta:.3f}, $a$ = {beta / (alpha + beta):.3f}"
         label = f"{name} tolerances: \u201c{says}\u201d, {found}"
         ax.semilogy(np.maximum(excess, 1e-9), "-X", color=color, markersize=5, markevery=[-1], label=label)
     ax.lines[0].set_zorder(3)                           # the two paths are one until the first stops
