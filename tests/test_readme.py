@@ -169,6 +169,7 @@ def measured_numbers():
         "published hull": curves, "published C_min": c_min,
         "nano to mini": losses("nano_to_small_cpu", ((2, 16), (4, 32), (6, 64))),
         "nano forecast": forecast_text("nano_to_small_cpu"),
+        "CompleteP forecast": forecast_text("nano_to_small_completep"),
         "isoflop forecast": forecast_text("isoflop"), "wikitext forecast": forecast_text("isoflop_wikitext2"),
         **{f"isoflop {k}": with_interval(isoflop[k], "a", 2) for k in ("surface", "isoflop", "envelope")},
         **{f"wikitext {k}": with_interval(text[k], "a", 2) for k in ("surface", "isoflop", "envelope")},
