@@ -29,7 +29,7 @@ def forecast_board(forecasts: dict) -> Figure:
     low, middle, high = (100 * (row[c] / row["measured"] - 1) for c in ("lo95", "predicted", "hi95"))
     studies = list(dict.fromkeys(row["study"]))
     names = []
-    ax = axes("sealed forecast / measured loss - 1 (%)", "", height=0.17 * (len(middle) + len(studies)) + 0.6)
+    ax = axes("forecast / measured - 1 (%)", "", height=0.17 * (len(middle) + len(studies)) + 0.6)
     for study in studies:
         names.append(study)
         own = np.flatnonzero(row["study"] == study)
