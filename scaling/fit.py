@@ -24,7 +24,7 @@ from tqdm import tqdm
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling import watch
-from scaling.laws import arms, counts, difference, forms, frontiers, health
+from scaling.laws import arms, compare, counts, difference, forms, frontiers, health
 from scaling.laws.glossary import explained
 from scaling.report import card, laws_of, summary, text
 from scaling.tables import columns
@@ -93,7 +93,7 @@ def floored(data: dict, inputs: dict, L: np.ndarray, run=None, bootstrap: int = 
     if len(inputs) == 2:
         return forms.fit_surface(*inputs.values(), L, run, bootstrap=bootstrap)
     (name, x), = inputs.items()
-    return forms.fit_power(x, L, run, name=name, bootstrap=bootstrap)
+    return forms.fit_power(x, L, name=name, bootstrap=bootstrap)
 
 
 def exponent(fit: Callable, *args) -> dict:
@@ -223,7 +223,7 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
         fit["note"] += f"; {len(left)} of {len(left) + len(best)} values of {name} are left out, as less "
         fit["note"] += f"{name} did better: {values}"
     if not data.get("signed"):
-        fit["forms"] = forms.compare_powers(x, L, name)
+        fit["forms"] = compare.compare_powers(x, L, name)
         bend(fit, x, L, name, bootstrap)
     judge(fit, data, seeds[best].mean())
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
@@ -330,7 +330,7 @@ SIGNED = ("surface", "loss_vs_params", "loss_vs_tokens", "loss_at_ratio")
 
 def comparison(data: dict, bootstrap: int) -> dict:
     """Which form in N and D the rows prefer: AICc, and held-out error on the largest models."""
-    return forms.compare_surfaces(*rows(data))
+    return compare.compare_surfaces(*rows(data))
 
 
 def accounting(data: dict, bootstrap: int) -> dict:

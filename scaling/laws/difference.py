@@ -34,7 +34,7 @@ def worlds(surface: dict, N: Array, D: Array, noise: float, count: int, seed: in
 def surfaces(surface: dict, N: Array, D: Array, C: Array, y: Array) -> dict:
     """The parameters (B,) of the surface refitted to each row of the log-losses y (B, n)."""
     problem = forms.surface_problem(N, D, np.exp(y[0]))
-    start = np.array([forms.surface_theta(**surface, center=np.log([N, D]).mean(1))])
+    start = forms.surface_at(surface, N, D)
     theta, _ = minimise(problem, np.repeat(start, len(y), 0), y, np.ones((1, len(N))), *DRAW)
     refitted = surface | {"boot": {k: v.tolist() for k, v in problem.natural(theta).items()}, "ci": {}}
     return {k: np.array(v) for k, v in forms.counted(refitted, N, D, C)["boot"].items()}

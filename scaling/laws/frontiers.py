@@ -11,8 +11,9 @@ from scipy.interpolate import Akima1DInterpolator
 from scipy.stats import f as f_test
 
 from runtime.basics import UserError, nearest
-from scaling.laws.forms import SAME, additive_bounds, beyond_6nd, checked, cost_of, problem_of, scale
+from scaling.laws.forms import SAME, additive_bounds, beyond_6nd, checked, cost_of, problem_of
 from scaling.laws.health import judge
+from scaling.laws.models import scale
 from scaling.laws.solver import DRAW, Array, chance, clusters, interval, intervals, minimise, span, t_ratio
 
 METHODS = ("parabola5", "parabola", "akima")
@@ -342,10 +343,9 @@ def frontier_loss(u, y, Y, widened=True):
     simulate.
     """
     K = len(u)
-    E = None if K > 3 else 0.0
     L = np.exp(y)
-    center = u.mean(keepdims=True)
-    problem = problem_of("frontier", (u - center)[None], center, L, *additive_bounds(L, 1, E))._replace(y=y)
+    problem = problem_of("frontier", {"C": np.exp(u)}, L, additive_bounds(L, 1, None if K > 3 else 0.0))
+    problem = problem._replace(y=y)
     best, _, _ = problem.best()
     seen = np.isfinite(Y)
     if widened:
