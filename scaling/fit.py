@@ -24,7 +24,7 @@ from tqdm import tqdm
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling import watch
-from scaling.laws import arms, compare, counts, difference, forms, frontiers, health
+from scaling.laws import arms, compare, counts, difference, forms, frontiers, health, hull
 from scaling.laws.glossary import explained
 from scaling.report import card, laws_of, summary, text
 from scaling.tables import columns
@@ -196,7 +196,7 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     x, N, D, L = ends(data, name + "NDL")
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
     L = np.bincount(group, L) / seeds if data.get("signed") else np.exp(np.bincount(group, np.log(L)) / seeds)
-    best = frontiers.pareto(x[first], L)
+    best = hull.pareto(x[first], L)
     left = np.setdiff1d(x, x[first][best])
     if len(best) < 3 and len(left):
         raise UserError(f"the best runs at each {name}, as far as more {name} went with less loss, are only "

@@ -7,7 +7,8 @@ from scipy.optimize import least_squares, minimize_scalar
 
 from runtime.basics import UserError
 from scaling import fit as fits
-from scaling.laws import compare, difference, forms, frontiers, health, models, solver
+from scaling.laws import compare, difference, forms, frontiers, health, models, profiles, solver
+from scaling.laws import hull as hulls
 from scaling.tables.runs import select
 
 SURFACE = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
@@ -261,8 +262,8 @@ def test_all_approaches_find_the_runs_own_tokens():
 
 def test_a_budget_that_is_only_a_name_takes_the_compute_of_its_runs():
     C = np.repeat([1e15, 4e15], 3)
-    assert frontiers.named_budgets(np.repeat([1.0, 2.0], 3), C) == pytest.approx(C)
-    assert (frontiers.named_budgets(1.005 * C, C) == 1.005 * C).all()
+    assert profiles.named_budgets(np.repeat([1.0, 2.0], 3), C) == pytest.approx(C)
+    assert (profiles.named_budgets(1.005 * C, C) == 1.005 * C).all()
 
 
 # ---- Coverage: 95 % intervals hold the truth about 95 % of the time, for every form. ----
@@ -586,7 +587,7 @@ def test_of_three_points_between_the_runs_no_drift_can_be_told():
     """A parabola goes through them, so its bend is no finding, however large."""
     hull = np.column_stack([np.arange(5), [0, -0.2, -0.3, -0.31, -0.311], [0, 0, 1, 2, 2]])
     found = frontiers.drift(hull)
-    assert len(frontiers.between_runs(hull)) == 3 and found["p"] == 1
+    assert len(hulls.between_runs(hull)) == 3 and found["p"] == 1
     first, last = found["slopes"]
     assert first < 0 and last / first < health.DRIFTS and health.of_drift(found, 5) == []
 
@@ -779,13 +780,13 @@ def test_budgets_are_groups_not_a_continuum():
 def test_hull_and_kink():
     u = np.linspace(0, 10, 40)
     v = np.maximum(-0.3 * u, -0.9 - 0.1 * (u - 3))
-    hull = frontiers.lower_hull(np.append(u, u), np.append(v, v + 0.1))
+    hull = hulls.lower_hull(np.append(u, u), np.append(v, v + 0.1))
     assert set(hull) <= set(range(40)) and hull[0] == 0 and hull[-1] == 39
-    kink = frontiers.find_kink(u, v + 1e-3 * np.random.default_rng(0).standard_normal(40), 39)
+    kink = hulls.find_kink(u, v + 1e-3 * np.random.default_rng(0).standard_normal(40), 39)
     assert np.log(kink["between"][0]) == pytest.approx(3, abs=0.6)
     assert kink["slopes"] == pytest.approx([-0.3, -0.1], abs=0.01)
-    assert frontiers.find_kink(u, -0.2 * u + 1e-3 * np.random.default_rng(0).standard_normal(40), 39) is None
-    assert list(frontiers.pareto(np.array([1., 2, 3, 4]), np.array([3., 4, 2, 2]))) == [0, 2]
+    assert hulls.find_kink(u, -0.2 * u + 1e-3 * np.random.default_rng(0).standard_normal(40), 39) is None
+    assert list(hulls.pareto(np.array([1., 2, 3, 4]), np.array([3., 4, 2, 2]))) == [0, 2]
 
 
 def test_intervals_are_reproducible_and_plain_json():

@@ -25,12 +25,6 @@ def asked(fit: dict, p: dict, budgets: list[float]) -> dict:
     return found
 
 
-def worlds(surface: dict, N: Array, D: Array, noise: float, count: int, seed: int) -> Array:
-    """Log-losses (count, n) of the runs where the surface is true, with noise of that standard deviation."""
-    noise = noise * np.random.default_rng(seed).standard_normal((count, len(N)))
-    return np.log(forms.loss_of(surface, {"N": N, "D": D})) + noise
-
-
 def surfaces(surface: dict, N: Array, D: Array, C: Array, y: Array) -> dict:
     """The parameters (B,) of the surface refitted to each row of the log-losses y (B, n)."""
     problem = forms.surface_problem(N, D, np.exp(y[0]))
@@ -42,7 +36,7 @@ def surfaces(surface: dict, N: Array, D: Array, C: Array, y: Array) -> dict:
 
 @np.errstate(invalid="ignore", divide="ignore")         # of a world with one minimum, which has no line
 def differences(surface: dict, N: Array, D: Array, C: Array, L: Array, budgets: list[float], count: int,
-                noise: float = 0.0, budget: Array | None = None, seed: int = 0) -> list[dict]:
+                noise: float = 0.0, budget: Array | None = None) -> list[dict]:
     """What IsoFLOP profiles say less what `surface` says, a fit to the same runs (n,): one row an answer.
 
     `budgets` are FLOPs at which N_opt, D_opt and loss are compared, by their logs; `noise` and `budget` (n,)
@@ -55,7 +49,8 @@ def differences(surface: dict, N: Array, D: Array, C: Array, L: Array, budgets: 
         if not profiles["health"]["noise_df"]:
             return []                      # three sizes a budget leave no scatter, so nothing tells the noise
         noise = profiles["noise"] * t_ratio(profiles["health"]["noise_df"])
-    y = worlds(surface, N, D, noise, count, seed)
+    truth = np.log(forms.loss_of(surface, {"N": N, "D": D}))
+    y = truth + noise * np.random.default_rng(0).standard_normal((count, len(N)))
     isoflop = frontiers.fit_isoflop(N, C, L, budget, bootstrap=0, D=D, worlds=y)
     seen, theirs = asked(isoflop, {"a": isoflop["a"]}, budgets), asked(surface, {"a": surface["a"]}, budgets)
     profiles = asked(isoflop, {k: np.array(v) for k, v in isoflop["boot"].items()}, budgets)
