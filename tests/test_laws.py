@@ -7,6 +7,7 @@ from scipy.optimize import least_squares, minimize_scalar
 
 from runtime.basics import UserError
 from scaling import fit as fits
+from scaling import verdict
 from scaling.laws import compare, difference, forms, frontiers, health, models, profiles, solver
 from scaling.laws import hull as hulls
 from scaling.tables.runs import select
@@ -747,13 +748,13 @@ def test_approaches_differ_by_noise_alone_where_the_surface_is_true():
         inside = np.mean([low <= 0 <= high for low, high in (row["ci"] for row in rows)])
         assert 0.88 <= inside <= 1, rows[0]["what"]
         assert np.mean([row["p"] < 0.05 for row in rows]) == pytest.approx(1 - inside, abs=0.03)
-    assert sum(any(fits.beyond_noise(row, len(rows)) for row in rows) for rows in seen) <= 4
+    assert sum(any(verdict.beyond_noise(row, len(rows)) for row in rows) for rows in seen) <= 4
 
 
 def test_approaches_that_differ_are_found_out_by_the_scatter_and_by_seeds():
     for noise in (0.0, 0.003):                         # that of the parabolas, or one known from seeds
         seen = [profiles_less_surface(np.random.default_rng(s), tilt=0.012, noise=noise) for s in range(8)]
-        found = [any(fits.beyond_noise(row, len(rows)) for row in rows) for rows in seen]
+        found = [any(verdict.beyond_noise(row, len(rows)) for row in rows) for rows in seen]
         assert sum(found) >= 7
 
 

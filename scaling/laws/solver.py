@@ -444,9 +444,8 @@ def crossing(x, deviance, cutoff: float) -> float | None:
 
     Its root is a line where the deviance is a parabola.
     """
-    root = np.sqrt(deviance)
-    height = np.sqrt(cutoff)
-    for a, b, low, high in zip(x, x[1:], root, root[1:]):
-        if low <= height < high:
-            return float(np.exp(a + (b - a) * (height - low) / (high - low)))
-    return None
+    above = np.flatnonzero(deviance > cutoff)
+    if len(above) == 0:
+        return None
+    at = slice(above[0] - 1, above[0] + 1)
+    return float(np.exp(np.interp(np.sqrt(cutoff), np.sqrt(deviance[at]), x[at])))
