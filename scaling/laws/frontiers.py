@@ -151,11 +151,11 @@ def frontier(points, draws, widened):
     u, x, d, y = np.log([[p[k] for p in points] for k in ("C", "N_opt", "D_opt", "loss")])
     X, Y, Z = np.stack(draws, -1)                       # log N*, log-loss and log D there: (bootstrap, K)
     usable = (np.isfinite(X).sum(1) >= 2) | (not widened)               # a world keeps its place
-    (log_k, a), size_draws, health = power_line(u, x, X[usable], widened)
-    (log_m, b), token_draws, _ = power_line(u, d, Z[usable], widened)
+    size, size_draws, health = power_line(u, x, X[usable], widened)
+    tokens, token_draws, _ = power_line(u, d, Z[usable], widened)
     loss, loss_draws = frontier_loss(u, y, Y[usable], widened)
-    fit = {**optimal(log_k, a, log_m, b, loss),
-           **intervals(optimal(*size_draws, *token_draws, loss_draws))}
+    fit = {**optimal(size, tokens, loss),
+           **intervals(optimal(size_draws, token_draws, loss_draws))}
     if len(u) < 4:                                      # its 0 is an assumption, which has no interval
         fit["ci"].pop("L_inf", None)
     return {**fit,
@@ -165,8 +165,10 @@ def frontier(points, draws, widened):
                                 "bridge": bridge(u)}}
 
 
-def optimal(log_k, a, log_m, b, loss):
+def optimal(size, tokens, loss):
     """The parameters of N_opt = k C^a, D_opt = m C^b and the `loss` there, or their draws."""
+    log_k, a = size
+    log_m, b = tokens
     return {"log_k": log_k, "a": a, "log_m": log_m, "b": b, **loss}
 
 
@@ -186,7 +188,9 @@ def power_line(u, x, X, widened):
     """The line x = p + q u through the optima at u (K,) and their draws X (B, K): (p, q), (p (B,), q (B,))
     and what it says of its health."""
     weight, spread = weights_of(X)
-    (p,), (q,) = line(u, x[None], weight)
+    lines = line(u, np.vstack([x, X]), weight)
+    p, q = (float(v[0]) for v in lines)
+    p_draw, q_draw = (v[1:] for v in lines)
     K = len(u)
     # Scatter beyond the optima's own: the noise was underestimated, or no power law holds exactly.
     expected = (weight * spread ** 2).sum() * (K - 2) / K
@@ -194,13 +198,12 @@ def power_line(u, x, X, widened):
     widen = 1.0
     if widened and expected > 0:
         widen = max(1.0, float(np.sqrt(scatter / expected)))
-    p_draw, q_draw = line(u, X, weight)
     # Widened about the middle, where the line's height and its slope are independent.
     middle = (weight * u).sum() / weight.sum()
     height = p + q * middle + widen * (p_draw + q_draw * middle - p - q * middle)
-    q_draw = q + widen * (q_draw - q)
-    health = {"widened": widen, "influence": leave_one_out(u, x, X, weight, widen)}
-    return (float(p), float(q)), (height - q_draw * middle, q_draw), health
+    slope = q + widen * (q_draw - q)
+    health = {"widened": widen, "influence": leave_one_out(u, x, X, weight, widen, q, q_draw)}
+    return (p, q), (height - slope * middle, slope), health
 
 
 def weights_of(X):
@@ -217,17 +220,16 @@ def weights_of(X):
 
 
 @np.errstate(invalid="ignore", divide="ignore")         # a draw with one optimum left has no line
-def leave_one_out(u, x, X, weight, widen):
+def leave_one_out(u, x, X, weight, widen, q, q_draw):
     """The budget without which the exponent moves most, as `influence` in scaling/laws/solver.py has it."""
     K = len(u)
     if K < 3 or len(X) < 10:
         return {}
     some = weight * (1 - np.eye(K))
-    _, q = line(u, np.vstack([x, X]), weight)
     _, without = line(u, x, some)
-    drawn = np.array([line(u, X, w)[1] for w in some]) - q[1:]
-    shift = np.abs(without - q[0])
-    error = max(widen * np.std(q[1:]), 1e-12)
+    drawn = np.array([line(u, X, w)[1] for w in some]) - q_draw
+    shift = np.abs(without - q)
+    error = max(widen * np.std(q_draw), 1e-12)
     luck = np.maximum(widen * np.nanstd(drawn, axis=1), 1e-12)          # how far it would move by chance
     i = shift.argmax()
     return {"log_C": float(u[i]), "without": float(without[i]), "shift": float(shift[i] / error),
@@ -284,21 +286,22 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
     K = len(x)
     middle, tokens = np.array([[v[won == w].mean() for w in x] for v in (u, d)])
     height = np.interp(middle, u, value)
-    p, q = line(x, np.array([middle, tokens]), 1)
+    point = np.transpose(line(x, np.array([middle, tokens]), 1))        # of log C and of log D on log N
     df = K - 2
-    scatter = np.sqrt(((middle - p[0] - q[0] * x) ** 2).sum() / df)
+    p, q = point[0]
+    scatter = np.sqrt(((middle - p - q * x) ** 2).sum() / df)
     noise = scatter * t_ratio(df) * np.random.default_rng(0).standard_normal((bootstrap, K))
-    (p_draw, q_draw), (p_tokens, q_tokens) = (line(x, v + noise, 1) for v in (middle, tokens))
+    draws = [line(x, v + noise, 1) for v in (middle, tokens)]
     loss, loss_draws = frontier_loss(middle, height, height - np.gradient(height, middle) * noise)
-    best = np.exp([middle, x, tokens, height])
+    optima = np.exp([middle, x, tokens, height])
     fit = {"form": "envelope",
-           **{k: float(v) for k, v in optimal(*by_compute(*p, *q), loss).items()},
-           **intervals(optimal(*by_compute(p_draw, p_tokens, q_draw, q_tokens), loss_draws)),
+           **{k: float(v) for k, v in optimal(*by_compute(*point), loss).items()},
+           **intervals(optimal(*by_compute(*draws), loss_draws)),
            "n": len(C),
            "method": f"Gaussian bootstrap of {K} optima about their line, {bootstrap} resamples, "
                      f"Student's t({df})",
-           "points": [dict(zip(("C", "N_opt", "D_opt", "loss"), point)) for point in best.T.tolist()],
-           "range": span(C=best[0], N=best[1]),
+           "points": [dict(zip(("C", "N_opt", "D_opt", "loss"), row)) for row in optima.T.tolist()],
+           "range": span(C=optima[0], N=optima[1]),
            "scatter": float(scatter),
            "health": {"winners": len(sizes), "cost_slopes": cost_slopes(cost, np.exp(x)),
                       "bridge": bridge(middle)}}
@@ -327,10 +330,12 @@ def best_of_curves(u, v, d, run):
     return grid[seen], first[best[seen]], value[seen], tokens[seen]
 
 
-def by_compute(p, p_tokens, q, q_tokens):
-    """(log_k, a, log_m, b) where log C = p + q log N and log D = p_tokens + q_tokens log N."""
-    b = q_tokens / q
-    return -p / q, 1 / q, p_tokens - p * b, b
+def by_compute(compute, tokens):
+    """((log_k, a), (log_m, b)) where log C and log D are lines (height, slope) of log N."""
+    p, q = compute
+    height, slope = tokens
+    b = slope / q
+    return (-p / q, 1 / q), (height - p * b, b)
 
 
 # ---- Loss against compute. ----
