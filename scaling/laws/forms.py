@@ -14,19 +14,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from runtime.basics import UserError
+from scaling.laws import solver
 from scaling.laws.health import judge
 from scaling.laws.models import C4, FORMS, loss_of, renamed, repeated_loss, surface_loss, surface_theta
-from scaling.laws.solver import (
-    Array,
-    Problem,
-    evidence,
-    fit_law,
-    huber,
-    interval,
-    intervals,
-    profile,
-    score_test,
-)
+from scaling.laws.solver import Array, Problem, fit_law, interval, intervals
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
 ALPHA_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0)
@@ -289,7 +280,7 @@ def off_law(fit: dict, N: Array, D: Array, L: Array) -> dict | None:
         groups, count = np.unique(level, return_counts=True)
         if len(groups) > 3 and count.min() > 1:
             asked += [(name, float(values[level == g].mean()), 1.0 * (level == g)) for g in groups]
-    shift, chance = score_test(problem, best, np.array([column for _, _, column in asked]))
+    shift, chance = solver.score_test(problem, best, np.array([column for _, _, column in asked]))
     i = chance.argmin()
     what, at, _ = asked[i]
     return {"what": what, "at": at, "shift": float(shift[i]), "chance": float(min(1, chance[i] * len(asked)))}
@@ -301,7 +292,7 @@ def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200) -> d
     Where `lo` is None, E = 0 fits. Raises UserError.
     """
     shares = np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51))
-    return profile(surface_problem(N, D, L), 0, np.log(np.min(L) * shares), run, bootstrap)
+    return solver.profile(surface_problem(N, D, L), 0, np.log(np.min(L) * shares), run, bootstrap)
 
 
 def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | None = None) -> dict:
@@ -314,8 +305,8 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     problem = surface_problem(N, D, L)
     here = surface_at(params, N, D)
     best, _, F = problem._replace(starts=np.vstack([problem.starts, here])).best()
-    health = evidence(problem, here)
-    health["excess"] = float(huber(problem.y - problem.fitted(here)).sum() / F.min() - 1)
+    health = solver.evidence(problem, here)
+    health["excess"] = float(solver.huber(problem.y - problem.fitted(here)).sum() / F.min() - 1)
     health["best"] = problem.printed(best)
     if start:
         health["moved"] = float(np.abs(here - surface_at(start, N, D)).max())

@@ -11,33 +11,11 @@ from numpy.polynomial import Polynomial
 from scipy.stats import f as f_test
 
 from runtime.basics import UserError, nearest
+from scaling.laws import hull, profiles
 from scaling.laws.forms import additive_bounds, beyond_6nd, checked, cost_of, problem_of
 from scaling.laws.health import judge
-from scaling.laws.hull import (
-    between_runs,
-    bridge,
-    cells,
-    efficient_hull,
-    find_kink,
-    hull_draws,
-    off_line,
-    own_hulls,
-    slopes_of,
-)
 from scaling.laws.models import scale
-from scaling.laws.profiles import (
-    crossed,
-    group_budgets,
-    lowest_five,
-    lowest_vertices,
-    named_budgets,
-    parabola,
-    profile_noise,
-    profile_of,
-    refusal,
-    tokens_at,
-    vertices,
-)
+from scaling.laws.profiles import group_budgets, named_budgets
 from scaling.laws.solver import DRAW, Array, chance, clusters, interval, intervals, minimise, span, t_ratio
 
 METHODS = ("parabola5", "parabola", "akima")
@@ -65,7 +43,7 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
     level = np.full(len(C), np.nan)
     if budget is not None:
         level = named_budgets(budget, C)
-    elif not crossed(N, C / N if D is None else D):
+    elif not profiles.crossed(N, C / N if D is None else D):
         level = group_budgets(C)
     cost = None if D is None else cost_of(N, D, C)
     if not cost:
@@ -74,10 +52,10 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
     if len(levels) < 2:
         raise UserError("IsoFLOP needs two or more budgets of three or more sizes each; these runs have "
                         f"{len(levels)}")
-    whole = [profile_of(N[level == c], L[level == c], D[level == c]) for c in levels]
-    near = [lowest_five(profile) for profile in whole]
+    whole = [profiles.profile_of(N[level == c], L[level == c], D[level == c]) for c in levels]
+    near = [profiles.lowest_five(profile) for profile in whole]
     # A spline passes through all of its points, so its scatter is that about the five-point parabolas.
-    sd, df = profile_noise(whole if method == "parabola" else near)
+    sd, df = profiles.profile_noise(whole if method == "parabola" else near)
     how = f"scatter about the parabolas, Student's t({df})"
     if noise:
         sd = noise
@@ -97,8 +75,8 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
             continue
         if worlds is not None:
             means = [worlds[:, (level == c) & (np.log(N) == size)].mean(1) for size in x]
-            vertex, value = lowest_vertices(x, np.transpose(means))
-            draw = vertex, value, tokens_at(vertex, profile)
+            vertex, value = profiles.lowest_vertices(x, np.transpose(means))
+            draw = vertex, value, profiles.tokens_at(vertex, profile)
         draws.append(draw)
     used = [p for p in points if not p["refused"]]
     if len(used) < 2:
@@ -121,16 +99,16 @@ def fit_isoflop(N: Array, C: Array, L: Array, budget: Array | None = None, metho
 def one_budget(C, profile, method, sd, bootstrap, rng):
     """The optimum of one IsoFLOP profile as a point, and `bootstrap` draws of log N*, log-loss and log D."""
     x, y, _, count = profile
-    point = {"C": float(C), "refused": refusal(x, y, method)}
+    point = {"C": float(C), "refused": profiles.refusal(x, y, method)}
     if point["refused"]:
         return point, ()
-    (vertex,), (value,) = vertices(x, y[None], method)
-    curvature, middle, least = parabola(x, y)
+    (vertex,), (value,) = profiles.vertices(x, y[None], method)
+    curvature, middle, least = profiles.parabola(x, y)
     truth = y if method == "akima" else least + curvature * (x - middle) ** 2
     worlds = truth + sd / np.sqrt(count) * rng.standard_normal((bootstrap, len(x)))
-    draw = vertices(x, worlds, method)
+    draw = profiles.vertices(x, worlds, method)
     point |= {"N_opt": float(np.exp(vertex)),
-              "D_opt": float(np.exp(tokens_at(vertex, profile))),
+              "D_opt": float(np.exp(profiles.tokens_at(vertex, profile))),
               "loss": float(np.exp(value)),
               "curvature": float(curvature),
               "left": int((x < vertex).sum()),
@@ -138,7 +116,7 @@ def one_budget(C, profile, method, sd, bootstrap, rng):
     if np.isfinite(draw[0]).sum() > bootstrap / 2:
         point["ci"] = {"N_opt": interval(np.exp(draw[0])), "loss": interval(np.exp(draw[1]))}
         point["edge"] = float(np.isnan(draw[0]).mean())
-    return point, (*draw, tokens_at(draw[0], profile))
+    return point, (*draw, profiles.tokens_at(draw[0], profile))
 
 
 # ---- Power laws through optima. ----
@@ -162,7 +140,7 @@ def frontier(points, draws, widened):
             "budgets": len(u),
             "range": span(C=np.exp(u), N=np.exp(x)),
             "health": health | {"edge": float(1 - usable.mean()) if len(usable) else 0.0,
-                                "bridge": bridge(u)}}
+                                "bridge": hull.bridge(u)}}
 
 
 def optimal(size, tokens, loss):
@@ -304,7 +282,7 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
            "range": span(C=optima[0], N=optima[1]),
            "scatter": float(scatter),
            "health": {"winners": len(sizes), "cost_slopes": cost_slopes(cost, np.exp(x)),
-                      "bridge": bridge(middle)}}
+                      "bridge": hull.bridge(middle)}}
     return judge(fit)
 
 
@@ -356,18 +334,18 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
         raise UserError(f"a frontier of loss against compute needs three or more runs; there are {G}")
     curves = np.column_stack([np.log(C), np.log(L), group])
     if G < n:
-        curves = own_hulls(curves)
-    curves = np.column_stack([curves, cells(curves)])
-    hull = efficient_hull(curves)
-    u, v, of, _ = hull.T
+        curves = hull.own_hulls(curves)
+    curves = np.column_stack([curves, hull.cells(curves)])
+    corners = hull.efficient_hull(curves)
+    u, v, of, _ = corners.T
     alone = int((of == of[-1]).argmax())                # from here on the hull is the last run's own curve
-    kink = find_kink(u, v, alone)
+    kink = hull.find_kink(u, v, alone)
     start = np.log(kink["between"][1]) - 1e-9 if kink else -np.inf
-    late = hull[u >= start]
+    late = corners[u >= start]
     if len(late) < 3:
         raise UserError(f"the hull of loss against compute has {len(late)} points; three or more are needed")
     late_u, late_v = late.T[:2]
-    slopes = slopes_of(late)
+    slopes = hull.slopes_of(late)
     widen = np.sqrt((G - G // 3) / (G // 3)) * t_ratio(G - 2)
 
     def law(slopes):
@@ -377,25 +355,25 @@ def fit_loss_vs_compute(C: Array, L: Array, run: Array | None = None, bootstrap:
 
     boot = {}
     if bootstrap:
-        draws = hull_draws(curves, start, bootstrap)
+        draws = hull.hull_draws(curves, start, bootstrap)
         # A hull without some runs lies higher, on average: so the draws are centred on the estimate.
-        boot = law(slopes + widen * (draws - [d.mean() for d in draws.T]))
+        boot = law(slopes + widen * (draws - draws.mean(0)))
     fit = {"form": "loss_vs_compute",
            **{name: float(value) for name, value in law(slopes).items()},
            "L_inf": 0.0,
            "n": n,
-           "noise": float(np.std(off_line(late_u, late_v))),
+           "noise": float(np.std(hull.off_line(late_u, late_v))),
            "method": f"jackknife: {bootstrap} times without a random third of {G} runs, widened {widen:.2f} "
                      "(Student's t)",
            "hull": {"C": np.exp(u).tolist(),
                     "loss": np.exp(v).tolist(),
                     "fitted": len(late),
-                    "between": len(between_runs(late))},
+                    "between": len(hull.between_runs(late))},
            "runs": int(G),
            "kink": kink,
            "range": span(C=C, loss=L),
            **intervals(boot),
-           "health": {"hull_points": len(late), "drift": drift(late), "bridge": bridge(late_u)}}
+           "health": {"hull_points": len(late), "drift": drift(late), "bridge": hull.bridge(late_u)}}
     if kink:
         low, high = kink["between"]
         before, after = kink["slopes"]
@@ -411,7 +389,7 @@ def drift(late):
     `slopes` are those of a parabola at both ends, and `p` is by an F-test of it against a line; L_inf and
     alpha are of the law with a floor.
     """
-    u, v = between_runs(late).T[:2]
+    u, v = hull.between_runs(late).T[:2]
     df = len(u) - 3
     if df < 0:
         return None
@@ -420,6 +398,6 @@ def drift(late):
     law = {"L_inf": 0.0, "gamma": 0.0}
     if df:
         rest = ((v - bend(u)) ** 2).sum()
-        p = float(f_test.sf(((off_line(u, v) ** 2).sum() - rest) * df / max(rest, 1e-300), 1, df))
+        p = float(f_test.sf(((hull.off_line(u, v) ** 2).sum() - rest) * df / max(rest, 1e-300), 1, df))
         law, _ = frontier_loss(u, v, np.empty((0, len(u))))
     return {"slopes": bend.deriv()(u[[0, -1]]).tolist(), "p": p, "L_inf": law["L_inf"], "alpha": law["gamma"]}
