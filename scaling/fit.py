@@ -24,18 +24,17 @@ from tqdm import tqdm
 from config.configurator import convert, help_text, read_args, set_fields
 from runtime.basics import UserError, exit_cleanly, whole_file
 from scaling import watch
-from scaling.laws import arms, counts, difference, forms, frontiers, health
+from scaling.laws import arms, compare, counts, difference, forms, frontiers, health, hull
 from scaling.laws.glossary import explained
-from scaling.report import card, laws_of, summary, text
+from scaling.report import card, summary, text
 from scaling.tables import columns
 from scaling.tables.csv import read_table
 from scaling.tables.runs import along, by_arm, select
+from scaling.verdict import verdict
 
 MIN_REPEATS = 3                                # repeated seeds that make an estimate of their noise
 FAR = 10                                       # AICc by which another form is clearly better
 REFERENCES = ("base", "baseline", "reference", "control")
-# How far beyond their intervals optima may lie: a profile is not quite a parabola, nor N_opt a power of C.
-SLACK = {"N_opt": 0.02, "D_opt": 0.02, "loss": 0.001}
 FEW = 4                                        # points of a hull of finished runs, to do without their curves
 WORLDS = 400                               # simulated studies behind a difference of approaches, at least
 
@@ -71,6 +70,11 @@ def rows(data: dict) -> list[np.ndarray]:
     return [*(data[name][some] for name in "NDL"), run]
 
 
+def budget_of(data: dict) -> np.ndarray | None:
+    """The IsoFLOP level that each run names, if they name one."""
+    return None if data["budget"] is None else data["budget"][data["last"]]
+
+
 def noise_of(data: dict) -> float:
     """The standard deviation of log-loss between seeds; 0 where too few were repeated to say."""
     return data["seed_noise"] if data["seed_df"] >= MIN_REPEATS else 0.0
@@ -93,7 +97,7 @@ def floored(data: dict, inputs: dict, L: np.ndarray, run=None, bootstrap: int = 
     if len(inputs) == 2:
         return forms.fit_surface(*inputs.values(), L, run, bootstrap=bootstrap)
     (name, x), = inputs.items()
-    return forms.fit_power(x, L, run, name=name, bootstrap=bootstrap)
+    return forms.fit_power(x, L, name=name, bootstrap=bootstrap)
 
 
 def exponent(fit: Callable, *args) -> dict:
@@ -129,10 +133,9 @@ def surface(data: dict, bootstrap: int) -> dict:
 def isoflop(data: dict, bootstrap: int) -> dict:
     """Approach 2 on the last row of each run, and what the other ways to find a minimum say."""
     N, C, L, D = ends(data, "NCLD")
-    budget = None if data["budget"] is None else data["budget"][data["last"]]
 
     def by(method, resamples):
-        return frontiers.fit_isoflop(N, C, L, budget, method, noise_of(data), resamples, D=D)
+        return frontiers.fit_isoflop(N, C, L, budget_of(data), method, noise_of(data), resamples, D=D)
     fit = by(frontiers.METHODS[0], bootstrap)
     fit["alternatives"] = {m: exponent(by, m, min(bootstrap, 300)) for m in frontiers.METHODS}
     if bootstrap:
@@ -194,17 +197,21 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     A setting's loss is the mean over its seeds. Three sizes cannot show a floor: there it is left out.
     """
     x, N, D, L = ends(data, name + "NDL")
+    signed = data.get("signed")
     _, first, group, seeds = np.unique(data["setting"], True, True, True)
-    L = np.bincount(group, L) / seeds if data.get("signed") else np.exp(np.bincount(group, np.log(L)) / seeds)
-    best = frontiers.pareto(x[first], L)
-    left = np.setdiff1d(x, x[first][best])
+    L = np.bincount(group, L if signed else np.log(L)) / seeds
+    if not signed:
+        L = np.exp(L)
+    best = hull.pareto(x[first], L)
+    own = first[best]                                  # the first run of each of the best settings
+    left = np.setdiff1d(x, x[own])
     if len(best) < 3 and len(left):
         raise UserError(f"the best runs at each {name}, as far as more {name} went with less loss, are only "
                         f"{len(best)}; a power law needs 3 or more")
-    x = x[first][best]
+    x = x[own]
     L = L[best]
-    ratio = (D / N)[first][best]
-    if len(best) == 3 and not data.get("signed"):
+    ratio = D[own] / N[own]
+    if len(best) == 3 and not signed:
         fit = forms.fit_power(x, L, irreducible=False, name=name, bootstrap=bootstrap)
     else:
         fit = floored(data, {name: x}, L, bootstrap=bootstrap)
@@ -213,7 +220,7 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
     else:
         limit = "data" if name == "N" else "model size"
         when = f"only as far as {limit} was never the limit"
-        fit["health"]["limited"] = limited(name, data, N[first][best], D[first][best])
+        fit["health"]["limited"] = limited(name, data, N[own], D[own])
     fit["note"] = (f"holds {when}: these {len(best)} runs, the best at each {name}, had {ratio.min():.3g} to "
                    f"{ratio.max():.3g} tokens per parameter")
     if fit["free"] == 2:
@@ -222,8 +229,8 @@ def power(name: str, data: dict, bootstrap: int) -> dict:
         values = ", ".join(f"{value:.3g}" for value in left[:5]) + (", ..." if len(left) > 5 else "")
         fit["note"] += f"; {len(left)} of {len(left) + len(best)} values of {name} are left out, as less "
         fit["note"] += f"{name} did better: {values}"
-    if not data.get("signed"):
-        fit["forms"] = forms.compare_powers(x, L, name)
+    if not signed:
+        fit["forms"] = compare.compare_powers(x, L, name)
         bend(fit, x, L, name, bootstrap)
     judge(fit, data, seeds[best].mean())
     fit["points"] = {name: x.tolist(), "loss": L.tolist()}
@@ -276,14 +283,9 @@ def repeated(data: dict, bootstrap: int) -> dict:
     return forms.fit_repeated(N, D, U, L, base=base, bootstrap=bootstrap)
 
 
-def one_exponent(data: dict, bootstrap: int) -> dict:
-    """Gadre et al. 2024: the surface with one exponent."""
-    return forms.fit_one_exponent(*rows(data), bootstrap)
-
-
-def kaplan_nd(data: dict, bootstrap: int) -> dict:
-    """Kaplan et al. 2020, eq. 1.5."""
-    return forms.fit_kaplan_nd(*rows(data), bootstrap)
+def of_rows(fit: Callable, data: dict, bootstrap: int) -> dict:
+    """A law in N and D that asks nothing more of the data."""
+    return fit(*rows(data), bootstrap)
 
 
 def kaplan_ns(data: dict, bootstrap: int) -> dict:
@@ -306,7 +308,8 @@ class Law(NamedTuple):
 
 LAWS = {
     "surface": Law("L = E + A/N^alpha + B/D^beta", "E A B alpha beta a b", surface),
-    "one_exponent": Law("L = E + A/N^eta + B/D^eta", "E A B eta", one_exponent),
+    "one_exponent": Law("L = E + A/N^eta + B/D^eta", "E A B eta",
+                        partial(of_rows, forms.fit_one_exponent)),
     "isoflop": Law("N_opt = k C^a", "a b gamma L_inf", isoflop),
     "envelope": Law("N_opt = k C^a", "a b gamma L_inf", envelope),
     "loss_vs_compute": Law("L = (C_c/C)^alpha on the lower convex hull", "alpha between C_c L_inf",
@@ -317,7 +320,7 @@ LAWS = {
     "repeated": Law("L = E + A/N'^alpha + B/D'^beta with repeats discounted", "E A B alpha beta R_D R_N",
                     repeated),
     "kaplan_nd": Law("L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D", "alpha_N alpha_D N_c D_c",
-                     kaplan_nd),
+                     partial(of_rows, forms.fit_kaplan_nd)),
     "kaplan_ns": Law("L = (N_c/N)^alpha_N + (S_c/S)^alpha_S", "alpha_N alpha_S N_c S_c", kaplan_ns),
 }
 
@@ -330,7 +333,7 @@ SIGNED = ("surface", "loss_vs_params", "loss_vs_tokens", "loss_at_ratio")
 
 def comparison(data: dict, bootstrap: int) -> dict:
     """Which form in N and D the rows prefer: AICc, and held-out error on the largest models."""
-    return forms.compare_surfaces(*rows(data))
+    return compare.compare_surfaces(*rows(data))
 
 
 def accounting(data: dict, bootstrap: int) -> dict:
@@ -360,76 +363,9 @@ def differences_of(data: dict, result: dict, at: list[float], bootstrap: int) ->
     if not bootstrap or not law or not profiles or law["n"] != len(N) or health.of_design(law):
         return []
     inside = [c for c in at if forms.outside(profiles, C=c).get("C", 1) < 1 + forms.SAME]
-    budget = None if data["budget"] is None else data["budget"][data["last"]]
-    found = difference.differences(law, N, D, C, L, inside, max(bootstrap, WORLDS), noise_of(data), budget)
+    count = max(bootstrap, WORLDS)
+    found = difference.differences(law, N, D, C, L, inside, count, noise_of(data), budget_of(data))
     return [row for row in found if profiles["budgets"] > 3 or "loss" not in row["what"]]
-
-
-def verdict(result: dict, at: list[float], differences: list[dict] = ()) -> dict:
-    """a, b and the optimum at each budget of `at`, per approach; do they agree?
-
-    Asked are a and, at the budgets inside all their data, N_opt, D_opt and the loss; not the loss of fewer
-    than four budgets, which cannot tell its floor. Approaches disagree where their intervals share nothing;
-    or IsoFLOP and surface where a difference of theirs is no noise.
-    """
-    approaches = {}
-    for name, fit in laws_of(result).items():
-        if {"a", "b"} <= set(fit):                     # exponents of N_opt and D_opt in C
-            ci = {k: fit["ci"][k] for k in "ab" if k in fit["ci"]}
-            approaches[name] = {"a": fit["a"], "b": fit["b"], "ci": ci,
-                                "at": [forms.optimum(fit, C) for C in at],
-                                "floor": fit.get("budgets", 4) > 3,
-                                "unknown": health.of_design(fit) + health.of_unfinished(fit)}
-    known = [row for row in approaches.values() if not row["unknown"]]
-    rows = [row for row in known if "a" in row["ci"]]
-    agree = None
-    words = "no approach could be fitted"
-    if approaches:
-        words = "no approach can tell the best size from these runs"
-    if known:
-        words = "one approach only: nothing to compare"
-    if len(known) > 1:
-        words = "no intervals, so nothing says whether the approaches agree"
-    if len(rows) > 1:
-        apart = disagreements(rows)
-        parted = [row["what"] for row in differences if beyond_noise(row, len(differences))]
-        agree = not apart and not parted
-        low, high = common([row["ci"]["a"] for row in rows])
-        words = f"the approaches agree: their 95 % intervals of a share {low:.3f} to {high:.3f}"
-    if agree is False:
-        why = [f"no {name} lies in all of their 95 % intervals" for name in apart]
-        why += [f"IsoFLOP and surface differ in {name} by more than noise" for name in parted]
-        words = f"the approaches disagree: {'; '.join(why)}"
-    floorless = [name for name, row in approaches.items() if not row["floor"]]
-    if agree is not None and floorless:
-        words += f" (losses not compared: {', '.join(floorless)} of fewer than four budgets has no floor)"
-    return {"approaches": approaches, "budgets": at, "agree": agree, "text": words,
-            "differences": list(differences)}
-
-
-def beyond_noise(row: dict, asked: int) -> bool:
-    """Is this difference, one of so many `asked`, neither noise nor what a parabola may be off by?"""
-    slack = SLACK.get(row["what"].split()[0], 0)
-    return row["p"] * asked < 0.05 and abs(row["difference"]) > slack
-
-
-def common(spans: list) -> tuple[float, float]:
-    """(low, high) of what intervals share; low > high where they share nothing."""
-    lows, highs = zip(*spans)
-    return max(lows), min(highs)
-
-
-def disagreements(rows: list[dict]) -> list[str]:
-    """What the intervals of these approaches do not share: the exponent, or an optimum inside the data."""
-    spans = {"exponent a": [row["ci"]["a"] for row in rows]}
-    for found in zip(*(row["at"] for row in rows)):
-        if not any("C" in best["outside"] for best in found):
-            for k, slack in SLACK.items():
-                if k == "loss" and not all(row["floor"] for row in rows):
-                    continue
-                spans[f"{k} at C = {found[0]['C']:.3g}"] = [
-                    (best["ci"][k][0] / (1 + slack), best["ci"][k][1] * (1 + slack)) for best in found]
-    return [name for name, each in spans.items() if np.greater(*common(each))]
 
 
 # ---- Arms. ----

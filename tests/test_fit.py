@@ -15,6 +15,7 @@ from scaling import fit
 from scaling.laws import forms
 from scaling.tables.csv import read_table, write_table
 from scaling.tables.runs import MAX_ROWS, along, select
+from scaling.verdict import common
 
 ROOT = Path(__file__).resolve().parents[1]
 LAW = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
@@ -335,7 +336,7 @@ def test_two_budgets_have_no_floor_to_disagree_about():
     assert "L_inf" not in result["isoflop"]["ci"] and result["isoflop"]["L_inf"] == 0
     assert any("cannot tell the floor" in line for line in result["isoflop"]["health"]["lines"])
     rows = [result["verdict"]["approaches"][name] for name in ("surface", "isoflop")]
-    low, high = fit.common([row["at"][0]["ci"]["loss"] for row in rows])
+    low, high = common([row["at"][0]["ci"]["loss"] for row in rows])
     assert low > 1.01 * high                           # the power law between two budgets is far off
     assert result["verdict"]["agree"] is True and "losses not compared: isoflop" in result["verdict"]["text"]
 

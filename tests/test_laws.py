@@ -7,7 +7,9 @@ from scipy.optimize import least_squares, minimize_scalar
 
 from runtime.basics import UserError
 from scaling import fit as fits
-from scaling.laws import difference, forms, frontiers, health, solver
+from scaling import verdict
+from scaling.laws import compare, difference, forms, frontiers, health, models, profiles, solver
+from scaling.laws import hull as hulls
 from scaling.tables.runs import select
 
 SURFACE = {"E": 1.8, "A": 30.0, "B": 800.0, "alpha": 0.24, "beta": 0.33}
@@ -58,11 +60,11 @@ def other_flops(rng, sigma=0.004):
 # ---- Gradients and the solver. ----
 
 @pytest.mark.parametrize("model, theta, k", [
-    (forms.additive, [0.4, 0.1, 0.3], 1), (forms.additive, [0.4, 0.1, 0.3, -0.2, 0.5], 2),
-    (forms.one_exponent, [0.4, 0.1, -0.2, 0.3], 2),
-    (forms.kaplan_nd, [3.0, 0.8, 2.0, 0.1], 2), (forms.broken, [0.1, 0.5, 0.2, 0.3, 0.4, -0.7], 1),
-    (forms.repeated, [0.6, 6.2, 0.35, 7.3, 0.36, 2.7, 1.7], 3),
-    (forms.repeated, [0.6, 5.0, 0.3, 7.3, 0.5, 0.0, -1.0], 3)])
+    (models.additive, [0.4, 0.1, 0.3], 1), (models.additive, [0.4, 0.1, 0.3, -0.2, 0.5], 2),
+    (models.one_exponent, [0.4, 0.1, -0.2, 0.3], 2),
+    (models.kaplan_nd, [3.0, 0.8, 2.0, 0.1], 2), (models.broken, [0.1, 0.5, 0.2, 0.3, 0.4, -0.7], 1),
+    (models.repeated, [0.6, 6.2, 0.35, 7.3, 0.36, 2.7, 1.7], 3),
+    (models.repeated, [0.6, 5.0, 0.3, 7.3, 0.5, 0.0, -1.0], 3)])
 def test_gradients_are_exact(model, theta, k):
     rng = np.random.default_rng(0)
     X = rng.normal(0, 2, (k, 20)) if k < 3 else rng.uniform([[16], [19], [18]], [[24], [26], [24]], (3, 20))
@@ -113,7 +115,7 @@ IN_PRINT = [                                            # each law as its paper 
 
 @pytest.mark.parametrize("law, in_print", IN_PRINT, ids=lambda v: v["form"] if isinstance(v, dict) else "")
 def test_loss_of_says_what_the_papers_print(law, in_print):
-    form = forms.FORMS[law["form"]]
+    form = models.FORMS[law["form"]]
     inputs = {k: INPUTS[k] for k in form.inputs.split()}
     loss = in_print(law, *inputs.values())
     assert forms.loss_of(law, inputs) == pytest.approx(loss, rel=1e-12)
@@ -133,7 +135,7 @@ def test_loss_of_says_what_the_papers_print(law, in_print):
 
 
 def test_every_form_is_tested():
-    assert {law["form"] for law, _ in IN_PRINT} == set(forms.FORMS)
+    assert {law["form"] for law, _ in IN_PRINT} == set(models.FORMS)
 
 
 def test_the_solver_finds_what_scipy_finds_from_every_start():
@@ -261,8 +263,8 @@ def test_all_approaches_find_the_runs_own_tokens():
 
 def test_a_budget_that_is_only_a_name_takes_the_compute_of_its_runs():
     C = np.repeat([1e15, 4e15], 3)
-    assert frontiers.named_budgets(np.repeat([1.0, 2.0], 3), C) == pytest.approx(C)
-    assert (frontiers.named_budgets(1.005 * C, C) == 1.005 * C).all()
+    assert profiles.named_budgets(np.repeat([1.0, 2.0], 3), C) == pytest.approx(C)
+    assert (profiles.named_budgets(1.005 * C, C) == 1.005 * C).all()
 
 
 # ---- Coverage: 95 % intervals hold the truth about 95 % of the time, for every form. ----
@@ -354,6 +356,12 @@ def simulate_envelope(rng):
     return frontiers.fit_envelope(*curves(rng, law), bootstrap=200)["ci"], {"a": 0.34 / 0.64}
 
 
+def simulate_envelope_of_many_sizes(rng):
+    """They stand closer than noise can tell apart, so who wins near the ends is luck."""
+    law = {"E": 1.5, "A": 50.0, "B": 200.0, "alpha": 0.3, "beta": 0.34}
+    return frontiers.fit_envelope(*curves(rng, law, sizes=30), bootstrap=200)["ci"], {"a": 0.34 / 0.64}
+
+
 def simulate_frontier_of_curves(rng):
     law = {"E": 0.0, "A": 50.0, "B": 123.0, "alpha": 0.3, "beta": 0.3}      # its frontier is C^-0.15
     _, C, L, run = curves(rng, law)
@@ -374,7 +382,8 @@ SIMULATIONS = [(simulate_surface, 200), (simulate_clustered, 200), (simulate_pow
                (simulate_power_without_floor, 200), (simulate_kaplan_nd, 200), (simulate_kaplan_ns, 200),
                (simulate_repeated, 100), (simulate_broken, 100), (simulate_isoflop, 200),
                (simulate_other_flops, 100),
-               (simulate_envelope, 100), (simulate_frontier_of_curves, 100), (simulate_frontier_of_runs, 200)]
+               (simulate_envelope, 100), (simulate_envelope_of_many_sizes, 100),
+               (simulate_frontier_of_curves, 100), (simulate_frontier_of_runs, 200)]
 
 
 @pytest.mark.parametrize("simulate, count", SIMULATIONS, ids=lambda v: getattr(v, "__name__", ""))
@@ -586,7 +595,7 @@ def test_of_three_points_between_the_runs_no_drift_can_be_told():
     """A parabola goes through them, so its bend is no finding, however large."""
     hull = np.column_stack([np.arange(5), [0, -0.2, -0.3, -0.31, -0.311], [0, 0, 1, 2, 2]])
     found = frontiers.drift(hull)
-    assert len(frontiers.between_runs(hull)) == 3 and found["p"] == 1
+    assert len(hulls.between_runs(hull)) == 3 and found["p"] == 1
     first, last = found["slopes"]
     assert first < 0 and last / first < health.DRIFTS and health.of_drift(found, 5) == []
 
@@ -657,7 +666,7 @@ def test_the_worst_of_twelve_clean_runs_is_no_finding():
 
 def test_too_few_runs_for_aicc_is_inf_and_no_nan():
     x = np.geomspace(1e6, 1e8, 4)
-    found = forms.compare_powers(x, 2 + (1e7 / x) ** 0.3)
+    found = compare.compare_powers(x, 2 + (1e7 / x) ** 0.3)
     assert found["forms"]["power law"]["aicc"] == np.inf
 
 def test_one_run_that_carries_the_fit_is_named():
@@ -713,11 +722,11 @@ def test_the_right_form_is_preferred():
     for law, want in ((SURFACE | {"form": "surface"}, "E + A/N^alpha + B/D^beta"),
                       (SURFACE | {"form": "surface", "E": 0.0}, "A/N^alpha + B/D^beta"),
                       (KAPLAN_ND, "Kaplan L(N, D)")):
-        found = forms.compare_surfaces(N, D, forms.loss_of(law, {"N": N, "D": D}) * noise)
+        found = compare.compare_surfaces(N, D, forms.loss_of(law, {"N": N, "D": D}) * noise)
         assert preferred(found) == want and found["forms"][want]["held_out"] < 0.01
     x = np.geomspace(1e4, 1e10, 40)
     L = forms.loss_of(BROKEN, {"x": x}) * np.exp(0.002 * rng.standard_normal(40))
-    found = forms.compare_powers(x, L, "x")
+    found = compare.compare_powers(x, L, "x")
     assert preferred(found) == "broken power law"
 
 
@@ -746,13 +755,13 @@ def test_approaches_differ_by_noise_alone_where_the_surface_is_true():
         inside = np.mean([low <= 0 <= high for low, high in (row["ci"] for row in rows)])
         assert 0.88 <= inside <= 1, rows[0]["what"]
         assert np.mean([row["p"] < 0.05 for row in rows]) == pytest.approx(1 - inside, abs=0.03)
-    assert sum(any(fits.beyond_noise(row, len(rows)) for row in rows) for rows in seen) <= 4
+    assert sum(any(verdict.beyond_noise(row, len(rows)) for row in rows) for rows in seen) <= 4
 
 
 def test_approaches_that_differ_are_found_out_by_the_scatter_and_by_seeds():
     for noise in (0.0, 0.003):                         # that of the parabolas, or one known from seeds
         seen = [profiles_less_surface(np.random.default_rng(s), tilt=0.012, noise=noise) for s in range(8)]
-        found = [any(fits.beyond_noise(row, len(rows)) for row in rows) for rows in seen]
+        found = [any(verdict.beyond_noise(row, len(rows)) for row in rows) for rows in seen]
         assert sum(found) >= 7
 
 
@@ -779,18 +788,18 @@ def test_budgets_are_groups_not_a_continuum():
 def test_hull_and_kink():
     u = np.linspace(0, 10, 40)
     v = np.maximum(-0.3 * u, -0.9 - 0.1 * (u - 3))
-    hull = frontiers.lower_hull(np.append(u, u), np.append(v, v + 0.1))
+    hull = hulls.lower_hull(np.append(u, u), np.append(v, v + 0.1))
     assert set(hull) <= set(range(40)) and hull[0] == 0 and hull[-1] == 39
-    kink = frontiers.find_kink(u, v + 1e-3 * np.random.default_rng(0).standard_normal(40), 39)
+    kink = hulls.find_kink(u, v + 1e-3 * np.random.default_rng(0).standard_normal(40), 39)
     assert np.log(kink["between"][0]) == pytest.approx(3, abs=0.6)
     assert kink["slopes"] == pytest.approx([-0.3, -0.1], abs=0.01)
-    assert frontiers.find_kink(u, -0.2 * u + 1e-3 * np.random.default_rng(0).standard_normal(40), 39) is None
-    assert list(frontiers.pareto(np.array([1., 2, 3, 4]), np.array([3., 4, 2, 2]))) == [0, 2]
+    assert hulls.find_kink(u, -0.2 * u + 1e-3 * np.random.default_rng(0).standard_normal(40), 39) is None
+    assert list(hulls.pareto(np.array([1., 2, 3, 4]), np.array([3., 4, 2, 2]))) == [0, 2]
 
 
 def test_intervals_are_reproducible_and_plain_json():
     N, D, L = laptop(np.random.default_rng(0))
-    first, second = (forms.fit_surface(N, D, L, bootstrap=100, seed=4) for _ in range(2))
+    first, second = (forms.fit_surface(N, D, L, bootstrap=100) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
     again = json.loads(json.dumps(first))
     assert forms.optimum(again, 1e16) == forms.optimum(first, 1e16)

@@ -138,7 +138,8 @@ def test_r_d_is_not_identified_by_datablations():
     assert f["ci"]["R_D"][0] == pytest.approx(5, abs=2) and f["ci"]["R_D"][1] > 1e9
     assert any(line.startswith("R_D is not identified") for line in f["health"]["lines"])
     R_D = np.geomspace(0.3, 1e6, 40)
-    p = solver.profile(forms.repeated_problem(N, D, U, L, forms.C4), 5, np.log(R_D))
+    bounds = forms.repeated_bounds(N, D, L, forms.C4)
+    p = solver.profile(forms.problem_of("repeated", {"N": N, "D": D, "U": U}, L, bounds), 5, np.log(R_D))
     assert p["lo"] < 15.4 and p["hi"] is None
 
 

@@ -13,7 +13,7 @@ from conftest import copy_code, write_dataset
 from config import corpus, schema
 from config.settings import Config
 from scaling import fit
-from scaling.laws import forms
+from scaling.laws import forms, models
 
 
 class House:
@@ -87,8 +87,8 @@ def test_a_law_is_a_form_and_a_row_of_each_table(monkeypatch):
 
     def fit_log_law(data, bootstrap):
         bounds = np.array([[3.0], [0.1]]), [0.1, 1e-3], [20.0, 5.0]
-        return forms.fit_form("log_law", {"N": data["N"]}, data["L"], bounds, None, bootstrap, 0)
-    monkeypatch.setitem(forms.FORMS, "log_law", forms.Form(log_law, "N", "e a", natural, theta_of))
+        return forms.fit_form("log_law", {"N": data["N"]}, data["L"], bounds, None, bootstrap)
+    monkeypatch.setitem(models.FORMS, "log_law", models.Form(log_law, "N", "e a", natural, theta_of))
     monkeypatch.setitem(fit.LAWS, "log_law", fit.Law("L = e - a log N", "e a", fit_log_law))
     N = np.geomspace(1e4, 1e7, 12)
     result = fit.fit_all({"params": N, "tokens": 20 * N, "loss": 9 - 0.4 * np.log(N)}, bootstrap=20)

@@ -13,7 +13,7 @@ from runtime import basics
 from runtime.basics import UserError
 from scaling import fit as fitting
 from scaling import plots
-from scaling.laws import forms, frontiers
+from scaling.laws import forms, frontiers, hull
 from scaling.plots import colors, frame, recipes
 from scaling.tables.csv import read_table
 
@@ -401,7 +401,7 @@ def test_isoflop_parabola_touches_its_vertex(study):
 
 
 def test_power_law_fills_the_points_that_it_used(study):
-    used = frontiers.pareto(study.N, study.L)
+    used = hull.pareto(study.N, study.L)
     figure = plots.power_law(study, study.fit["loss_vs_params"])
     assert set(line(figure, "best").get_xdata()) == set(study.N[used])
     assert len(used) == study.fit["loss_vs_params"]["n"]

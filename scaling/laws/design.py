@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.basics import UserError
-from scaling.laws import forms
+from scaling.laws import forms, models
 from scaling.laws.solver import Array
 
 CUTS = (1, 2, 4, 8, 16)                    # into how many equal runs a budget may be cut
@@ -29,8 +29,8 @@ class Design(NamedTuple):
 
 def jacobian(law: dict, N: Array, D: Array, center: Array) -> Array:
     """Derivatives (5, n) of the surface's log-loss at N, D (n,)."""
-    theta = np.array([forms.surface_theta(**law, center=center)])
-    _, slopes = forms.additive(theta, np.log([N, D]) - center[:, None])
+    theta = np.array([models.surface_theta(**law, center=center)])
+    _, slopes = models.additive(theta, np.log([N, D]) - center[:, None])
     return slopes[0]
 
 

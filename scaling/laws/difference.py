@@ -15,34 +15,33 @@ from scaling.laws import forms, frontiers
 from scaling.laws.solver import DRAW, Array, interval, minimise, t_ratio
 
 
-def asked(fit: dict, p: dict, budgets: list[float]) -> dict:
-    """{what: value}: a, and N_opt, D_opt and loss (their logs) at budgets, by an approach's parameters p."""
-    optimum = forms.surface_optimum if fit["form"] == "surface" else forms.power_optimum
-    found = {"a": p["a"]}
+def asked(law: dict, budgets: list[float]) -> dict:
+    """{what: value}: a, and N_opt, D_opt and loss (their logs) at budgets, by an approach or its draws."""
+    optimum = forms.surface_optimum if law["form"] == "surface" else forms.power_optimum
+    found = {"a": law["a"]}
     for C in budgets:
-        for name, value in zip(("N_opt", "D_opt", "loss"), optimum(fit | p, C)):
+        for name, value in zip(("N_opt", "D_opt", "loss"), optimum(law, C)):
             found[f"{name} at C = {C:.3g}"] = np.log(value)
     return found
 
 
-def worlds(surface: dict, N: Array, D: Array, noise: float, count: int, seed: int) -> Array:
-    """Log-losses (count, n) of the runs where the surface is true, with noise of that standard deviation."""
-    noise = noise * np.random.default_rng(seed).standard_normal((count, len(N)))
-    return np.log(forms.loss_of(surface, {"N": N, "D": D})) + noise
-
-
 def surfaces(surface: dict, N: Array, D: Array, C: Array, y: Array) -> dict:
-    """The parameters (B,) of the surface refitted to each row of the log-losses y (B, n)."""
+    """The surface with the parameters (B,) that a refit to each row of the log-losses y (B, n) has."""
     problem = forms.surface_problem(N, D, np.exp(y[0]))
-    start = np.array([forms.surface_theta(**surface, center=np.log([N, D]).mean(1))])
+    start = forms.surface_at(surface, N, D)
     theta, _ = minimise(problem, np.repeat(start, len(y), 0), y, np.ones((1, len(N))), *DRAW)
     refitted = surface | {"boot": {k: v.tolist() for k, v in problem.natural(theta).items()}, "ci": {}}
-    return {k: np.array(v) for k, v in forms.counted(refitted, N, D, C)["boot"].items()}
+    return drawn(forms.counted(refitted, N, D, C))
+
+
+def drawn(fit: dict) -> dict:
+    """`fit` with its draws (B,) for parameters."""
+    return fit | {k: np.array(v) for k, v in fit["boot"].items()}
 
 
 @np.errstate(invalid="ignore", divide="ignore")         # of a world with one minimum, which has no line
 def differences(surface: dict, N: Array, D: Array, C: Array, L: Array, budgets: list[float], count: int,
-                noise: float = 0.0, budget: Array | None = None, seed: int = 0) -> list[dict]:
+                noise: float = 0.0, budget: Array | None = None) -> list[dict]:
     """What IsoFLOP profiles say less what `surface` says, a fit to the same runs (n,): one row an answer.
 
     `budgets` are FLOPs at which N_opt, D_opt and loss are compared, by their logs; `noise` and `budget` (n,)
@@ -55,22 +54,26 @@ def differences(surface: dict, N: Array, D: Array, C: Array, L: Array, budgets: 
         if not profiles["health"]["noise_df"]:
             return []                      # three sizes a budget leave no scatter, so nothing tells the noise
         noise = profiles["noise"] * t_ratio(profiles["health"]["noise_df"])
-    y = worlds(surface, N, D, noise, count, seed)
+    truth = np.log(forms.loss_of(surface, {"N": N, "D": D}))
+    y = truth + noise * np.random.default_rng(0).standard_normal((count, len(N)))
     isoflop = frontiers.fit_isoflop(N, C, L, budget, bootstrap=0, D=D, worlds=y)
-    seen, theirs = asked(isoflop, {"a": isoflop["a"]}, budgets), asked(surface, {"a": surface["a"]}, budgets)
-    profiles = asked(isoflop, {k: np.array(v) for k, v in isoflop["boot"].items()}, budgets)
-    laws = asked(surface, surfaces(surface, N, D, C, y), budgets)
-    drawn = {what: profiles[what] - laws[what] for what in seen}
-    drawn = {what: v[np.isfinite(v)] for what, v in drawn.items()}
+    found = less(asked(isoflop, budgets), asked(surface, budgets))
+    noise = less(asked(drawn(isoflop), budgets), asked(surfaces(surface, N, D, C, y), budgets))
+    noise = {what: v[np.isfinite(v)] for what, v in noise.items()}
     # Worlds of which few have their minima inside tell nothing.
-    return [compared(what, float(seen[what] - theirs[what]), v) for what, v in drawn.items()
-            if len(v) > count / 2]
+    return [compared(what, found[what], v) for what, v in noise.items() if len(v) > count / 2]
+
+
+def less(answers: dict, others: dict) -> dict:
+    """The differences of the answers to the same questions."""
+    return {what: value - others[what] for what, value in answers.items()}
 
 
 def compared(what: str, difference: float, drawn: Array) -> dict:
     """The difference of one answer against those (B,) of worlds in which there is none."""
     low, high = interval(drawn)
-    above = (1 + (drawn >= difference).sum()) / (1 + len(drawn))
-    below = (1 + (drawn <= difference).sum()) / (1 + len(drawn))
-    return {"what": what, "difference": float(difference - np.median(drawn)),
-            "ci": [difference - high, difference - low], "p": float(min(1, 2 * min(above, below)))}
+    rarer = min((drawn >= difference).sum(), (drawn <= difference).sum())
+    return {"what": what,
+            "difference": float(difference - np.median(drawn)),
+            "ci": [float(difference - high), float(difference - low)],
+            "p": float(min(1, 2 * (1 + rarer) / (1 + len(drawn))))}

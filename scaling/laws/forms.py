@@ -1,313 +1,31 @@
-"""Scaling laws: the parametric forms of the field, their fits, and what a fit predicts. No torch, no files.
+"""Fits of the laws of scaling/laws/models.py to runs, and what a fit says of budgets. No torch, no files.
 
-Each law is a model (log-loss and its gradient) and one row of the table FORMS, so `loss_of` evaluates any of
-them. Every fit goes through `scaling.laws.solver`: the summed Huber loss (delta 1e-3) of log-residuals,
-many starts, a Newton method on centred logarithms, 95 % bootstrap intervals, findings about its health.
+Every fit goes through `scaling.laws.solver`: the summed Huber loss (delta 1e-3) of log-residuals, many
+starts, a Newton method on centred logarithms, 95 % bootstrap intervals, findings about its health.
 
 A fit is a plain dict: `form`, the parameters by name, `n`, `objective`, `ci` (intervals), `boot` (the
 parameters of each bootstrap resample, from which every derived interval comes), `range`, `noise` (standard
 deviation of the log-residuals), `method` (how the intervals were made) and `health`, whose `lines` say in
 English what is wrong (scaling/laws/health.py).
 """
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from itertools import product
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from runtime.basics import UserError
+from scaling.laws import solver
 from scaling.laws.health import judge
-from scaling.laws.solver import (
-    Array,
-    Model,
-    Problem,
-    clusters,
-    evidence,
-    fit_law,
-    huber,
-    interval,
-    intervals,
-    profile,
-    score_test,
-    span,
-)
+from scaling.laws.models import C4, FORMS, loss_of, renamed, repeated_loss, surface_loss, surface_theta
+from scaling.laws.solver import Array, Problem, fit_law, interval, intervals
 
 # Exponents and shares of E to start from. On all data seen so far every one of them ends in the same optimum.
 ALPHA_STARTS = (0.1, 0.2, 0.35, 0.6, 1.0)
 E_STARTS = (0.1, 0.5, 0.9)
 SAME = 0.01                                             # C within this of 6 N D is 6 N D
-# Muennighoff et al. 2023, fitted to C4: E, A, B, alpha = beta, and the two constants of repeated data.
-C4 = {"E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974), "alpha": 0.3526596,
-      "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743}
 
 
-# ---- Models: theta (B, p) is a batch of parameters, X (k, n) or (B, k, n) the logarithms of k inputs. ----
-
-@np.errstate(over="ignore", invalid="ignore")          # a step too far; the solver refuses it
-def additive(theta: Array, X: Array) -> tuple[Array, Array]:
-    """log(e^e + sum_k e^(a_k - alpha_k x_k)), theta = (e, a_1, alpha_1, a_2, alpha_2, ...).
-
-    With one input this is L(N) = E + A/N^alpha, with two the surface of Hoffmann et al. 2022 (eq. 2); without
-    E (e = -inf) and with (N, S) it is Kaplan et al. 2020, eq. 1.6. Returns log-loss (B, n) and gradient
-    (B, p, n).
-    """
-    E = np.exp(theta[:, :1])
-    terms = np.exp(theta[:, 1::2, None] - theta[:, 2::2, None] * X)
-    L = E + terms.sum(1)
-    grad = np.empty((*theta.shape, X.shape[-1]))
-    grad[:, 0] = E / L
-    grad[:, 1::2] = terms / L[:, None]
-    grad[:, 2::2] = -grad[:, 1::2] * X
-    return np.log(L), grad
-
-
-def one_exponent(theta: Array, X: Array) -> tuple[Array, Array]:
-    """Gadre et al. 2024, eq. 4: Hoffmann's form with one exponent; theta = (e, a, b, eta)."""
-    y, grad = additive(theta[:, [0, 1, 3, 2, 3]], X)
-    return y, np.stack([grad[:, 0], grad[:, 1], grad[:, 3], grad[:, 2] + grad[:, 4]], 1)
-
-
-def kaplan_nd(theta: Array, X: Array) -> tuple[Array, Array]:
-    """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D.
-
-    theta = (n_c, r, d_c, alpha_D), where r = alpha_N/alpha_D and the bracket is e^(n_c - r n) + e^(d_c - d).
-    """
-    n_c, r, d_c, power = theta.T[:, :, None]
-    n, d = np.moveaxis(X, -2, 0)
-    u = n_c - r * n
-    v = d_c - d
-    bracket = np.logaddexp(u, v)
-    pu = np.exp(u - bracket)
-    pv = np.exp(v - bracket)
-    grad = [power * pu,
-            -power * pu * n,
-            power * pv,
-            bracket]
-    return power * bracket, np.stack(grad, 1)
-
-
-def broken(theta: Array, X: Array) -> tuple[Array, Array]:
-    """Smoothly broken power law with one break (Caballero et al. 2023, eq. 1 with n = 1):
-    L = E + A x^-c0 (1 + (x/d)^(1/f))^(-c1 f); theta = (e, a, c0, c1, log d, log f)."""
-    e, a, c0, c1, d, log_f = theta.T[:, :, None]
-    x = X[..., 0, :]
-    f = np.exp(log_f)
-    u = (x - d) / f
-    soft = np.logaddexp(0, u)                           # log(1 + e^u)
-    slope = 0.5 * (1 + np.tanh(u / 2))                  # and its derivative
-    z = a - c0 * x - c1 * f * soft
-    y = np.logaddexp(e, z)
-    pz = np.exp(z - y)
-    grad = [np.exp(e - y),
-            pz,
-            pz * -x,
-            pz * -(f * soft),
-            pz * (c1 * slope),
-            pz * (c1 * f * (u * slope - soft))]
-    return y, np.stack(grad, 1)
-
-
-def decay(x, log_R) -> tuple[Array, Array, Array]:
-    """What x repeats are worth (Muennighoff et al. 2023, eq. 5): log(1 + R (1 - e^(-x/R))), its derivative in
-    log R, and that of log(unique times it) in log unique."""
-    R = np.exp(log_R)
-    gone = np.exp(-x / R)
-    worth = -R * np.expm1(-x / R)
-    w = 1 + worth
-    return np.log(w), (worth - x * gone) / w, 1 - gone * (1 + x) / w
-
-
-def repeated(theta: Array, X: Array) -> tuple[Array, Array]:
-    """The surface of N parameters trained on D tokens of which U are unique: theta = (log E, log A, alpha,
-    log B, beta, log R_D, log R_N), X = log (N, D, U), not centred (Muennighoff et al. 2023, eqs. 5, 6, 8).
-
-    Repeats beyond the first epoch, and parameters beyond what is optimal for U, decay in value with constants
-    R_D and R_N.
-    """
-    _, a, alpha, b, beta, log_RD, log_RN = theta.T[:, :, None]
-    n, d, u = np.moveaxis(X, -2, 0)
-    u = np.minimum(d, u)
-    # Where U tokens seen once are optimal, both terms fall alike: alpha A/N^alpha = beta B/U^beta.
-    n_opt = (np.log(alpha / beta) + a - b + beta * u) / alpha
-    n_unique = np.minimum(n, n_opt)
-    more_d, by_RD, _ = decay(np.expm1(d - u), log_RD)
-    more_n, by_RN, by_n = decay(np.expm1(n - n_unique), log_RN)
-    y, grad = additive(theta[:, :5], np.stack([n_unique + more_n, u + more_d], 1))
-    by_RN = -alpha * grad[:, 1] * by_RN
-    by_RD = -beta * grad[:, 3] * by_RD
-    # The law itself says which parameters are in excess, so A, alpha, B and beta also act through N_opt.
-    through = np.where(n > n_opt, -grad[:, 1] * by_n, 0)
-    grad[:, 1] += through
-    grad[:, 2] += through * (1 / alpha - n_opt)
-    grad[:, 3] -= through
-    grad[:, 4] += through * (u - 1 / beta)
-    return y, np.concatenate([grad, by_RD[:, None], by_RN[:, None]], 1)
-
-
-# ---- From theta to parameters as papers print them, and back; n, d, s, x, c: the means of the inputs. ----
-
-def scale(x: Array) -> Array:
-    """e^x within what a float holds: an N_c can lie anywhere where its exponent is almost 0."""
-    return np.exp(np.clip(x, -600, 600))
-
-
-def surface_of(theta, n, d):
-    e, a, alpha, b, beta = theta.T
-    return {"E": np.exp(e),
-            "A": np.exp(a + alpha * n),
-            "B": np.exp(b + beta * d),
-            "alpha": alpha,
-            "beta": beta,
-            "a": beta / (alpha + beta),                 # exponents of N_opt and D_opt in C
-            "b": alpha / (alpha + beta)}
-
-
-def surface_theta(E, A, B, alpha, beta, center=(0, 0), **_):
-    n, d = center
-    return (np.log(E),
-            np.log(A) - alpha * n, alpha,
-            np.log(B) - beta * d, beta)
-
-
-def one_exponent_of(theta, n, d):
-    e, a, b, eta = theta.T
-    return {"E": np.exp(e),
-            "A": np.exp(a + eta * n),
-            "B": np.exp(b + eta * d),
-            "eta": eta}
-
-
-def one_exponent_theta(E, A, B, eta, **_):
-    return np.log(E), np.log(A), np.log(B), eta
-
-
-def power_of(theta, x):
-    e, a, alpha = theta.T
-    return {"alpha": alpha,
-            "x_c": scale(a / alpha + x),
-            "L_inf": np.exp(e)}
-
-
-def power_theta(alpha, x_c, L_inf, **_):
-    return np.log(L_inf), alpha * np.log(x_c), alpha
-
-
-def frontier_of(theta, c):
-    e, a, gamma = theta.T
-    return {"gamma": gamma,
-            "log_C_c": a / gamma + c,
-            "L_inf": np.exp(e)}
-
-
-def frontier_theta(gamma, log_C_c, L_inf, **_):
-    return np.log(L_inf), gamma * log_C_c, gamma
-
-
-def kaplan_nd_of(theta, n, d):
-    n_c, r, d_c, alpha_D = theta.T
-    return {"alpha_N": r * alpha_D,
-            "alpha_D": alpha_D,
-            "N_c": scale(n_c / r + n),
-            "D_c": scale(d_c + d)}
-
-
-def kaplan_nd_theta(alpha_N, alpha_D, N_c, D_c, **_):
-    r = alpha_N / alpha_D
-    return r * np.log(N_c), r, np.log(D_c), alpha_D
-
-
-def kaplan_ns_of(theta, n, s):
-    _, n_c, alpha_N, s_c, alpha_S = theta.T
-    return {"alpha_N": alpha_N,
-            "alpha_S": alpha_S,
-            "N_c": scale(n_c / alpha_N + n),
-            "S_c": scale(s_c / alpha_S + s)}
-
-
-def kaplan_ns_theta(alpha_N, alpha_S, N_c, S_c, **_):
-    return (-np.inf,
-            alpha_N * np.log(N_c), alpha_N,
-            alpha_S * np.log(S_c), alpha_S)
-
-
-def broken_of(theta, x):
-    e, a, c0, c1, d, log_f = theta.T
-    return {"L_inf": np.exp(e),
-            "A": np.exp(a + c0 * x),
-            "c0": c0,
-            "c1": c1,
-            "x_break": np.exp(d + x),
-            "f": np.exp(log_f)}
-
-
-def broken_theta(L_inf, A, c0, c1, x_break, f, **_):
-    return (np.log(L_inf),
-            np.log(A), c0, c1,
-            np.log(x_break), np.log(f))
-
-
-def repeated_of(theta, n, d, u):
-    R_D, R_N = np.exp(theta.T[5:])
-    found = surface_of(theta[:, :5], n, d) | {"R_D": R_D, "R_N": R_N}
-    del found["a"], found["b"]                          # no power of C gives the best size where data repeat
-    return found
-
-
-def repeated_theta(R_D, R_N, **surface):
-    return *surface_theta(**surface), np.log(R_D), np.log(R_N)
-
-
-class Form(NamedTuple):
-    """One law. `natural` and `theta` are inverse to each other where the inputs are not centred; a parameter
-    x_... of a law in one input x is called after that input: N_c, D_break."""
-
-    model: Model
-    inputs: str                                         # their names, in the order of X's rows
-    names: str                                          # of theta's entries, for people
-    natural: Callable[..., dict]                        # (theta (B, p), the means) -> {parameter: (B,)}
-    theta: Callable[..., tuple]                         # (**parameters) -> p values of any shape
-
-
-FORMS = {
-    "surface": Form(additive, "N D", "E A alpha B beta", surface_of, surface_theta),
-    "one_exponent": Form(one_exponent, "N D", "E A B eta", one_exponent_of, one_exponent_theta),
-    "power": Form(additive, "x", "L_inf x_c alpha", power_of, power_theta),
-    "frontier": Form(additive, "C", "L_inf log_C_c gamma", frontier_of, frontier_theta),
-    "kaplan_nd": Form(kaplan_nd, "N D", "N_c alpha_N/alpha_D D_c alpha_D", kaplan_nd_of, kaplan_nd_theta),
-    "kaplan_ns": Form(additive, "N S", "E N_c alpha_N S_c alpha_S", kaplan_ns_of, kaplan_ns_theta),
-    "broken": Form(broken, "x", "L_inf A c0 c1 x_break f", broken_of, broken_theta),
-    "repeated": Form(repeated, "N D U", "E A alpha B beta R_D R_N", repeated_of, repeated_theta),
-}
-
-
-def renamed(parameters: dict, old: str, new: str) -> dict:
-    """`parameters` with x_c called N_c, and the like."""
-    return {k.replace(f"{old}_", f"{new}_"): v for k, v in parameters.items()}
-
-
-@np.errstate(over="ignore", divide="ignore")            # log 0 = -inf is a law without a floor
-def loss_of(fit: dict, inputs: dict) -> Array:
-    """The loss of a fit of any form, or of its draws, at `inputs` {N, D, C, S or U: values}.
-
-    Everything broadcasts. A law in one input takes the first.
-    """
-    form = FORMS[fit["form"]]
-    if fit.get("residuals") == "linear":               # its floor may be negative
-        return loss_of(fit | {"residuals": "log", fit["floor"]: 0.0}, inputs) + fit[fit["floor"]]
-    names = form.inputs.split()
-    if names == ["x"]:
-        names = list(inputs)[:1]
-        fit = renamed(fit, names[0], "x")
-    x = [np.log(inputs[name]) for name in names]
-    columns = np.broadcast_arrays(*x, *form.theta(**fit))
-    # Each point is a problem of its own, with one row: then draws broadcast against inputs of any shape.
-    points = np.array([v.ravel() for v in columns]).T
-    log_loss, _ = form.model(points[:, len(x):], points[:, :len(x), None])
-    return np.exp(log_loss).reshape(columns[0].shape)[()]
-
-
-# ---- Fits: what they share. ----
+# ---- What the fits share. ----
 
 def checked(what: str = "", need: int = 1, **columns) -> tuple[Array, ...]:
     """The columns as float arrays of one length, finite and positive.
@@ -330,26 +48,165 @@ def checked(what: str = "", need: int = 1, **columns) -> tuple[Array, ...]:
     return tuple(arrays)
 
 
-def centred(*inputs: Array) -> tuple[Array, Array]:
-    """(X (k, n), center (k,)): logarithms less their means, so that scale and exponent hardly trade off."""
-    X = np.log(inputs)
-    center = X.mean(1)
-    return X - center[:, None], center
+def problem_of(form: str, inputs: dict, L: Array, bounds: tuple) -> Problem:
+    """What the solver needs to fit `form` to losses L (n,) at `inputs` {name: (n,)}.
 
-
-def problem_of(form, X, center, L, starts, lo, hi, name="x") -> Problem:
-    """What the solver needs to fit `form` to losses L (n,): for each entry of theta a column (S,) of `starts`
-    and its bounds; `name` is that of the input of a law in one."""
+    `bounds` are (starts, lo, hi), with an entry for each of theta: a column (S,) of starts and its bounds.
+    Logarithms are centred, so that scale and exponent hardly trade off.
+    """
     law = FORMS[form]
+    X = np.log(list(inputs.values()))
+    center = X.mean(1) if law.centred else np.zeros(len(X))
+    name = next(iter(inputs))                           # a law in one input x is called after it
 
     def natural(theta):
         return renamed(law.natural(theta, *center), "x", name)
 
     names = law.names.replace("x_", f"{name}_").split()
-    lo = np.array(lo)
-    hi = np.array(hi)
-    return Problem(law.model, X, np.log(L), np.stack(starts, 1), lo, hi, lo == hi, names, natural)
+    starts, lo, hi = (np.array(v) for v in bounds)
+    return Problem(law.model, X - center[:, None], np.log(L), starts.T, lo, hi, lo == hi, names, natural)
 
+
+def ranges(inputs: dict, L: Array) -> dict:
+    """The columns whose extremes are a fit's range: a law of N and D has one in C, too."""
+    columns = inputs | {"loss": L}
+    if set(inputs) == {"N", "D"}:
+        columns["C"] = 6 * inputs["N"] * inputs["D"]
+    return columns
+
+
+def fit_form(form: str, inputs: dict, L: Array, bounds: tuple, run=None, bootstrap: int = 1000) -> dict:
+    """Fit `form` to losses L (n,) at `inputs` {name: (n,)}, from the (starts, lo, hi) of `bounds`."""
+    return fit_law(form, problem_of(form, inputs, L, bounds), ranges(inputs, L), run, bootstrap)
+
+
+def grid_of(*axes) -> list[Array]:
+    """Every combination of the values on `axes`, as one column (S,) per axis."""
+    return [v.ravel() for v in np.meshgrid(*axes, indexing="ij")]
+
+
+@np.errstate(divide="ignore")                           # log 0 = -inf is no floor
+def additive_bounds(L: Array, K: int, E: float | None = None) -> tuple[list, list, list]:
+    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free if None, else fixed."""
+    low = np.log(L.min())
+    lo = [low - 14] + [low - 14, 1e-3] * K
+    hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
+    shares = E_STARTS
+    if E is not None:
+        lo[0] = hi[0] = np.log(E)
+        shares = [min(E / L.min(), 0.9)]
+    share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
+    part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
+    starts = [np.log(share * L.min())]
+    for alpha in alphas:
+        starts += [part, alpha]
+    return starts, lo, hi
+
+
+# ---- Laws in one input. ----
+
+def fit_power(x: Array, L: Array, irreducible: bool = True, name: str = "N", bootstrap: int = 1000) -> dict:
+    """L(x) = L_inf + (x_c / x)^alpha for x = N, D, C or S (Kaplan et al. 2020, eqs. 1.1 to 1.3: L_inf = 0).
+
+    Returns a fit with alpha, `{name}_c` and L_inf. Raises UserError.
+    """
+    what = "a power law"
+    need = 2
+    E = 0.0
+    if irreducible:
+        what = "a power law with a floor"
+        need = 3
+        E = None
+    x, L = checked(what, need, **{name: x, "loss": L})
+    return fit_form("power", {name: x}, L, additive_bounds(L, 1, E), None, bootstrap)
+
+
+def fit_broken(x: Array, L: Array, name: str = "N", bootstrap: int = 1000) -> dict:
+    """L_inf + A x^-c0 (1 + (x/x_break)^(1/f))^(-c1 f): the exponent turns from c0 to c0 + c1 at `x_break`,
+    over a range that grows with f (Caballero et al. 2023). Raises UserError."""
+    x, L = checked("a broken power law", 7, **{name: x, "loss": L})
+    X = np.log(x) - np.log(x).mean()
+    low = np.log(L.min())
+    # The break lies within the data: beyond them nothing tells it from no break at all.
+    lo = [low - 14, low - 30, -2.0, -20.0, X.min(), np.log(0.005)]
+    hi = [low + 0.1, np.log(L.max()) + 30, 20.0, 20.0, X.max(), np.log(20.0)]
+    at = np.quantile(X, (0.25, 0.5, 0.75))
+    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1, 2.0), at, (-2.0, -0.5))
+    rest = np.log(np.median(L) - share * L.min())
+    starts = [np.log(share) + low, rest, c0, c1, at, log_f]
+    return fit_form("broken", {name: x}, L, (starts, lo, hi), None, bootstrap)
+
+
+# ---- Surfaces in N and D (or N and steps). ----
+
+def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None,
+                bootstrap: int = 1000) -> dict:
+    """L(N, D) = E + A/N^alpha + B/D^beta: Hoffmann et al. 2022, approach 3; E free, or fixed (0: no floor).
+
+    N parameters, D tokens, L nats per token, each (n,); `run` names the cluster of each row. Raises
+    UserError.
+    """
+    N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
+    fit = fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap)
+    fit["health"]["D_follows_N"] = follows(N, D)
+    if bootstrap and run is None and not fit["health"]["D_follows_N"]:
+        fit["health"]["off_law"] = off_law(fit, N, D, L)
+    return judge(fit)
+
+
+def fit_one_exponent(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000) -> dict:
+    """L(N, D) = E + A/N^eta + B/D^eta (Gadre et al. 2024): the surface whose a is 1/2. Raises UserError."""
+    N, D, L = checked("the surface of one exponent", 2, params=N, tokens=D, loss=L)
+    bounds = [[v[i] for i in (0, 1, 3, 2)] for v in additive_bounds(L, 2)]
+    return fit_form("one_exponent", {"N": N, "D": D}, L, bounds, run, bootstrap)
+
+
+def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000) -> dict:
+    """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D. Raises UserError."""
+    N, D, L = checked("L(N, D)", 2, params=N, tokens=D, loss=L)
+    ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
+    half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
+    starts = [half, ratio, half, power]
+    lo = [-500, 1e-3, -500, 1e-3]
+    hi = [2000, 20.0, 2000, 5.0]
+    return fit_form("kaplan_nd", {"N": N, "D": D}, L, (starts, lo, hi), run, bootstrap)
+
+
+def fit_kaplan_ns(N: Array, S: Array, L: Array, run=None, bootstrap: int = 1000) -> dict:
+    """Kaplan et al. 2020, eq. 1.6: L = (N_c/N)^alpha_N + (S_c/S)^alpha_S, S in steps. Raises UserError."""
+    N, S, L = checked("L(N, S)", 2, params=N, steps=S, loss=L)
+    return fit_form("kaplan_ns", {"N": N, "S": S}, L, additive_bounds(L, 2, 0.0), run, bootstrap)
+
+
+def repeated_bounds(N: Array, D: Array, L: Array, base: dict | None) -> tuple[list, list, list]:
+    """(starts, lo, hi) for `repeated`: R_D and R_N are free, and with base = None all of it is."""
+    # The surface that knows no repeats is near enough to start from.
+    theta = surface_theta(**(base or fit_surface(N, D, L, bootstrap=0)))
+    R = np.log([1, 5, 20, 200, 1e5])
+    R_N, R_D = grid_of(R, R)
+    starts = [*(np.full(len(R_D), v) for v in theta), R_D, R_N]
+    lo = hi = theta
+    if base is None:
+        low = np.log(L.min())
+        lo = [low - 14, -10, 0.02, -10, 0.02]
+        hi = [low + 0.1, 60, 3, 60, 3]
+    return starts, [*lo, *np.log([0.05, 0.05])], [*hi, *np.log([1e12, 1e12])]
+
+
+def fit_repeated(N: Array, D: Array, U: Array, L: Array, base: dict | None = C4,
+                 bootstrap: int = 1000) -> dict:
+    """The data-constrained surface of Muennighoff et al. 2023: N parameters, D tokens of which U are unique.
+
+    `base` fixes E, A, B, alpha and beta (default: their values on C4); None fits them too. Raises UserError.
+    """
+    N, D, U, L = checked(params=N, tokens=D, unique_tokens=U, loss=L)
+    if not (D > 1.001 * U).any():
+        raise UserError("no run repeats its data (tokens > unique_tokens): its decay cannot be fitted")
+    bounds = repeated_bounds(N, D, L, base)
+    return fit_form("repeated", {"N": N, "D": D, "U": U}, L, bounds, None, bootstrap)
+
+
+# ---- Losses of any sign. ----
 
 def absolute(problem: Problem, floor: str, shift: float) -> Problem:
     """`problem`, of losses that are `shift` too high as is the `floor`, with residuals of the loss itself."""
@@ -373,87 +230,14 @@ def fit_signed(inputs: dict, L: Array, run=None, bootstrap: int = 1000) -> dict:
     form, floor = ("surface", "E") if len(inputs) == 2 else ("power", "L_inf")
     inputs = dict(zip(inputs, checked("a law with a floor", 3, **inputs)))
     shift = 4 * np.ptp(L) - L.min()
-    bounds = additive_bounds(L + shift, len(inputs), None)
-    problem = problem_of(form, *centred(*inputs.values()), L + shift, *bounds, next(iter(inputs)))
-    fit = fit_law(form, absolute(problem, floor, shift), inputs | {"loss": L}, run, bootstrap, 0)
+    problem = problem_of(form, inputs, L + shift, additive_bounds(L + shift, len(inputs)))
+    fit = fit_law(form, absolute(problem, floor, shift), ranges(inputs, L), run, bootstrap)
     if form == "surface":
-        fit["health"]["D_follows_N"] = follows(*inputs.values())
-        fit["range"]["C"] = span(C=6 * inputs["N"] * inputs["D"])["C"]
+        fit["health"]["D_follows_N"] = follows(**inputs)
     return judge(fit | {"residuals": "linear", "floor": floor})
 
 
-def fit_form(form: str, inputs: dict, L: Array, bounds: tuple, run, bootstrap: int, seed: int) -> dict:
-    """Fit `form` to losses L (n,) at `inputs` {name: (n,)}, from the (starts, lo, hi) of `bounds`."""
-    problem = problem_of(form, *centred(*inputs.values()), L, *bounds, next(iter(inputs)))
-    ranges = inputs | {"loss": L}
-    if "N" in inputs and "D" in inputs:
-        ranges["C"] = 6 * inputs["N"] * inputs["D"]
-    return fit_law(form, problem, ranges, run, bootstrap, seed)
-
-
-def grid_of(*axes) -> list[Array]:
-    """Every combination of the values on `axes`, as one column (S,) per axis."""
-    return [v.ravel() for v in np.meshgrid(*axes, indexing="ij")]
-
-
-@np.errstate(divide="ignore")                           # log 0 = -inf is no floor
-def additive_bounds(L: Array, K: int, E: float | None) -> tuple[list, list, list]:
-    """(starts, lo, hi) for `additive` with K centred inputs and losses `L`; E is free if None, else fixed."""
-    low = np.log(L.min())
-    lo = [low - 14] + [low - 14, 1e-3] * K
-    hi = [low + 0.1] + [np.log(L.max()) + 3, 5.0] * K
-    shares = E_STARTS
-    if E is not None:
-        lo[0] = hi[0] = np.log(E)
-        shares = [min(E / L.min(), 0.9)]
-    share, *alphas = grid_of(shares, *[ALPHA_STARTS] * K)
-    part = np.log((np.median(L) - share * L.min()) / K)                 # the inputs share what E leaves over
-    starts = [np.log(share * L.min())]
-    for alpha in alphas:
-        starts += [part, alpha]
-    return starts, lo, hi
-
-
-# ---- Power laws and the surface. ----
-
-def fit_power(x: Array, L: Array, run=None, irreducible: bool = True, name: str = "N", bootstrap: int = 1000,
-              seed: int = 0) -> dict:
-    """L(x) = L_inf + (x_c / x)^alpha for x = N, D, C or S (Kaplan et al. 2020, eqs. 1.1 to 1.3: L_inf = 0).
-
-    Returns a fit with alpha, `{name}_c` and L_inf. Raises UserError.
-    """
-    what = "a power law"
-    need = 2
-    E = 0.0
-    if irreducible:
-        what = "a power law with a floor"
-        need = 3
-        E = None
-    x, L = checked(what, need, **{name: x, "loss": L})
-    return fit_form("power", {name: x}, L, additive_bounds(L, 1, E), run, bootstrap, seed)
-
-
-def fit_surface(N: Array, D: Array, L: Array, run=None, E: float | None = None, bootstrap: int = 1000,
-                seed: int = 0) -> dict:
-    """L(N, D) = E + A/N^alpha + B/D^beta: Hoffmann et al. 2022, approach 3; E free, or fixed (0: no floor).
-
-    N parameters, D tokens, L nats per token, each (n,); `run` names the cluster of each row. Raises
-    UserError.
-    """
-    N, D, L = checked("the surface", 3 if E is None else 2, params=N, tokens=D, loss=L)
-    fit = fit_form("surface", {"N": N, "D": D}, L, additive_bounds(L, 2, E), run, bootstrap, seed)
-    fit["health"]["D_follows_N"] = follows(N, D)
-    if bootstrap and run is None and not fit["health"]["D_follows_N"]:
-        fit["health"]["off_law"] = off_law(fit, N, D, L)
-    return judge(fit)
-
-
-def fit_one_exponent(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
-    """L(N, D) = E + A/N^eta + B/D^eta (Gadre et al. 2024): the surface whose a is 1/2. Raises UserError."""
-    N, D, L = checked("the surface of one exponent", 2, params=N, tokens=D, loss=L)
-    starts, lo, hi = ([v[i] for i in (0, 1, 3, 2)] for v in additive_bounds(L, 2, None))
-    return fit_form("one_exponent", {"N": N, "D": D}, L, (starts, lo, hi), run, bootstrap, seed)
-
+# ---- Is the surface determined, and does it hold? ----
 
 def follows(N: Array, D: Array) -> list[float] | None:
     """[s, r] where D = r N^s, s > 0, in all runs (to 5 %): then the two terms of a surface are one."""
@@ -466,7 +250,18 @@ def follows(N: Array, D: Array) -> list[float] | None:
     return [float(s), float(np.exp(r))]
 
 
+def surface_problem(N: Array, D: Array, L: Array) -> Problem:
+    """What is minimised to fit the surface. Raises UserError."""
+    N, D, L = checked(params=N, tokens=D, loss=L)
+    return problem_of("surface", {"N": N, "D": D}, L, additive_bounds(L, 2))
+
+
 @np.errstate(divide="ignore")                           # log 0: a surface without E
+def surface_at(p: dict, N: Array, D: Array) -> Array:
+    """The theta (1, 5) of a surface's parameters in the `surface_problem` of runs at N, D (n,)."""
+    return np.array([surface_theta(**p, center=np.log([N, D]).mean(1))])
+
+
 def off_law(fit: dict, N: Array, D: Array, L: Array) -> dict | None:
     """What in the runs (n,) lies off the surface `fit`: {what, at, shift, chance}, or None where nothing can.
 
@@ -475,7 +270,7 @@ def off_law(fit: dict, N: Array, D: Array, L: Array) -> dict | None:
     is that of the least likely of them, times how many were asked.
     """
     problem = surface_problem(N, D, L)
-    best = np.array([surface_theta(**fit, center=centred(N, D)[1])])
+    best = surface_at(fit, N, D)
     if len(L) < problem.free() + 3:
         return None
     terms = problem.model(best, problem.X)[1][0, 1::2]
@@ -485,25 +280,19 @@ def off_law(fit: dict, N: Array, D: Array, L: Array) -> dict | None:
         groups, count = np.unique(level, return_counts=True)
         if len(groups) > 3 and count.min() > 1:
             asked += [(name, float(values[level == g].mean()), 1.0 * (level == g)) for g in groups]
-    shift, chance = score_test(problem, best, np.array([column for _, _, column in asked]))
+    shift, chance = solver.score_test(problem, best, np.array([column for _, _, column in asked]))
     i = chance.argmin()
     what, at, _ = asked[i]
     return {"what": what, "at": at, "shift": float(shift[i]), "chance": float(min(1, chance[i] * len(asked)))}
 
 
-def surface_problem(N: Array, D: Array, L: Array) -> Problem:
-    """What is minimised to fit the surface. Raises UserError."""
-    N, D, L = checked(params=N, tokens=D, loss=L)
-    return problem_of("surface", *centred(N, D), L, *additive_bounds(L, 2, None))
-
-
-def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
+def profile_E(N: Array, D: Array, L: Array, run=None, bootstrap: int = 200) -> dict:
     """The profile of the surface's E in nats: {grid, deviance, cutoff, lo, hi, identified}.
 
     Where `lo` is None, E = 0 fits. Raises UserError.
     """
     shares = np.append(np.geomspace(1e-4, 0.02, 4), np.linspace(0.04, 1.04, 51))
-    return profile(surface_problem(N, D, L), 0, np.log(np.min(L) * shares), run, bootstrap, seed)
+    return solver.profile(surface_problem(N, D, L), 0, np.log(np.min(L) * shares), run, bootstrap)
 
 
 def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | None = None) -> dict:
@@ -514,28 +303,17 @@ def surface_health(params: dict, N: Array, D: Array, L: Array, start: dict | Non
     UserError.
     """
     problem = surface_problem(N, D, L)
-    _, center = centred(N, D)
-    here = np.array([surface_theta(**params, center=center)])
+    here = surface_at(params, N, D)
     best, _, F = problem._replace(starts=np.vstack([problem.starts, here])).best()
-    health = evidence(problem, here)
-    health["excess"] = float(huber(problem.y - problem.fitted(here)).sum() / F.min() - 1)
+    health = solver.evidence(problem, here)
+    health["excess"] = float(solver.huber(problem.y - problem.fitted(here)).sum() / F.min() - 1)
     health["best"] = problem.printed(best)
     if start:
-        health["moved"] = float(np.abs(here - surface_theta(**start, center=center)).max())
+        health["moved"] = float(np.abs(here - surface_at(start, N, D)).max())
     return judge({"form": "published", "health": health})["health"]
 
 
 # ---- What a fit predicts. ----
-
-def surface_loss(p: dict, N: Array, D: Array) -> Array:
-    """E + A/N^alpha + B/D^beta; everything broadcasts."""
-    return loss_of(p | {"form": "surface"}, {"N": N, "D": D})
-
-
-def repeated_loss(p: dict, N: Array, D: Array, U: Array) -> Array:
-    """Loss of N parameters trained on D tokens of which U are unique (`repeated`); everything broadcasts."""
-    return loss_of(p | {"form": "repeated"}, {"N": N, "D": D, "U": U})
-
 
 def outside(fit: dict, **inputs) -> dict:
     """{input: factor} by which each input lies outside the fit's range; inputs inside are left out."""
@@ -579,7 +357,7 @@ def cost_of(N: Array, D: Array, C: Array) -> dict | None:
     if np.abs(rest).max() < SAME:
         return None
     sizes = len(np.unique(n))
-    for by_D, degree in [(by_D, degree) for by_D in (0, 1) for degree in range(min(sizes, 4))]:
+    for by_D, degree in product((0, 1), range(min(sizes, 4))):
         design = np.vander(x, degree + 1)
         if by_D:
             design = np.column_stack([design, np.log(D)])
@@ -648,34 +426,24 @@ def counted(fit: dict, N: Array, D: Array, C: Array) -> dict:
 def surface_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
     """(N_opt, D_opt, loss) of a surface for C FLOPs, counted as `flops_of` has it.
 
-    For C = 6 N D this is Hoffmann et al. 2022, eq. 4.
+    For C = 6 N D this is Hoffmann et al. 2022, eq. 4. Near any N another cost is a power law, 6 N^r D^s e^..,
+    whose optimum has a closed form, too; doing this again at the N found converges, since r hardly changes.
     """
     alpha = p["alpha"]
     beta = p["beta"]
-    G = (np.log(alpha / beta) + np.log(p["A"]) - np.log(p["B"])) / (alpha + beta)
-    N = np.exp(G + beta / (alpha + beta) * np.log(C / 6))
+    G = np.log(alpha / beta) + np.log(p["A"]) - np.log(p["B"])
+    d = np.log(C / 6)
+    n = (G + beta * d) / (alpha + beta)
     if p.get("cost"):
-        N = np.exp(cheapest(p, C, np.log(N)))
+        s = 1 + p["cost"]["by_D"]
+        for _ in range(40):
+            f, slope = beyond_6nd(p["cost"], n)
+            r = np.maximum(1 + slope, 0.05)
+            tangent = (d - f + slope * n) / s           # log D + r n / s, the same all along it
+            n = (G + np.log(s / r) + beta * tangent) / (alpha + beta * r / s)
+    N = np.exp(n)
     D = tokens_of(p, N, C)
     return N, D, surface_loss(p, N, D)
-
-
-def cheapest(p: dict, C: Array, n: Array) -> Array:
-    """log N_opt of a surface with a cost of its own, from a first guess.
-
-    Near any N the cost is a power law, 6 N^r D^s e^.., for which the optimum has a closed form; doing this
-    again at the N found converges, since r hardly changes with N.
-    """
-    alpha = p["alpha"]
-    beta = p["beta"]
-    s = 1 + p["cost"]["by_D"]
-    for _ in range(40):
-        f, slope = beyond_6nd(p["cost"], n)
-        r = np.maximum(1 + slope, 0.05)
-        d = (np.log(C / 6) - f + slope * n) / s         # log D + r n / s, the same all along the tangent
-        G = np.log(alpha / beta) + np.log(p["A"]) - np.log(p["B"]) + np.log(s / r)
-        n = (G + beta * d) / (alpha + beta * r / s)
-    return n
 
 
 def power_optimum(p: dict, C: Array) -> tuple[Array, Array, Array]:
@@ -717,71 +485,6 @@ def optimum(fit: dict, C: float) -> dict:
             "outside": outside(fit, C=C)}
 
 
-# ---- The other forms. ----
-
-def fit_kaplan_nd(N: Array, D: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
-    """Kaplan et al. 2020, eq. 1.5: L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D. Raises UserError."""
-    N, D, L = checked("L(N, D)", 2, params=N, tokens=D, loss=L)
-    ratio, power = grid_of((0.3, 0.7, 1.0, 1.5), (0.05, 0.1, 0.2, 0.4))
-    half = np.median(np.log(L)) / power - np.log(2)                 # both terms of the bracket start equal
-    starts = [half, ratio, half, power]
-    lo = [-500, 1e-3, -500, 1e-3]
-    hi = [2000, 20.0, 2000, 5.0]
-    return fit_form("kaplan_nd", {"N": N, "D": D}, L, (starts, lo, hi), run, bootstrap, seed)
-
-
-def fit_kaplan_ns(N: Array, S: Array, L: Array, run=None, bootstrap: int = 1000, seed: int = 0) -> dict:
-    """Kaplan et al. 2020, eq. 1.6: L = (N_c/N)^alpha_N + (S_c/S)^alpha_S, S in steps. Raises UserError."""
-    N, S, L = checked("L(N, S)", 2, params=N, steps=S, loss=L)
-    return fit_form("kaplan_ns", {"N": N, "S": S}, L, additive_bounds(L, 2, 0.0), run, bootstrap, seed)
-
-
-def fit_broken(x: Array, L: Array, run=None, name: str = "N", bootstrap: int = 1000, seed: int = 0) -> dict:
-    """L_inf + A x^-c0 (1 + (x/x_break)^(1/f))^(-c1 f): the exponent turns from c0 to c0 + c1 at `x_break`,
-    over a range that grows with f (Caballero et al. 2023). Raises UserError."""
-    x, L = checked("a broken power law", 7, **{name: x, "loss": L})
-    X, _ = centred(x)
-    low = np.log(L.min())
-    # The break lies within the data: beyond them nothing tells it from no break at all.
-    lo = [low - 14, low - 30, -2.0, -20.0, X.min(), np.log(0.005)]
-    hi = [low + 0.1, np.log(L.max()) + 30, 20.0, 20.0, X.max(), np.log(20.0)]
-    at = np.quantile(X, (0.25, 0.5, 0.75))
-    c0, share, c1, at, log_f = grid_of((0.05, 0.2, 0.5), (0.1, 0.7), (-0.1, 0.1, 2.0), at, (-2.0, -0.5))
-    rest = np.log(np.median(L) - share * L.min())
-    starts = [np.log(share) + low, rest, c0, c1, at, log_f]
-    return fit_form("broken", {name: x}, L, (starts, lo, hi), run, bootstrap, seed)
-
-
-def repeated_problem(N: Array, D: Array, U: Array, L: Array, base: dict | None) -> Problem:
-    """`fit_repeated` as the solver needs it: R_D and R_N are free, and with base = None all of it is."""
-    # The surface that knows no repeats is near enough to start from.
-    theta = surface_theta(**(base or fit_surface(N, D, L, bootstrap=0)))
-    R = np.log([1, 5, 20, 200, 1e5])
-    R_N, R_D = grid_of(R, R)
-    starts = [*(np.full(len(R_D), v) for v in theta), R_D, R_N]
-    lo = hi = theta
-    if base is None:
-        low = np.log(L.min())
-        lo = [low - 14, -10, 0.02, -10, 0.02]
-        hi = [low + 0.1, 60, 3, 60, 3]
-    lo = [*lo, *np.log([0.05, 0.05])]
-    hi = [*hi, *np.log([1e12, 1e12])]
-    return problem_of("repeated", np.log([N, D, U]), np.zeros(3), L, starts, lo, hi)
-
-
-def fit_repeated(N: Array, D: Array, U: Array, L: Array, run=None, base: dict | None = C4,
-                 bootstrap: int = 1000, seed: int = 0) -> dict:
-    """The data-constrained surface of Muennighoff et al. 2023: N parameters, D tokens of which U are unique.
-
-    `base` fixes E, A, B, alpha and beta (default: their values on C4); None fits them too. Raises UserError.
-    """
-    N, D, U, L = checked(params=N, tokens=D, unique_tokens=U, loss=L)
-    if not (D > 1.001 * U).any():
-        raise UserError("no run repeats its data (tokens > unique_tokens): its decay cannot be fitted")
-    ranges = {"N": N, "D": D, "U": U, "loss": L}
-    return fit_law("repeated", repeated_problem(N, D, U, L, base), ranges, run, bootstrap, seed)
-
-
 def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, float]:
     """(N, D, epochs, loss) of the least `repeated_loss` for C = 6 N D FLOPs and U unique tokens."""
     def loss(log_N):
@@ -791,68 +494,3 @@ def repeated_optimum(p: dict, C: float, U: float) -> tuple[float, float, float, 
     N = float(np.exp(best.x))
     D = C / 6 / N
     return N, D, max(D / U, 1.0), float(best.fun)
-
-
-# ---- Which form do the data prefer? ----
-
-def compare(fits: dict[str, Callable], inputs: dict, L: Array, run=None) -> dict:
-    """Forms against each other: {forms: {name: {parameters, objective, aicc, held_out}}, preferred, ...}.
-
-    `fits` maps a form's name to a function (*inputs, L) -> fit, and `inputs` an input's to its values (n,).
-    AICc is of a Laplace likelihood, relative to the best, and takes a learning curve (the rows of one `run`)
-    for one observation. `held_out` is the mean |log error| on the largest fifth of the first input's values
-    (models), predicted from the others: what extrapolation costs. A form that cannot be fitted is reported
-    with the reason.
-    """
-    x = np.array(list(inputs.values()))
-    sizes = np.unique(x[0])
-    big = x[0] >= sizes[-max(1, round(0.2 * len(sizes)))]
-    n = int(clusters(run, len(L)).max()) + 1
-    table = {}
-    for name, fit in fits.items():
-        try:
-            full = fit(*x, L, bootstrap=0)
-            part = fit(*x[:, ~big], L[~big], bootstrap=0)
-        except UserError as e:
-            table[name] = {"refused": str(e)}
-            continue
-        error = np.log(loss_of(part, dict(zip(inputs, x[:, big]))) / L[big])
-        table[name] = {"parameters": full["free"],
-                       "held_out": float(np.abs(error).mean()),
-                       "objective": full["objective"],
-                       "aicc": aicc(full, n)}
-    scored = {name: row for name, row in table.items() if "aicc" in row}
-    least = min((row["aicc"] for row in scored.values()), default=0)
-    for row in scored.values():
-        # Too few runs for AICc: none is better than none.
-        row["aicc"] = float(row["aicc"] - least) if np.isfinite(row["aicc"]) else np.inf
-    best = {}
-    if scored:
-        best = {by: min(scored, key=lambda name: scored[name][by]) for by in ("aicc", "held_out")}
-    return {"forms": table, "preferred": best, "held_out_rows": int(big.sum()), "n": n}
-
-
-def aicc(fit: dict, n: int) -> float:
-    """Akaike's criterion, corrected for n observations, of a Laplace likelihood with the scale fitted too."""
-    k = fit["free"] + 1                                                 # and the scale of the noise
-    correction = np.inf
-    if n > k + 1:
-        correction = 2 * k * (k + 1) / (n - k - 1)
-    return 2 * n * np.log(max(fit["objective"], 1e-300)) + 2 * k + correction
-
-
-def compare_surfaces(N: Array, D: Array, L: Array, run: Array | None = None) -> dict:
-    """`compare` of the surface with and without E and of Kaplan's L(N, D)."""
-    fits = {"E + A/N^alpha + B/D^beta": fit_surface,
-            "A/N^alpha + B/D^beta": partial(fit_surface, E=0.0),
-            "E + A/N^eta + B/D^eta": fit_one_exponent,
-            "Kaplan L(N, D)": fit_kaplan_nd}
-    return compare(fits, {"N": N, "D": D}, L, run)
-
-
-def compare_powers(x: Array, L: Array, name: str = "N") -> dict:
-    """`compare` of a power law with and without a floor and of a smoothly broken one, all in one input."""
-    fits = {"power law with a floor": partial(fit_power, name=name),
-            "power law": partial(fit_power, name=name, irreducible=False),
-            "broken power law": partial(fit_broken, name=name)}
-    return compare(fits, {name: x}, L)

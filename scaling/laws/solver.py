@@ -56,12 +56,6 @@ class Problem(NamedTuple):
         theta, F = minimise(self, self.starts, self.y, np.ones((1, len(self.y))))
         return theta[[F.argmin()]], theta, F
 
-    def moved(self, theta: Array, start: Array) -> float:
-        """How far the fitted parameters (p,) lie from where they started."""
-        free = ~self.frozen                             # the others may be -inf: no floor
-        start = np.clip(start, self.lo, self.hi)
-        return float(np.abs(theta[free] - start[free]).max())
-
     def printed(self, theta: Array) -> dict:
         """theta (1, p) as {parameter: value}."""
         return {k: float(v[0]) for k, v in self.natural(theta).items()}
@@ -139,15 +133,13 @@ def minimise(problem: Problem, theta: Array, y: Array, w: Array, steps: int = 30
     """
     B, p = theta.shape
     n = problem.X.shape[1]
-    y, w = (np.broadcast_to(v, (B, n)) for v in (y, w))
-    best = np.empty((B, p))
-    least = np.empty(B)
+    columns = theta, np.broadcast_to(y, (B, n)), np.broadcast_to(w, (B, n))
     # A part's arrays fit the cache, which is faster than all problems at once.
     size = max(CHUNK // (n * p), 1)
-    for start in range(0, B, size):
-        i = slice(start, start + size)
-        best[i], least[i] = descend(problem, theta[i], y[i], w[i], steps, tolerance)
-    return best, least
+    parts = [descend(problem, *(v[i:i + size] for v in columns), steps, tolerance)
+             for i in range(0, max(B, 1), size)]
+    best, least = zip(*parts)
+    return np.concatenate(best), np.concatenate(least)
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")      # a step that overflows is refused
@@ -195,7 +187,7 @@ def t_ratio(df: int) -> float:
     return student.ppf(q, df) / student.ppf(q, np.inf)
 
 
-def resample(problem: Problem, best, group, count: int, seed: int) -> tuple[Array, Array, str]:
+def resample(problem: Problem, best, group, count: int) -> tuple[Array, Array, str]:
     """(y, w, method): `count` bootstrap worlds as data (count, n) and weights (count, n), and how they arose.
 
     With SMALL or more independent runs: random weights of mean 1, one per run. This is the bootstrap over
@@ -204,7 +196,7 @@ def resample(problem: Problem, best, group, count: int, seed: int) -> tuple[Arra
     runs: Gaussian noise about the fit, as large as the residuals (n-p degrees of freedom), widened by
     Student's t.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     n = len(problem.y)
     p = problem.free()
     G = group.max() + 1
@@ -254,7 +246,7 @@ def seed_noise(key: Array, y: Array) -> tuple[float, int]:
 
 # ---- One fit: many starts, the bootstrap, leave-one-out, findings. ----
 
-def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed: int) -> dict:
+def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int) -> dict:
     """Fit `problem`, which is of the law `form`, and make `bootstrap` resamples of it.
 
     `inputs` {name: (n,)} are those whose extremes become the fit's range; `run` (n,) names the cluster of
@@ -269,9 +261,15 @@ def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed
     draws = best[:0]
     method = "none: the bootstrap was turned off"
     if bootstrap:
-        y, w, method = resample(problem, best, group, bootstrap, seed)
+        y, w, method = resample(problem, best, group, bootstrap)
         draws, _ = minimise(problem, np.repeat(best, bootstrap, 0), y, w, *DRAW)
     boot = problem.natural(draws)
+    start = np.clip(problem.starts[F.argmin()], problem.lo, problem.hi)
+    free = ~problem.frozen                              # the others may be -inf: no floor
+    health = evidence(problem, best)
+    health |= {"starts": len(F),
+               "agree": float((F <= F.min() * (1 + 1e-4) + EXACT * n).mean()),
+               "moved": float(np.abs(best[0, free] - start[free]).max())}
     fit = {"form": form,
            **problem.printed(best),
            "n": n,
@@ -282,14 +280,11 @@ def fit_law(form: str, problem: Problem, inputs: dict, run, bootstrap: int, seed
            "range": span(**inputs),
            "method": method,
            **intervals(boot),
-           "health": evidence(problem, best)}
+           "health": health}
     # A frozen parameter has draws, all alike, but no interval.
     fit["ci"] = {k: ends for k, ends in fit["ci"].items() if ends[0] < ends[1]}
-    fit["health"] |= {"starts": len(F),
-                      "agree": float((F <= F.min() * (1 + 1e-4) + EXACT * n).mean()),
-                      "moved": problem.moved(best[0], problem.starts[F.argmin()])}
     if bootstrap:
-        fit["health"]["influence"] = influence(problem, best, group, boot, fit["ci"])
+        health["influence"] = influence(problem, best, group, boot, fit["ci"])
     return judge(fit)
 
 
@@ -398,7 +393,7 @@ def score_test(problem: Problem, best, columns: Array) -> tuple[Array, Array]:
 
 # ---- Profiles: how far can one parameter move before the data object? ----
 
-def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 200, seed: int = 0) -> dict:
+def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 200) -> dict:
     """Profile likelihood of theta[k], a logarithm: refit all the others at each value of `grid` (G,), and
     near the optimum.
 
@@ -428,7 +423,7 @@ def profile(problem: Problem, k: int, grid: Array, run=None, bootstrap: int = 20
     order = np.argsort(grid)
     grid = grid[order]
     deviance = deviance[order]
-    y, w, _ = resample(problem, best, clusters(run, n), bootstrap, seed)
+    y, w, _ = resample(problem, best, clusters(run, n), bootstrap)
     many = np.repeat(best, bootstrap, 0)
     _, there = minimise(others, many, y, w, *DRAW)
     _, least = minimise(problem, many, y, w, *DRAW)
@@ -449,9 +444,8 @@ def crossing(x, deviance, cutoff: float) -> float | None:
 
     Its root is a line where the deviance is a parabola.
     """
-    root = np.sqrt(deviance)
-    height = np.sqrt(cutoff)
-    for a, b, low, high in zip(x, x[1:], root, root[1:]):
-        if low <= height < high:
-            return float(np.exp(a + (b - a) * (height - low) / (high - low)))
-    return None
+    above = np.flatnonzero(deviance > cutoff)
+    if len(above) == 0:
+        return None
+    at = slice(above[0] - 1, above[0] + 1)
+    return float(np.exp(np.interp(np.sqrt(cutoff), np.sqrt(deviance[at]), x[at])))

@@ -3,7 +3,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
 
-from scaling.laws import forms
+from scaling.laws import forms, models
 from scaling.laws.solver import DELTA, Array, huber
 from scaling.plots.colors import ANY_SIZE, BLACK, BLUE, LOW_IS_DARK, RED, SKY
 from scaling.plots.forecasts import forecast_marks
@@ -159,10 +159,10 @@ def early_stop(N: Array, D: Array, L: Array, start: dict) -> Figure:
     X = np.log([N, D])
     y = np.log(L)
     least = forms.fit_surface(N, D, L, bootstrap=0)["objective"] / len(y)
-    first = np.array(forms.surface_theta(**start))
+    first = np.array(models.surface_theta(**start))
 
     def objective(theta):
-        value, slope = forms.additive(theta[None], X)
+        value, slope = models.additive(theta[None], X)
         r = y - value[0]
         return huber(r).mean(), -slope[0] @ np.clip(r, -DELTA, DELTA) / len(y)
     ax = axes("iteration of L-BFGS-B", "objective / its minimum - 1")

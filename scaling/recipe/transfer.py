@@ -19,7 +19,7 @@ from config.settings import Config
 from model import GPT
 from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import logs
-from scaling.laws.frontiers import slope_of
+from scaling.laws.hull import slope_of
 from scaling.report import amount
 from scaling.tables.csv import write_table
 

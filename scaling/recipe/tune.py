@@ -21,7 +21,7 @@ from runtime.basics import Parser, UserError, exit_cleanly
 from scaling import plan
 from scaling.laws import counts
 from scaling.laws.forms import checked
-from scaling.laws.frontiers import parabola
+from scaling.laws.profiles import parabola
 from scaling.report import amount
 from scaling.tables.csv import read_table
 
