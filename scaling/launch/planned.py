@@ -14,24 +14,28 @@ from runtime import basics, console, system
 from runtime.warm import Forked
 
 
-def told(name: str, old, new) -> str:
-    """'learning_rate 0.001, not 0.002', with as many digits as it takes to tell them apart."""
-    if isinstance(old, float) and isinstance(new, float) and f"{old:.4g}" != f"{new:.4g}":
-        old, new = f"{old:.4g}", f"{new:.4g}"
-    return f"{name} {old}, not {new}"
+def short(value, other) -> str:
+    """A setting in words: of a float as few digits as tell it from `other`, its value elsewhere."""
+    if isinstance(value, float) and isinstance(other, float) and f"{value:.4g}" != f"{other:.4g}":
+        return f"{value:.4g}"
+    return str(value)
 
 
 def changes(old: dict, c: Config, meta: dict) -> list[str]:
-    """What tells the run that `old` records from the run `c` on the text of `meta`, as `told` has it.
+    """What tells the run that `old` records from the run `c` on the text of `meta`: "seed 1, not 2".
 
     `old` is a config.json, or the like in a seal; settings without bearing on the result are left aside.
     """
-    before, ours = settings.from_dict(old), settings.texts(meta)
-    found = [told(name, getattr(before, name), getattr(c, name))
-             for name in settings.differences(old, dataclasses.asdict(c))]
+    before = settings.from_dict(old)
+    found = []
+    for name in settings.differences(old, dataclasses.asdict(c)):
+        theirs = getattr(before, name)
+        ours = getattr(c, name)
+        found.append(f"{name} {short(theirs, ours)}, not {short(ours, theirs)}")
     if before.dataset == c.dataset:                    # another one has another text, of course
-        found += [told(settings.TEXTS[key][1], old[key][:8], ours[key][:8])
-                  for key in settings.other_texts(old, ours)]
+        texts = settings.texts(meta)
+        for key in settings.other_texts(old, texts):
+            found.append(f"{settings.TEXTS[key][1]} {old[key][:8]}, not {texts[key][:8]}")
     return found
 
 
