@@ -162,11 +162,12 @@ def make_plan(law: dict, o: Options) -> Plan:
         goals.require_surface(law)
     study = basis.study_of(law["runs"], N, D)
     config = dict(study.settings)
-    if o.dataset:
-        config["dataset"] = o.dataset
+    vocab = study.vocab
     if o.block_size:
         config["block_size"] = o.block_size
-    vocab = settings.load_meta(o.dataset)["vocab_size"] if o.dataset else study.vocab
+    if o.dataset:
+        config["dataset"] = o.dataset
+        vocab = settings.load_meta(o.dataset)["vocab_size"]
     model = basis.shape(N, Config(**config, vocab_size=vocab), law["params"], o.head_size, study)
     params = basis.size(model, law["params"])
     cost = settings.count_flops(model)["total"]

@@ -38,7 +38,7 @@ from runtime import basics, system
 from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling import fit, forecast, logs, plots
 from scaling.launch import local, slurm
-from scaling.launch.planned import Planned, changes, names
+from scaling.launch.planned import Planned, Runs, changes, names
 from scaling.launch.study import OWN, Study, missing_data, plan_study, prepare_data, prepared, read_sweep
 from scaling.report import amount
 
@@ -53,7 +53,7 @@ SECONDS_TO_START = 5.0                 # of a process: most of it imports torch
 # ---------------------------------------------------------------- the plan, for people
 
 
-def estimate(plan: list[Planned]) -> None:
+def estimate(plan: Runs) -> None:
     """Fill in `seconds`, by the speed of the study's finished runs, or else of this machine's matmuls."""
     speeds = []
     for p in plan:
@@ -75,7 +75,7 @@ def core_speed() -> float:
     return 20 * 2 * a.size * len(a) / fastest
 
 
-def seconds_left(plan: list[Planned], jobs: int) -> float:
+def seconds_left(plan: Runs, jobs: int) -> float:
     """Until all of `plan` is done, `jobs` at a time as `local.run` has them: the longest that may start."""
     todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
     opens = {p.config.branch: 0.0 for p in todo if p.ready()}      # {checkpoint: when its trunk has kept it}
@@ -93,7 +93,7 @@ def seconds_left(plan: list[Planned], jobs: int) -> float:
     return max(free, default=0.0)
 
 
-def print_found(study: Study, plan: list[Planned]) -> None:
+def print_found(study: Study, plan: Runs) -> None:
     """What a user reads first: the study, how much of it is done, and its text."""
     done = sum(p.done() for p in plan)
     texts = ", ".join(sorted({p.config.dataset for p in plan}))
@@ -101,7 +101,7 @@ def print_found(study: Study, plan: list[Planned]) -> None:
           flush=True)
 
 
-def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> None:
+def print_plan(plan: Runs, held: set[str], states: dict[str, str]) -> None:
     """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue.
 
     What a run on text that is not prepared will cost is not known: it depends on the vocabulary.
@@ -130,7 +130,7 @@ def epochs(p: Planned) -> float:
     return p.resolved.D / settings.horizon_tokens(one, p.resolved.meta, p.resolved.N, 1)
 
 
-def doubts(plan: list[Planned]) -> list[str]:
+def doubts(plan: Runs) -> list[str]:
     """What train.py will warn of where hardly anybody reads it: a line for all runs that it is true of."""
     found = {}
     for p in plan:
@@ -144,7 +144,7 @@ def doubts(plan: list[Planned]) -> list[str]:
     return [f"{line} ({names(runs[:3])}{', ...' if runs[3:] else ''})" for line, runs in found.items()]
 
 
-def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
+def print_cost(fitted: Runs, held: Runs, jobs: int) -> None:
     """FLOPs of all whose text is prepared, and the minutes left: what is held out trains after the others."""
     parts = [[p for p in runs if prepared(p.config.dataset)] for runs in (fitted, held)]
     plan = parts[0] + parts[1]
@@ -155,7 +155,7 @@ def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
               f"{amount(math.ceil(left / 60), 'minute')} left on {processes}", flush=True)
 
 
-def print_unforecast(fitted: list[Planned], held: list[Planned]) -> None:
+def print_unforecast(fitted: Runs, held: Runs) -> None:
     """Say it before anything trains where the runs will make no law of N and D to forecast `held` by."""
     sizes, lengths = ({getattr(p.resolved, name) for p in fitted} for name in "ND")
     if held and min(len(sizes), len(lengths)) < 3 and all(prepared(p.config.dataset) for p in fitted):
@@ -163,7 +163,7 @@ def print_unforecast(fitted: list[Planned], held: list[Planned]) -> None:
               "of three numbers of tokens")
 
 
-def default_jobs(plan: list[Planned]) -> int:
+def default_jobs(plan: Runs) -> int:
     """Runs at a time: one a core, or one on a GPU, which a single run fills."""
     for device in {p.config.device for p in plan}:
         if device.startswith("cuda") or device == "auto" and system.gpus():
@@ -193,8 +193,8 @@ def alone_in(folder: Path):
                         "the same command") from None
 
 
-def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool,
-                queued=()) -> list[Planned]:
+def require_own(study: Study, plan: Runs, held: Runs, retrain: bool,
+                queued=()) -> Runs:
     """Have no directory hold another run than the sweep file asks for, but those to `retrain`: these.
 
     Raises UserError where there are any, or where they cannot be trained, or forecast, anew; `queued` are the
@@ -251,7 +251,7 @@ def by_difference(found: dict[str, str], most: int = 20) -> str:
     return "; ".join(f"{', '.join(names)} ({words})" for words, names in runs.items()) + more
 
 
-def print_unlisted(study: Study, plan: list[Planned]) -> None:
+def print_unlisted(study: Study, plan: Runs) -> None:
     """Name the run directories of the study that the sweep file does not: they are in no table."""
     known = {*OWN, *(p.name for p in plan)}
     if found := sorted({path.parent.name for path in study.folder.glob("*/config.json")} - known):
@@ -259,7 +259,7 @@ def print_unlisted(study: Study, plan: list[Planned]) -> None:
         print(f"not in {study.path}, and so not in runs.csv: {', '.join(found[:10])}{more}", flush=True)
 
 
-def parse(folder: Path, fitted: list[Planned]) -> None:
+def parse(folder: Path, fitted: Runs) -> None:
     """out/STUDY/runs.csv and curves.csv from the run directories; held-out runs stay out of runs.csv."""
     rows, problems = logs.parse_study(folder)
     for problem in problems:
@@ -269,7 +269,7 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
     logs.write_curves(folder, folder / "curves.csv")
 
 
-def seal_all(folder: Path, held: list[Planned], law: dict, anyway: bool) -> None:
+def seal_all(folder: Path, held: Runs, law: dict, anyway: bool) -> None:
     """Forecast every held-out run that is not trained yet. It is told the seal's hash when it starts."""
     todo = [p for p in held if not p.done()]
     for p in todo:
@@ -282,7 +282,7 @@ def seal_all(folder: Path, held: list[Planned], law: dict, anyway: bool) -> None
     print_seals(folder, held)
 
 
-def print_seals(folder: Path, held: list[Planned]) -> None:
+def print_seals(folder: Path, held: Runs) -> None:
     """Say of held-out runs what their score cannot: that the seal is of other runs, or that there is none."""
     now = forecast.table_sha256(folder)
     for p in held:
@@ -296,7 +296,7 @@ def print_seals(folder: Path, held: list[Planned]) -> None:
 # ---------------------------------------------------------------- the end
 
 
-def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: list[Planned]) -> None:
+def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: Runs) -> None:
     """What a student reads last: the law, what was forecast and what came, and what to do next."""
     where = folder.relative_to(basics.ROOT)
     if Path.cwd() != basics.ROOT:                      # where out/ is, and the commands are
@@ -312,7 +312,7 @@ def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path],
     print("next:", *next_commands(where, law, scores, plan), sep="\n    ", flush=True)
 
 
-def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned]) -> list[str]:
+def next_commands(where: Path, law: dict, scores: list[dict], plan: Runs) -> list[str]:
     best = max((p for p in plan if p.done()), key=lambda p: p.resolved.C)
     study = shlex.quote(str(where))
     commands = [f"python sample.py --out_dir={shlex.quote(str(where / best.name))}"]
@@ -330,7 +330,7 @@ def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned
 # ---------------------------------------------------------------- command line
 
 
-def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch, anyway: bool) -> list[str]:
+def carry_out(study: Study, fitted: Runs, held: Runs, launch, anyway: bool) -> list[str]:
     """Train by `launch(plan)`, then fit, forecast and draw. Returns a line for each run that failed."""
     folder = study.folder
     scores = []

@@ -143,7 +143,10 @@ class Planned:
         return lines[-1] if lines else "it printed nothing"
 
 
-def left_behind(todo: list[Planned]) -> list[Planned]:
+Runs = list[Planned]
+
+
+def left_behind(todo: Runs) -> Runs:
     """The runs of `todo` that a killed sweep has left at work; says so. They are waited for, not started."""
     found = [p for p in todo if p.at_work()]
     if found:
@@ -151,16 +154,16 @@ def left_behind(todo: list[Planned]) -> list[Planned]:
     return found
 
 
-def names(runs: list[Planned]) -> str:
+def names(runs: Runs) -> str:
     return ", ".join(p.name for p in runs)
 
 
-def still_at_work(runs: list[Planned]) -> str:
+def still_at_work(runs: Runs) -> str:
     """What a sweep says of runs that it waited for, and leaves as it found them."""
     return f"still at work, for they are not this sweep's: {names(runs)}"
 
 
-def progress_bar(plan: list[Planned]) -> tqdm:
+def progress_bar(plan: Runs) -> tqdm:
     """A bar over the FLOPs of `plan`; on no terminal it prints twice a minute, and nothing if all is done."""
     interval = 1.0 if sys.stderr.isatty() else 30.0
     return tqdm(total=sum(p.own_flops for p in plan), initial=sum(p.progress() for p in plan), unit="FLOP",
@@ -168,7 +171,7 @@ def progress_bar(plan: list[Planned]) -> tqdm:
                 disable=all(p.done() for p in plan))
 
 
-def advance(bar: tqdm, plan: list[Planned], now: str) -> None:
+def advance(bar: tqdm, plan: Runs, now: str) -> None:
     """Show how far `plan` is, and `now`, what is at work; of nothing it says nothing."""
     bar.update(sum(p.progress() for p in plan) - bar.n)
     done = f"{sum(p.done() for p in plan)}/{len(plan)} runs"

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from config import settings
 from config.configurator import read_file, set_fields
+from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, nearest, plain_name
 from scaling.launch import slurm
-from scaling.launch.planned import Planned
+from scaling.launch.planned import Planned, Runs
 
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
@@ -105,7 +106,7 @@ def with_seeds(run: dict, path: str) -> list[dict]:
     if "seeds" not in run:
         return [run]
     seeds = run.pop("seeds")
-    first = run.get("seed", settings.Config.seed)
+    first = run.get("seed", Config.seed)
     if type(seeds) is not int or seeds < 1 or type(first) is not int:
         raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which "
                         f"is the first), not {seeds!r}")
@@ -116,7 +117,7 @@ def with_seeds(run: dict, path: str) -> list[dict]:
 
 
 def dataset_of(run: dict) -> str:
-    return run.get("dataset", settings.Config.dataset)
+    return run.get("dataset", Config.dataset)
 
 
 def prepared(dataset: str) -> bool:
@@ -161,7 +162,7 @@ def prepare_data(missing: dict[str, list[str]], dry_run: bool = False) -> None:
 # ---- its plan ----
 
 
-def plan_study(study: Study) -> tuple[list[Planned], list[Planned]]:
+def plan_study(study: Study) -> tuple[Runs, Runs]:
     """(the runs that are fitted, those that are held out). Raises UserError."""
     fitted = make_plan(study, study.runs)
     held = make_plan(study, study.held_out)
@@ -171,7 +172,7 @@ def plan_study(study: Study) -> tuple[list[Planned], list[Planned]]:
     return fitted, held
 
 
-def make_plan(study: Study, runs: list[dict]) -> list[Planned]:
+def make_plan(study: Study, runs: list[dict]) -> Runs:
     """The plan of `runs`. Raises UserError, with the name of the run."""
     plan = []
     for run in runs:
@@ -183,7 +184,7 @@ def make_plan(study: Study, runs: list[dict]) -> list[Planned]:
     return plan
 
 
-def plan_run(study: Study, run: dict) -> list[Planned]:
+def plan_run(study: Study, run: dict) -> Runs:
     """The run, or of one with `budgets` the longest whole, and the branches that leave it. Raises UserError.
 
     A branch leaves where its own cooldown begins.
@@ -200,7 +201,7 @@ def plan_run(study: Study, run: dict) -> list[Planned]:
     return [trunk, *(branch(study, trunk, run | same, step) for run, step in zip(runs, steps))]
 
 
-def require_one_trunk(alone: list[settings.Config]) -> None:
+def require_one_trunk(alone: list[Config]) -> None:
     """Raise UserError where the runs of several budgets, shortest first, are not alike until they cool."""
     if alone[0].schedule != "wsd":
         raise UserError("`budgets` needs schedule='wsd', whose shorter runs are branches of the longest; of "
@@ -254,16 +255,16 @@ def is_budget(C) -> bool:
     return isinstance(C, (int, float)) and not isinstance(C, bool) and 0 < C < math.inf
 
 
-def config_of(study: Study, run: dict) -> settings.Config:
+def config_of(study: Study, run: dict) -> Config:
     where = f"{study.path}: run {run['name']}"
     if "out_dir" in run:
         raise UserError(f"{where}: out_dir is out/STUDY/RUN for all runs of a study; leave it out")
     values = {key: (value, where) for key, value in run.items() if key != "name"}
     values["out_dir"] = str(study.folder / run["name"]), where
-    return set_fields(settings.Config(), values)
+    return set_fields(Config(), values)
 
 
-def meta_of(c: settings.Config) -> dict:
+def meta_of(c: Config) -> dict:
     """meta.json of the run's text or, before it is prepared, of one that allows the most steps.
 
     What such a run will cost is not known yet. But whatever is refused then, no text could mend.
