@@ -75,7 +75,9 @@ def compare_text(paths: list[str], C: float) -> str:
         if not law["runs"]:
             raise UserError(f"--compare needs fit.json with its runs.csv beside it, and {path} has none")
     first, second = paths
-    arm = f"{second} "                                 # a name of its own, if the first is the same
+    arm = second
+    if first == second:                                # an arm's name is its own
+        arm += " "
     runs = [final_runs(law["runs"], law["params"]) for law in laws]
     C = C or min(part["C"].max() for part in runs)
     found = arms.fit_arms({first: runs[0], arm: runs[1]}, first, [C])

@@ -39,7 +39,7 @@ from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling import fit, forecast, logs, plots
 from scaling.launch import local, slurm
 from scaling.launch.planned import Planned, Runs, changes, names
-from scaling.launch.study import OWN, Study, missing_data, plan_study, prepare_data, prepared, read_sweep
+from scaling.launch.study import OWN, Study, missing_data, plan_study, prepare_data, read_sweep
 from scaling.report import amount
 
 # What a training step takes on a CPU core beyond its matmuls, in seconds: fitted to steps of 512 tokens, 1 to
@@ -102,16 +102,13 @@ def print_found(study: Study, plan: Runs) -> None:
 
 
 def print_plan(plan: Runs, held: set[str], states: dict[str, str]) -> None:
-    """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue.
-
-    What a run on text that is not prepared will cost is not known: it depends on the vocabulary.
-    """
+    """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue."""
     wide = max(24, *(len(p.name) + 1 for p in plan))
     print(f"{'run':<{wide}}{'N':>12} {'D':>15} {'epochs':>8} {'FLOPs':>10} {'minutes':>9}  status")
     for p in plan:
         columns = " " * 58
         words = [f"to do, once {p.config.dataset} is prepared"]
-        if prepared(p.config.dataset):
+        if p.prepared:
             r = p.resolved
             columns = f"{r.N:>12,} {r.D:>15,} {epochs(p):>8.3g} {r.C:>10.3g} {p.seconds / 60:>9.1f}"
             words = [p.status()]
@@ -134,7 +131,7 @@ def doubts(plan: Runs) -> list[str]:
     """What train.py will warn of where hardly anybody reads it: a line for all runs that it is true of."""
     found = {}
     for p in plan:
-        if p.done() or not prepared(p.config.dataset):
+        if p.done() or not p.prepared:
             continue
         lines = settings.doubts(p.config)
         if epochs(p) > MANY_EPOCHS:
@@ -146,7 +143,7 @@ def doubts(plan: Runs) -> list[str]:
 
 def print_cost(fitted: Runs, held: Runs, jobs: int) -> None:
     """FLOPs of all whose text is prepared, and the minutes left: what is held out trains after the others."""
-    parts = [[p for p in runs if prepared(p.config.dataset)] for runs in (fitted, held)]
+    parts = [[p for p in runs if p.prepared] for runs in (fitted, held)]
     plan = parts[0] + parts[1]
     if plan:
         left = sum(seconds_left(part, jobs) for part in parts)
@@ -158,7 +155,7 @@ def print_cost(fitted: Runs, held: Runs, jobs: int) -> None:
 def print_unforecast(fitted: Runs, held: Runs) -> None:
     """Say it before anything trains where the runs will make no law of N and D to forecast `held` by."""
     sizes, lengths = ({getattr(p.resolved, name) for p in fitted} for name in "ND")
-    if held and min(len(sizes), len(lengths)) < 3 and all(prepared(p.config.dataset) for p in fitted):
+    if held and min(len(sizes), len(lengths)) < 3 and all(p.prepared for p in fitted):
         print(f"warning: {names(held)} cannot be forecast: a law of N and D needs runs of three sizes, and "
               "of three numbers of tokens")
 
@@ -193,13 +190,14 @@ def alone_in(folder: Path):
                         "the same command") from None
 
 
-def require_own(study: Study, plan: Runs, held: Runs, retrain: bool,
-                queued=()) -> Runs:
+def require_own(study: Study, plan: Runs, held: Runs, retrain: bool, queued=()) -> Runs:
     """Have no directory hold another run than the sweep file asks for, but those to `retrain`: these.
 
     Raises UserError where there are any, or where they cannot be trained, or forecast, anew; `queued` are the
-    names of those that SLURM has.
+    names of those that SLURM has. Runs whose text is not prepared (of a dry run) are left aside.
     """
+    plan = [p for p in plan if p.prepared]
+    held = [p for p in held if p.prepared]
     others = {p.name: words for p in plan if (words := "; ".join(p.changes()))}
     sealed = {}
     unsealed = []
@@ -401,8 +399,7 @@ def main(args: list[str] | None = None) -> int:
     print_unforecast(fitted, held)
     print_unlisted(study, plan)
     if a.dry_run:
-        known, later = ([p for p in runs if prepared(p.config.dataset)] for runs in (plan, held))
-        if again := require_own(study, known, later, a.retrain, states):
+        if again := require_own(study, plan, held, a.retrain, states):
             print(f"would train anew: {names(again)}")
         print("next: the same command without --dry_run")
         return 0

@@ -403,13 +403,19 @@ def test_compare_on_the_command_line(study, capsys):
 
 # ---- Which runs next? ----
 
-def test_next_runs_shrink_what_refitting_finds(study):
-    """The promised change of the interval, against 60 simulated studies, refitted without and with them."""
-    law = json.loads(study.read_text())["surface"] | LAW
+@pytest.fixture
+def chosen(study):
+    """(noise of the study's fit, its N and D, the sizes to choose from, the runs chosen by LAW)."""
+    noise = json.loads(study.read_text())["surface"]["noise"]
     table = read_table(study.parent / "runs.csv")
     N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
     sizes = np.geomspace(N.min(), 4 * N.max(), 30)
-    found = design.next_runs(law, N, D, 1e14, 2e13, sizes, 6 * sizes)
+    return noise, N, D, sizes, design.next_runs(LAW | {"noise": noise}, N, D, 1e14, 2e13, sizes, 6 * sizes)
+
+
+def test_next_runs_shrink_what_refitting_finds(chosen):
+    """The promised change of the interval, against 60 simulated studies, refitted without and with them."""
+    _, N, D, _, found = chosen
     assert (6 * found.N * found.D).sum() == pytest.approx(2e13)
     assert len(set(found.N)) == len(found.N)
     assert (found.D / found.N).max() <= 2 * (D / N).max()
@@ -425,12 +431,8 @@ def test_next_runs_shrink_what_refitting_finds(study):
     assert seen == pytest.approx(found.after / found.before, rel=0.35)
 
 
-def test_next_runs_beat_random_ones(study):
-    law = json.loads(study.read_text())["surface"] | LAW
-    table = read_table(study.parent / "runs.csv")
-    N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
-    sizes = np.geomspace(N.min(), 4 * N.max(), 30)
-    found = design.next_runs(law, N, D, 1e14, 2e13, sizes, 6 * sizes)
+def test_next_runs_beat_random_ones(chosen):
+    noise, N, D, sizes, found = chosen
     k, rng = len(found.N), np.random.default_rng(0)
 
     def width(N, D):                                   # of log N_opt, by derivatives taken numerically
@@ -439,7 +441,7 @@ def test_next_runs_beat_random_ones(study):
         J = np.array([np.log(forms.surface_loss(q, N, D)) for q in at])
         g = np.array([np.log(forms.surface_optimum(q, 1e14)[0]) for q in at])
         J, g = (J[::2] - J[1::2]) / 2e-6, (g[::2] - g[1::2]) / 2e-6
-        return 1.96 * law["noise"] * np.sqrt(g @ np.linalg.solve(J @ J.T, g))
+        return 1.96 * noise * np.sqrt(g @ np.linalg.solve(J @ J.T, g))
     assert width(N, D) == pytest.approx(found.before, rel=1e-3)
     after = width(np.append(N, found.N), np.append(D, found.D))
     assert after == pytest.approx(found.after, rel=1e-3)

@@ -39,6 +39,10 @@ def changes(old: dict, c: Config, meta: dict) -> list[str]:
     return found
 
 
+def prepared(dataset: str) -> bool:
+    return (basics.ROOT / "data" / dataset / "meta.json").exists()
+
+
 @dataclass
 class Planned:
     """One run of a sweep: what it is, what it costs, and its process once it has one."""
@@ -62,6 +66,11 @@ class Planned:
     def own_flops(self) -> float:
         """FLOPs that this run trains itself: of a branch, those of its cooldown."""
         return self.resolved.C * (1 - self.leave / self.config.max_iters)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its text is there; before that its cost is not known, which depends on the vocabulary."""
+        return prepared(self.config.dataset)
 
     def command(self) -> list[str]:
         given = self.overrides | {"out_dir": str(self.out)}

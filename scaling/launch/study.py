@@ -12,7 +12,7 @@ from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, nearest, plain_name
 from scaling.launch import slurm
-from scaling.launch.planned import Planned, Runs
+from scaling.launch.planned import Planned, Runs, prepared
 
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
@@ -118,10 +118,6 @@ def with_seeds(run: dict, path: str) -> list[dict]:
 
 def dataset_of(run: dict) -> str:
     return run.get("dataset", Config.dataset)
-
-
-def prepared(dataset: str) -> bool:
-    return (basics.ROOT / "data" / dataset / "meta.json").exists()
 
 
 def missing_data(study: Study) -> dict[str, list[str]]:
