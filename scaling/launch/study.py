@@ -197,33 +197,6 @@ def plan_run(study: Study, run: dict) -> Runs:
     return [trunk, *(branch(study, trunk, run | same, step) for run, step in zip(runs, steps))]
 
 
-def require_one_trunk(alone: list[Config]) -> None:
-    """Raise UserError where the runs of several budgets, shortest first, are not alike until they cool."""
-    if alone[0].schedule != "wsd":
-        raise UserError("`budgets` needs schedule='wsd', whose shorter runs are branches of the longest; of "
-                        f"{alone[0].schedule!r} give each `budget` a run of its own")
-    for name in ("warmup_iters", "batch_size", "learning_rate"):
-        found = [getattr(c, name) for c in alone]
-        if len(set(found)) > 1:
-            guess = f" (that of the shortest is {found[0]:g})" if prepared(alone[0].dataset) else ""
-            raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it{guess}")
-
-
-def branch(study: Study, trunk: Planned, run: dict, step: int) -> Planned:
-    """The run as a branch that leaves `trunk` at `step`.
-
-    A budget may be added when the trunk has passed that step, and kept nothing there. Then it leaves at the
-    latest step before that was kept, or trains whole: what comes of it is the same.
-    """
-    found = planned(study, run | {"branch": str(trunk.out / f"ckpt_{step}.pt")}, step)
-    at = trunk.config.max_iters if trunk.done() else trunk.log_tail().get("step", 0)
-    if found.ready() or found.done() or not trunk.begun() or trunk.changes() or at <= step:
-        return found
-    kept = {int(path.stem.removeprefix("ckpt_")): str(path) for path in trunk.out.glob("ckpt_[0-9]*.pt")}
-    step = max((k for k in kept if k < step), default=0)
-    return planned(study, run | {"branch": kept.get(step, "")}, step)
-
-
 def levels(study: Study, run: dict) -> list[dict]:
     """The run once for each of its budgets, smallest first, with tokens instead; or as it is, without any."""
     given = [name for name in ("budget", "budgets") if name in run]
@@ -275,3 +248,30 @@ def planned(study: Study, run: dict, leave: int = 0) -> Planned:
     overrides = {key: value for key, value in run.items() if key != "name"}
     c = config_of(study, run)
     return Planned(run["name"], overrides, settings.resolve(c, meta=meta_of(c)), leave)
+
+
+def require_one_trunk(alone: list[Config]) -> None:
+    """Raise UserError where the runs of several budgets, shortest first, are not alike until they cool."""
+    if alone[0].schedule != "wsd":
+        raise UserError("`budgets` needs schedule='wsd', whose shorter runs are branches of the longest; of "
+                        f"{alone[0].schedule!r} give each `budget` a run of its own")
+    for name in ("warmup_iters", "batch_size", "learning_rate"):
+        found = [getattr(c, name) for c in alone]
+        if len(set(found)) > 1:
+            guess = f" (that of the shortest is {found[0]:g})" if prepared(alone[0].dataset) else ""
+            raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it{guess}")
+
+
+def branch(study: Study, trunk: Planned, run: dict, step: int) -> Planned:
+    """The run as a branch that leaves `trunk` at `step`.
+
+    A budget may be added when the trunk has passed that step, and kept nothing there. Then it leaves at the
+    latest step before that was kept, or trains whole: what comes of it is the same.
+    """
+    found = planned(study, run | {"branch": str(trunk.out / f"ckpt_{step}.pt")}, step)
+    at = trunk.config.max_iters if trunk.done() else trunk.log_tail().get("step", 0)
+    if found.ready() or found.done() or not trunk.begun() or trunk.changes() or at <= step:
+        return found
+    kept = {int(path.stem.removeprefix("ckpt_")): str(path) for path in trunk.out.glob("ckpt_[0-9]*.pt")}
+    step = max((k for k in kept if k < step), default=0)
+    return planned(study, run | {"branch": kept.get(step, "")}, step)
