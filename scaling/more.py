@@ -8,15 +8,15 @@ import numpy as np
 from config import settings
 from config.settings import Config
 from runtime.basics import UserError, counted
-from scaling import basis, forecast
-from scaling.basis import amount
+from scaling import forecast, ground
+from scaling.ground import amount
 from scaling.laws import arms, design
 from scaling.tables.runs import final_runs
 
 
 def known(half_width: float) -> str:
     """How well N_opt is known, from the half-width of its logarithm's interval."""
-    if 2 * half_width < math.log(basis.WIDE):
+    if 2 * half_width < math.log(ground.WIDE):
         return f"known to a factor {math.exp(half_width):.3g} (95 %)"
     return "not determined"
 
@@ -32,18 +32,18 @@ def next_text(law: dict, folder: Path, o) -> str:
         raise UserError("--next needs a fit.json with a surface, and its runs.csv beside it")
     runs = final_runs(law["runs"], law["params"])
     N = runs["N"]
-    study = basis.study_of(law["runs"], N.max(), runs["D"].max())
-    if study is basis.NO_STUDY:
+    study = ground.study_of(law["runs"], N.max(), runs["D"].max())
+    if study is ground.NO_STUDY:
         raise UserError(f"{folder / 'runs.csv'} lacks columns of a study of this project, which --next needs")
     base = Config(**study.settings, vocab_size=study.vocab)
     wanted = np.geomspace(N.min(), 4 * N.max(), 40)
-    models = [basis.shape(n, base, law["params"], o.head_size, study) for n in wanted]
-    by_size = {basis.size(c, law["params"]): c for c in models}
+    models = [ground.shape(n, base, law["params"], o.head_size, study) for n in wanted]
+    by_size = {ground.size(c, law["params"]): c for c in models}
     cost = np.array([settings.count_flops(c)["total"] for c in by_size.values()])
-    most = o.unique_tokens or basis.text_of(base.dataset)
+    most = o.unique_tokens or ground.text_of(base.dataset)
     found = design.next_runs(law, N, runs["D"], o.flops, o.next, np.array(list(by_size)), cost, most)
     more = "this run" if len(found.N) == 1 else f"these {len(found.N)} runs"
-    out = basis.warnings(law)
+    out = ground.warnings(law)
     out.append(f"N_opt at {o.flops:.3g} FLOPs is {known(found.before)}; after {more}, {o.next:.3g} FLOPs in "
                f"all: {known(found.after)}")
     if forecast.left_open(law):
@@ -54,12 +54,12 @@ def next_text(law: dict, folder: Path, o) -> str:
         c = by_size[n]
         out.append(f"  {amount(n):>7} parameters ({counted(c.n_layer, 'layer')} x {c.n_embd}) on "
                    f"{amount(D)} tokens")
-        listed += f"    {dict(name=f'{stem}_{i}', **basis.shape_of(c), target_tokens=round(D), seed=i)!r},\n"
+        listed += f"    {dict(name=f'{stem}_{i}', **ground.shape_of(c), target_tokens=round(D), seed=i)!r},\n"
     if o.write:
         path = shlex.quote(o.write)
         head = (f"# python -m scaling.sweep {path}\n"
                 f"# Chosen by scaling.plan to pin down N_opt at {o.flops:.3g} FLOPs.\n")
-        basis.write_new(o.write, f"{head}base = {study.settings!r}\nruns = [\n{listed}]\n", "scaling/sweeps")
+        ground.write_new(o.write, f"{head}base = {study.settings!r}\nruns = [\n{listed}]\n", "scaling/sweeps")
         out.append(f"wrote {o.write}; it makes them, and then both tables are joined\n"
                    f"next: python -m scaling.sweep {path} && python -m scaling.logs "
                    f"{shlex.quote(str(folder))} out/{stem} --out=runs.csv")
@@ -70,7 +70,7 @@ def compare_text(paths: list[str], C: float) -> str:
     """The compute multiplier of two studies, at C or at the largest budget of both. Raises UserError."""
     if len(paths) != 2:
         raise UserError(f"--compare takes two fits, not {len(paths)}: --compare A/fit.json B/fit.json")
-    laws = [basis.load_law(path) for path in paths]
+    laws = [ground.load_law(path) for path in paths]
     for path, law in zip(paths, laws):
         if not law["runs"]:
             raise UserError(f"--compare needs fit.json with its runs.csv beside it, and {path} has none")
@@ -92,9 +92,9 @@ def compare_text(paths: list[str], C: float) -> str:
         verdict = "more"
     better = second if row["factor"] > 1 else first
     out = [f"for the loss that {second} reaches with {C:.3g} FLOPs, {first} needs {row['factor']:.3g} times "
-           f"that{basis.span(low, high, '{:.3g}'.format, '95 % ')}: {verdict} compute"]
+           f"that{ground.span(low, high, '{:.3g}'.format, '95 % ')}: {verdict} compute"]
     out += [f"warning: {line}" for line in found["health"]["lines"]]
     for path, law in zip(paths, laws):
-        out += basis.warnings(law, f"{path}: ")
+        out += ground.warnings(law, f"{path}: ")
     return "\n".join(out + ["note: both must come from the same text and tokenizer, and count N alike",
                             f"next: python -m scaling.plan {shlex.quote(better)} --flops={C:.3g}"])

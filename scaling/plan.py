@@ -25,8 +25,8 @@ from config import settings
 from config.configurator import help_text, read_args, set_fields
 from config.settings import Config
 from runtime.basics import UserError, counted, exit_cleanly
-from scaling import basis, forecast, more
-from scaling.basis import amount, span, text_of
+from scaling import forecast, ground, more
+from scaling.ground import amount, span, text_of
 from scaling.laws import counts, forms, goals, solver
 from scaling.laws.goals import PUBLISHED
 from scaling.tables.csv import MALFORMED
@@ -160,7 +160,7 @@ def make_plan(law: dict, o: Options) -> Plan:
     optimal = abs(math.log(N / goals.best(law, C)[0])) < 1e-6
     if not optimal:
         goals.require_surface(law)
-    study = basis.study_of(law["runs"], N, D)
+    study = ground.study_of(law["runs"], N, D)
     config = dict(study.settings)
     vocab = study.vocab
     if o.block_size:
@@ -168,8 +168,8 @@ def make_plan(law: dict, o: Options) -> Plan:
     if o.dataset:
         config["dataset"] = o.dataset
         vocab = settings.load_meta(o.dataset)["vocab_size"]
-    model = basis.shape(N, Config(**config, vocab_size=vocab), law["params"], o.head_size, study)
-    params = basis.size(model, law["params"])
+    model = ground.shape(N, Config(**config, vocab_size=vocab), law["params"], o.head_size, study)
+    params = ground.size(model, law["params"])
     cost = settings.count_flops(model)["total"]
     tokens = D
     horizon = {"target_tokens": float(f"{D:.10g}")}    # as people write it: 2e12, not 1999999999999.9998
@@ -180,7 +180,7 @@ def make_plan(law: dict, o: Options) -> Plan:
         o, law, N, D, C, serving,
         ci=forms.optimum(law, C)["ci"] if optimal and not o.unique_tokens else {},
         lent=study.settings, model=model, params=params, tokens=tokens, flops=tokens * cost,
-        config=config | basis.shape_of(model) | batch(tokens, C, config) | horizon,
+        config=config | ground.shape_of(model) | batch(tokens, C, config) | horizon,
         loss=predict(law, params, tokens),
         hours=tokens * cost / rate / 3600 / o.gpus)
 
@@ -307,7 +307,7 @@ def plan_text(plan: Plan) -> str:
         out.append(serving_text(plan))
     if plan.law["form"] == "surface" and not undetermined:
         out += neighbours(plan)
-    return "\n".join(out + basis.warnings(plan.law) + [f"note: {line}" for line in notes(plan)])
+    return "\n".join(out + ground.warnings(plan.law) + [f"note: {line}" for line in notes(plan)])
 
 
 def serving_text(plan: Plan) -> str:
@@ -348,7 +348,7 @@ def write_config(path: str, plan: Plan) -> str:
     command = f"python train.py {shlex.quote(path)}"
     head = (f"# {command}\n# Planned with {plan.law['source']}: {run.C:.3g} FLOPs, "
             f"expected loss {plan.loss['predicted']:.4f}, time {duration(plan.hours)}.\n")
-    basis.write_new(path, head + "".join(f"{k} = {v!r}\n" for k, v in values.items()), "config")
+    ground.write_new(path, head + "".join(f"{k} = {v!r}\n" for k, v in values.items()), "config")
     return f"wrote {path}: {counted(c.max_iters, 'step', ',')}, {run.C:.4g} exact FLOPs; run: {command}"
 
 
@@ -362,9 +362,10 @@ def require_figure(law: dict, path: str) -> None:
 
 
 def draw(plan: Plan) -> None:
+    """The figure of the plan on the law's surface."""
     from scaling import plots  # here, because a plan without a figure runs without matplotlib
     ci = plan.ci.get("N_opt")
-    if ci and not basis.says_something(*ci):
+    if ci and not ground.says_something(*ci):
         ci = None
     plots.save(plots.plan_figure(plan.law, plan.N, plan.D, ci), Path(plan.asked.figure))
     print(f"wrote {plan.asked.figure}")
@@ -375,7 +376,7 @@ def answer(name: str, o: Options, command: str) -> None:
 
     Raises UserError.
     """
-    law = basis.load_law(name)
+    law = ground.load_law(name)
     undetermined = forecast.left_open(law)
     if undetermined and (o.write or o.figure) and not o.anyway:
         raise UserError(f"{law['source']}: {undetermined}; --anyway writes the plan all the same")

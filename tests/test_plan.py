@@ -13,7 +13,7 @@ from config import configurator, settings
 from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError
-from scaling import basis, plan
+from scaling import ground, plan
 from scaling.fit import fit_all
 from scaling.laws import counts, design, forms, goals
 from scaling.tables.csv import read_table, write_table
@@ -163,37 +163,37 @@ BASE = Config(vocab_size=84, block_size=128)
 @pytest.mark.parametrize("N", [3e4, 1e6, 1.2e8, 7e9])
 @pytest.mark.parametrize("convention", counts.PARAMS)
 def test_shapes_come_near_and_can_be_built(N, convention):
-    built = basis.shape(N, BASE, convention)
+    built = ground.shape(N, BASE, convention)
     assert built.n_embd % built.n_head == 0
-    assert abs(basis.size(built, convention) / N - 1) < 0.08
+    assert abs(ground.size(built, convention) / N - 1) < 0.08
     assert N < 1e6 or 16 < built.n_embd / built.n_layer < 256
 
 
 def test_sizes_are_those_that_settings_count():
     c = model(3, 48, bias=True, tie_weights=False)
     params = settings.count_params(c)
-    assert basis.size(c, "total") == params["total"]
-    assert basis.size(c, "as given") == params["non_embedding"] + params["head"]
+    assert ground.size(c, "total") == params["total"]
+    assert ground.size(c, "as given") == params["non_embedding"] + params["head"]
     row = {f"params_{group}": np.array([count]) for group, count in params.items()}
     for convention in counts.PARAMS:
-        assert basis.size(c, convention) == counts.params(row, convention)
+        assert ground.size(c, convention) == counts.params(row, convention)
 
 
 def test_head_size_and_the_studys_shapes():
-    built = basis.shape(1e7, BASE, "total", head_size=48)
+    built = ground.shape(1e7, BASE, "total", head_size=48)
     assert built.n_embd / built.n_head == 48
-    study = basis.Study({}, vocab=84, n_layer=3, n_head=2)
-    built = basis.shape(1e6, BASE, "non_embedding_plus_head", study=study)
+    study = ground.Study({}, vocab=84, n_layer=3, n_head=2)
+    built = ground.shape(1e6, BASE, "non_embedding_plus_head", study=study)
     assert built.n_layer == 3 and built.n_head == 2
     with pytest.raises(UserError, match="widths from 4096 the smallest has"):
-        basis.shape(1e7, BASE, "total", head_size=4096)
+        ground.shape(1e7, BASE, "total", head_size=4096)
 
 
 def test_a_small_size_may_take_another_depth_than_the_studys():
     """Two layers miss 5,000 parameters by half at either width; one layer is near, and better than none."""
-    study = basis.Study({}, vocab=84, n_layer=2, n_head=2)
-    built = basis.shape(5e3, Config(vocab_size=84, block_size=32), "non_embedding_plus_head", study=study)
-    assert abs(np.log(basis.size(built, "non_embedding_plus_head") / 5e3)) < 0.35 and built.n_layer == 1
+    study = ground.Study({}, vocab=84, n_layer=2, n_head=2)
+    built = ground.shape(5e3, Config(vocab_size=84, block_size=32), "non_embedding_plus_head", study=study)
+    assert abs(np.log(ground.size(built, "non_embedding_plus_head") / 5e3)) < 0.35 and built.n_layer == 1
 
 
 # ---- A study: fit.json with runs.csv beside it. ----
@@ -228,7 +228,7 @@ def study(tmp_path_factory):
 
 
 def test_a_study_lends_its_recipe_speed_and_forecast(study):
-    made = plan.make_plan(basis.load_law(str(study)), plan.Options(flops=8e12))
+    made = plan.make_plan(ground.load_law(str(study)), plan.Options(flops=8e12))
     config = made.config
     expected = dict(dataset="tiny", schedule="wsd", batch_size=16, learning_rate=4e-3, n_head=2)
     assert config["block_size"] == 32 and expected.items() <= config.items() and made.model.vocab_size == 80
@@ -247,7 +247,7 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     asked = model(4, 96, parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False,
                   max_iters=900, **warmup)
     recipe = settings.recipe(asked, dataclasses.replace(asked, warmup_iters=100)) | {"val_tokens": 6400}
-    law = basis.load_law(str(study))
+    law = ground.load_law(str(study))
     rows = [dict(zip(law["runs"], values)) | recipe for values in zip(*law["runs"].values())]
     write_table(tmp_path / "runs.csv", rows, list(rows[0]))
     table = read_table(tmp_path / "runs.csv")
@@ -257,9 +257,9 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     assert expected.items() <= made.config.items()
     assert len({"warmup_iters", "warmup_frac"} & set(made.config)) == 1
     assert {type(made.config[k]) for k in ("bias", "tie_weights")} == {bool}
-    assert made.params == basis.size(made.model, law["params"]) and made.model.bias
+    assert made.params == ground.size(made.model, law["params"]) and made.model.bias
     assert not any("does not record" in n for n in plan.notes(made))
-    lent = basis.study_of(table, 1e5, 1e7)
+    lent = ground.study_of(table, 1e5, 1e7)
     assert lent.n_head == 2 and lent.n_layer in (3, 4)
 
 
@@ -268,10 +268,10 @@ def test_a_row_that_records_its_recipe_goes_before_a_nearer_one(study):
     table = read_table(study.parent / "runs.csv")
     N = table["params_non_embedding"] + table["params_head"]
     table["parametrization"] = np.array(["" if n < N.max() else "mup" for n in N], object)
-    small = basis.study_of(table, N.min(), table["tokens"].max())
+    small = ground.study_of(table, N.min(), table["tokens"].max())
     assert small.settings["parametrization"] == "mup"
     table["parametrization"][:] = ""
-    assert "parametrization" not in basis.study_of(table, N.min(), 1e6).settings
+    assert "parametrization" not in ground.study_of(table, N.min(), 1e6).settings
 
 
 # ---- A law that its own fit calls undetermined. ----
@@ -383,7 +383,7 @@ def test_reading_the_text_twice_is_said(lab, monkeypatch):
 def test_a_price_makes_hours_a_cost(capsys):
     args = ["hoffmann", "--flops=1e21", "--tok_per_s=90000@124e6", "--gpus=8", "--price=2.5"]
     plan.main(args)
-    hours = plan.make_plan(basis.load_law("hoffmann"), plan.Options(flops=1e21, gpus=8,
+    hours = plan.make_plan(ground.load_law("hoffmann"), plan.Options(flops=1e21, gpus=8,
                                                                     tok_per_s="90000@124e6")).hours
     assert f" on 8 devices, costs {hours * 8 * 2.5:,.2f}\n" in capsys.readouterr().out
     plan.main(args[:1] + args[1:2] + args[3:])                   # hours unknown: so is the cost
@@ -564,7 +564,7 @@ def test_every_answer_leads_on(study, lab, monkeypatch, capsys):
 
 
 def test_a_law_of_parameters_as_given_says_how_the_model_counts(study):
-    law = basis.load_law(str(study))
+    law = ground.load_law(str(study))
     for params, said in (("as given", 1), ("non_embedding_plus_head", 0)):
         made = plan.make_plan(law | {"params": params, "runs": {}}, plan.Options(flops=1e15))
         assert sum("the model's is its non_embedding_plus_head" in n for n in plan.notes(made)) == said
@@ -592,7 +592,7 @@ def test_figure(tmp_path, study):
 @pytest.mark.parametrize("x, text", [(999.6, "1k"), (1.234e9, "1.23B"), (5e11, "500B"), (42, "42"),
                                      (3e15, "3e+15")])
 def test_amounts(x, text):
-    assert basis.amount(x) == text
+    assert ground.amount(x) == text
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.02])
@@ -613,5 +613,5 @@ def test_a_surface_at_its_bounds_leaves_the_plan_to_isoflop(tmp_path):
     law["surface"]["health"]["bounds"] = ["beta"]
     path = tmp_path / "fit.json"
     path.write_text(json.dumps(law), encoding="utf-8")
-    found = basis.load_law(str(path))
+    found = ground.load_law(str(path))
     assert found["form"] == "frontier" and found["n"] == law["isoflop"]["n"]
