@@ -38,8 +38,8 @@ from runtime import basics, system
 from runtime.basics import Parser, UserError, exit_cleanly, load_json
 from scaling import fit, forecast, logs, plots
 from scaling.launch import local, slurm
-from scaling.launch.planned import Planned, changes, names
-from scaling.launch.study import OWN, Study, missing_data, plan_study, prepare_data, prepared, read_sweep
+from scaling.launch.planned import Planned, Runs, changes, names
+from scaling.launch.study import OWN, Study, missing_data, plan_study, prepare_data, read_sweep
 from scaling.report import amount
 
 # What a training step takes on a CPU core beyond its matmuls, in seconds: fitted to steps of 512 tokens, 1 to
@@ -53,10 +53,13 @@ SECONDS_TO_START = 5.0                 # of a process: most of it imports torch
 # ---------------------------------------------------------------- the plan, for people
 
 
-def estimate(plan: list[Planned]) -> None:
+def estimate(plan: Runs) -> None:
     """Fill in `seconds`, by the speed of the study's finished runs, or else of this machine's matmuls."""
-    seconds = {p.name: load_json(p.out / "result.json").get("wall_s") for p in plan if p.done()}
-    speeds = [p.resolved.C / seconds[p.name] for p in plan if seconds.get(p.name)]
+    speeds = []
+    for p in plan:
+        took = load_json(p.out / "result.json").get("wall_s") if p.done() else None
+        if took:
+            speeds.append(p.resolved.C / took)
     speed = float(np.median(speeds)) if speeds else core_speed()
     for p in plan:
         p.seconds = SECONDS_TO_START + p.own_flops / speed
@@ -72,18 +75,17 @@ def core_speed() -> float:
     return 20 * 2 * a.size * len(a) / fastest
 
 
-def seconds_left(plan: list[Planned], jobs: int) -> float:
+def seconds_left(plan: Runs, jobs: int) -> float:
     """Until all of `plan` is done, `jobs` at a time as `local.run` has them: the longest that may start."""
     todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
     opens = {p.config.branch: 0.0 for p in todo if p.ready()}      # {checkpoint: when its trunk has kept it}
     free = [0.0] * min(jobs, len(todo))                # when each process has ended what it does
     while todo:
         now = heapq.heappop(free)
-        first = next((i for i, p in enumerate(todo) if opens.get(p.config.branch, math.inf) <= now), None)
-        if first is None:                              # all wait for their trunks
-            first = min(range(len(todo)), key=lambda i: opens.get(todo[i].config.branch, math.inf))
-            now = opens.get(todo[first].config.branch, now)
-        p = todo.pop(first)
+        # The longest of those that may start; where all wait for their trunks, the first that will.
+        p = min(todo, key=lambda p: max(now, opens.get(p.config.branch, math.inf)))
+        todo.remove(p)
+        now = max(now, opens.get(p.config.branch, now))
         left = p.seconds * (1 - p.progress() / p.own_flops)
         for step in settings.kept_steps(p.config):
             opens[str(p.out / f"ckpt_{step}.pt")] = now + left * step / p.config.max_iters
@@ -91,7 +93,7 @@ def seconds_left(plan: list[Planned], jobs: int) -> float:
     return max(free, default=0.0)
 
 
-def print_found(study: Study, plan: list[Planned]) -> None:
+def print_found(study: Study, plan: Runs) -> None:
     """What a user reads first: the study, how much of it is done, and its text."""
     done = sum(p.done() for p in plan)
     texts = ", ".join(sorted({p.config.dataset for p in plan}))
@@ -99,28 +101,24 @@ def print_found(study: Study, plan: list[Planned]) -> None:
           flush=True)
 
 
-def print_plan(plan: list[Planned], held: set[str], states: dict[str, str]) -> None:
-    """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue.
-
-    What a run on text that is not prepared will cost is not known: it depends on the vocabulary.
-    """
+def print_plan(plan: Runs, held: set[str], states: dict[str, str]) -> None:
+    """The plan as a table; `held` are the names of held-out runs, `states` those of SLURM's queue."""
     wide = max(24, *(len(p.name) + 1 for p in plan))
     print(f"{'run':<{wide}}{'N':>12} {'D':>15} {'epochs':>8} {'FLOPs':>10} {'minutes':>9}  status")
     for p in plan:
-        words = [p.status() if prepared(p.config) else f"to do, once {p.config.dataset} is prepared"]
+        columns = " " * 58
+        words = [f"to do, once {p.config.dataset} is prepared"]
+        if p.prepared:
+            r = p.resolved
+            columns = f"{r.N:>12,} {r.D:>15,} {epochs(p):>8.3g} {r.C:>10.3g} {p.seconds / 60:>9.1f}"
+            words = [p.status()]
         if p.name in states and not p.done():
             words.append(states[p.name].lower())
         if p.name in held:
             words.append("held out")
-        print(f"{p.name:<{wide}}{numbers(p) if prepared(p.config) else '':58}  {', '.join(words)}")
+        print(f"{p.name:<{wide}}{columns}  {', '.join(words)}")
     for line in doubts(plan):
         print(f"warning: {line}")
-
-
-def numbers(p: Planned) -> str:
-    """N, D, passes over the text, FLOPs and minutes of a run, as columns."""
-    r = p.resolved
-    return f"{r.N:>12,} {r.D:>15,} {epochs(p):>8.3g} {r.C:>10.3g} {p.seconds / 60:>9.1f}"
 
 
 def epochs(p: Planned) -> float:
@@ -129,22 +127,23 @@ def epochs(p: Planned) -> float:
     return p.resolved.D / settings.horizon_tokens(one, p.resolved.meta, p.resolved.N, 1)
 
 
-def doubts(plan: list[Planned]) -> list[str]:
+def doubts(plan: Runs) -> list[str]:
     """What train.py will warn of where hardly anybody reads it: a line for all runs that it is true of."""
     found = {}
     for p in plan:
-        if p.done() or not prepared(p.config):
+        if p.done() or not p.prepared:
             continue
+        lines = settings.doubts(p.config)
         if epochs(p) > MANY_EPOCHS:
-            found.setdefault("the text is read many times, see epochs: is it all there?", []).append(p)
-        for line in settings.doubts(p.config):
+            lines.insert(0, "the text is read many times, see epochs: is it all there?")
+        for line in lines:
             found.setdefault(line, []).append(p)
     return [f"{line} ({names(runs[:3])}{', ...' if runs[3:] else ''})" for line, runs in found.items()]
 
 
-def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
+def print_cost(fitted: Runs, held: Runs, jobs: int) -> None:
     """FLOPs of all whose text is prepared, and the minutes left: what is held out trains after the others."""
-    parts = [[p for p in runs if prepared(p.config)] for runs in (fitted, held)]
+    parts = [[p for p in runs if p.prepared] for runs in (fitted, held)]
     plan = parts[0] + parts[1]
     if plan:
         left = sum(seconds_left(part, jobs) for part in parts)
@@ -153,15 +152,15 @@ def print_cost(fitted: list[Planned], held: list[Planned], jobs: int) -> None:
               f"{amount(math.ceil(left / 60), 'minute')} left on {processes}", flush=True)
 
 
-def print_unforecast(fitted: list[Planned], held: list[Planned]) -> None:
+def print_unforecast(fitted: Runs, held: Runs) -> None:
     """Say it before anything trains where the runs will make no law of N and D to forecast `held` by."""
     sizes, lengths = ({getattr(p.resolved, name) for p in fitted} for name in "ND")
-    if held and min(len(sizes), len(lengths)) < 3 and all(prepared(p.config) for p in fitted):
+    if held and min(len(sizes), len(lengths)) < 3 and all(p.prepared for p in fitted):
         print(f"warning: {names(held)} cannot be forecast: a law of N and D needs runs of three sizes, and "
               "of three numbers of tokens")
 
 
-def default_jobs(plan: list[Planned]) -> int:
+def default_jobs(plan: Runs) -> int:
     """Runs at a time: one a core, or one on a GPU, which a single run fills."""
     for device in {p.config.device for p in plan}:
         if device.startswith("cuda") or device == "auto" and system.gpus():
@@ -191,86 +190,74 @@ def alone_in(folder: Path):
                         "the same command") from None
 
 
-def require_own(study: Study, plan: list[Planned], held: list[Planned], retrain: bool,
-                queued=()) -> list[Planned]:
+def require_own(study: Study, plan: Runs, held: Runs, retrain: bool, queued=()) -> Runs:
     """Have no directory hold another run than the sweep file asks for, but those to `retrain`: these.
 
     Raises UserError where there are any, or where they cannot be trained, or forecast, anew; `queued` are the
-    names of those that SLURM has.
+    names of those that SLURM has. Runs whose text is not prepared (of a dry run) are left aside.
     """
-    found = {p.name: "; ".join(p.changes()) for p in plan}
-    others = {name: words for name, words in found.items() if words}
-    seals = {p.name: forecast.seal_path(study.folder, p.name) for p in held}
-    sealed = sealed_otherwise([p for p in held if seals[p.name].exists()], seals, others)
-    others = {name: words for name, words in others.items() if name not in sealed}
-    if others and not retrain or sealed:
-        raise UserError(other_settings(study, others, sealed))
+    plan = [p for p in plan if p.prepared]
+    held = [p for p in held if p.prepared]
+    others = {p.name: words for p in plan if (words := "; ".join(p.changes()))}
+    sealed = {}
+    unsealed = []
+    for p in held:
+        path = forecast.seal_path(study.folder, p.name)
+        if not path.exists():
+            unsealed.append(p)
+        elif words := sealed_otherwise(path, p, others.get(p.name)):
+            sealed[p.name] = words
+            others.pop(p.name, None)
+    faults = []
+    if others and (sealed or not retrain):
+        faults.append(f"{study.folder.relative_to(basics.ROOT)} holds runs that were trained with other "
+                      f"settings: {by_difference(others)}; give the new runs other names (or the sweep file "
+                      "one, if it is another study), restore the setting, or train them anew: --retrain")
+    if sealed:
+        faults.append(f"a forecast is sealed of {by_difference(sealed)}, and a seal cannot be used again: "
+                      "give the model another name, or restore the setting")
+    if faults:
+        raise UserError(f"{study.path}: {'; '.join(faults)}")
     again = [p for p in plan if p.name in others]
     if busy := [p for p in again if p.at_work() or p.name in queued]:
         raise UserError(f"{study.path}: {names(busy)} cannot be trained anew while a process that has other "
                         "settings trains there; stop it (a job of SLURM: scancel), or wait for it")
-    for p in held:
-        if not p.done() and not seals[p.name].exists() and p not in again:
+    for p in unsealed:
+        if not p.done() and p not in again:
             forecast.require_not_begun(study.folder, p.name)
     return again
 
 
-def forget(runs: list[Planned]) -> None:
-    """Remove what was trained of `runs`."""
-    if runs:
-        print(f"trains anew: {names(runs)}", flush=True)
-    for p in runs:
-        p.forget()
+def sealed_otherwise(path: Path, p: Planned, trained: str | None) -> str | None:
+    """What tells the run from the one that was sealed in `path`, if anything does.
 
-
-def sealed_otherwise(held: list[Planned], seals: dict[str, Path], others: dict[str, str]) -> dict[str, str]:
-    """{run: what differs} of sealed runs whose seal is of other settings or text.
-
-    An old seal does not tell of the text. Then what was trained does, of which `others` says what differs.
+    An old seal does not tell of the text. Then what was trained does, which differs in `trained`.
     """
-    found = {}
-    for p in held:
-        target = forecast.read_seal(seals[p.name])["target"]
-        changed = changes(target | target["config"], p.config, p.resolved.meta)
-        found[p.name] = "; ".join(changed)
-        if "data_sha256" not in target and not changed:
-            found[p.name] = others.get(p.name)
-    return {name: words for name, words in found.items() if words}
-
-
-def other_settings(study: Study, others: dict[str, str], sealed: dict[str, str]) -> str:
-    """The line on runs, {name: what differs}, that are not those of the sweep file; and what to do."""
-    parts = []
-    if others:
-        parts.append(f"{study.folder.relative_to(basics.ROOT)} holds runs that were trained with other "
-                     f"settings: {by_difference(others)}; give the new runs other names (or the sweep "
-                     "file one, if it is another study), restore the setting, or train them anew: --retrain")
-    if sealed:
-        parts.append(f"a forecast is sealed of {by_difference(sealed)}, and a seal cannot be used again: "
-                     "give the model another name, or restore the setting")
-    return f"{study.path}: {'; '.join(parts)}"
+    target = forecast.read_seal(path)["target"]
+    changed = changes(target | target["config"], p.config, p.resolved.meta)
+    if not changed and "data_sha256" not in target:
+        return trained
+    return "; ".join(changed)
 
 
 def by_difference(found: dict[str, str], most: int = 20) -> str:
     """'a, b (learning_rate 0.001, not 0.002); c (seed 1, not 2)': runs by what differs, the first few."""
     runs = {}
-    for name in list(found)[:most]:
-        runs.setdefault(found[name], []).append(name)
+    for name, words in list(found.items())[:most]:
+        runs.setdefault(words, []).append(name)
     more = f"; and {len(found) - most} more, see --dry_run" if len(found) > most else ""
     return "; ".join(f"{', '.join(names)} ({words})" for words, names in runs.items()) + more
 
 
-def print_unlisted(study: Study, plan: list[Planned]) -> None:
+def print_unlisted(study: Study, plan: Runs) -> None:
     """Name the run directories of the study that the sweep file does not: they are in no table."""
     known = {*OWN, *(p.name for p in plan)}
-    found = sorted(path.parent.name for path in study.folder.glob("*/config.json"))
-    found = [name for name in found if name not in known]
-    if found:
+    if found := sorted({path.parent.name for path in study.folder.glob("*/config.json")} - known):
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         print(f"not in {study.path}, and so not in runs.csv: {', '.join(found[:10])}{more}", flush=True)
 
 
-def parse(folder: Path, fitted: list[Planned]) -> None:
+def parse(folder: Path, fitted: Runs) -> None:
     """out/STUDY/runs.csv and curves.csv from the run directories; held-out runs stay out of runs.csv."""
     rows, problems = logs.parse_study(folder)
     for problem in problems:
@@ -280,16 +267,9 @@ def parse(folder: Path, fitted: list[Planned]) -> None:
     logs.write_curves(folder, folder / "curves.csv")
 
 
-def seal_all(folder: Path, held: list[Planned], law: dict, anyway: bool) -> list[Planned]:
-    """Forecast every held-out run that is not trained yet. It is told the seal's hash when it starts.
-
-    Returns those that are not to start: the law cannot forecast them, or only if it must `anyway`.
-    """
+def seal_all(folder: Path, held: Runs, law: dict, anyway: bool) -> None:
+    """Forecast every held-out run that is not trained yet. It is told the seal's hash when it starts."""
     todo = [p for p in held if not p.done()]
-    left = []
-    if forecast.refusal(law, anyway):
-        left = [p for p in todo if not forecast.seal_path(folder, p.name).exists()]
-        todo = [p for p in todo if p not in left]
     for p in todo:
         sealed = forecast.seal(folder, law, p.name, p.resolved, anyway)
         if p is todo[0]:                               # what error to expect, before it can be known
@@ -297,11 +277,10 @@ def seal_all(folder: Path, held: list[Planned], law: dict, anyway: bool) -> list
         p.overrides["forecast"] = sealed["sha256"]
         print(f"forecast of {p.name}: {sealed['predicted']:.4f} ({sealed['lo95']:.4f} to "
               f"{sealed['hi95']:.4f}), sha256 {sealed['sha256'][:12]}", flush=True)
-    print_seals(folder, [p for p in held if p not in left])
-    return left
+    print_seals(folder, held)
 
 
-def print_seals(folder: Path, held: list[Planned]) -> None:
+def print_seals(folder: Path, held: Runs) -> None:
     """Say of held-out runs what their score cannot: that the seal is of other runs, or that there is none."""
     now = forecast.table_sha256(folder)
     for p in held:
@@ -315,7 +294,7 @@ def print_seals(folder: Path, held: list[Planned]) -> None:
 # ---------------------------------------------------------------- the end
 
 
-def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: list[Planned]) -> None:
+def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path], plan: Runs) -> None:
     """What a student reads last: the law, what was forecast and what came, and what to do next."""
     where = folder.relative_to(basics.ROOT)
     if Path.cwd() != basics.ROOT:                      # where out/ is, and the commands are
@@ -331,7 +310,7 @@ def print_end(folder: Path, law: dict, scores: list[dict], pictures: list[Path],
     print("next:", *next_commands(where, law, scores, plan), sep="\n    ", flush=True)
 
 
-def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned]) -> list[str]:
+def next_commands(where: Path, law: dict, scores: list[dict], plan: Runs) -> list[str]:
     best = max((p for p in plan if p.done()), key=lambda p: p.resolved.C)
     study = shlex.quote(str(where))
     commands = [f"python sample.py --out_dir={shlex.quote(str(where / best.name))}"]
@@ -349,7 +328,7 @@ def next_commands(where: Path, law: dict, scores: list[dict], plan: list[Planned
 # ---------------------------------------------------------------- command line
 
 
-def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch, anyway: bool) -> list[str]:
+def carry_out(study: Study, fitted: Runs, held: Runs, launch, anyway: bool) -> list[str]:
     """Train by `launch(plan)`, then fit, forecast and draw. Returns a line for each run that failed."""
     folder = study.folder
     scores = []
@@ -359,14 +338,16 @@ def carry_out(study: Study, fitted: list[Planned], held: list[Planned], launch, 
     parse(folder, fitted)
     law = fit.fit_study(folder)
     if held and not failed:
-        left = seal_all(folder, held, law, anyway)
+        why = forecast.refusal(law, anyway)
+        left = [p for p in held if why and not p.done() and not forecast.seal_path(folder, p.name).exists()]
         ready = [p for p in held if p not in left]
         if ready:
+            seal_all(folder, ready, law, anyway)
             failed = launch(ready)
             parse(folder, fitted)                      # again, for the curves of the held-out runs
             scores = forecast.score(folder)
         # What was trained is not lost: it is drawn and told below, without a forecast.
-        failed += [f"{p.name}: no forecast, since {forecast.refusal(law)}" for p in left]
+        failed += [f"{p.name}: no forecast, since {why}" for p in left]
     pictures = plots.draw_study(folder)
     print_end(folder, law, scores, pictures, fitted + held)
     return failed
@@ -418,13 +399,15 @@ def main(args: list[str] | None = None) -> int:
     print_unforecast(fitted, held)
     print_unlisted(study, plan)
     if a.dry_run:
-        known, later = ([p for p in runs if prepared(p.config)] for runs in (plan, held))
-        if again := require_own(study, known, later, a.retrain, states):
+        if again := require_own(study, plan, held, a.retrain, states):
             print(f"would train anew: {names(again)}")
         print("next: the same command without --dry_run")
         return 0
     with alone_in(study.folder):
-        forget(require_own(study, plan, held, a.retrain, states))
+        if again := require_own(study, plan, held, a.retrain, states):
+            print(f"trains anew: {names(again)}", flush=True)
+        for p in again:
+            p.forget()
         failed = carry_out(study, fitted, held, launch, a.anyway)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

@@ -30,7 +30,7 @@ from config.corpus import load_meta
 from config.settings import Config, learning_rate, resolve
 from runtime import rundir
 from runtime.basics import UserError, plain_name
-from scaling import fit, forecast, logs, plan, sweep
+from scaling import fit, forecast, ground, logs, plan, sweep
 from scaling.launch.study import make_plan
 from scaling.tables.csv import read_table
 from scaling.tables.foreign import Asked, read_points
@@ -196,7 +196,7 @@ def test_names_cannot_leave_their_directory(place, tmp_path, name):
         path.write_text(f"runs = {runs!r}\n", encoding="utf-8")
         with pytest.raises(UserError, match="plain file name|name of a directory under data/"):
             sweep.missing_data(sweep.read_sweep(str(path)))
-    for read in (load_meta, plan.text_of, plan.vocabulary) if name else (load_meta,):
+    for read in (load_meta, ground.text_of) if name else (load_meta,):
         with pytest.raises(UserError, match="name of a directory under data/"):
             read(name)
 
@@ -249,7 +249,7 @@ def test_meta_json(place, data):
         load_meta("fuzzed")
         resolve(Config(**GOOD))
     with one_line():
-        plan.vocabulary("fuzzed")
+        ground.text_of("fuzzed")
     assert place.files() == before
 
 

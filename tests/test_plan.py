@@ -13,17 +13,17 @@ from config import configurator, schema, settings
 from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError
-from scaling import plan
+from scaling import ground, plan
 from scaling.fit import fit_all
-from scaling.laws import counts, design, forms
+from scaling.laws import counts, design, forms, goals
 from scaling.tables.csv import read_table, write_table
 
 ROOT = Path(__file__).parents[1]
-HOFFMANN, BESIROGLU, KAPLAN = (plan.PUBLISHED[k] for k in ("hoffmann", "besiroglu", "kaplan"))
+HOFFMANN, BESIROGLU, KAPLAN = (goals.PUBLISHED[k] for k in ("hoffmann", "besiroglu", "kaplan"))
 # As a table may count compute: C is no 6 N D, and a frontier has a line of its own for tokens.
 COUNTED = HOFFMANN | {"cost": {"f": [0.02, -0.1, 0.2], "by_D": 0.0, "center": 22.0, "sizes": [-3.0, 3.0]}}
 OWN_TOKENS = KAPLAN | {"log_m": -5.0, "b": 0.3}
-MUENNIGHOFF = plan.PUBLISHED["muennighoff"]
+MUENNIGHOFF = goals.PUBLISHED["muennighoff"]
 
 
 def model(n_layer: int, n_embd: int, **changes) -> Config:
@@ -35,7 +35,7 @@ REPEATED = MUENNIGHOFF | {"unique": 25e9}
 
 
 def goal(law, C=0.0, N=0.0, D=0.0, L=0.0):
-    return plan.solve_goal(law, C, N, D, L)
+    return goals.solve_goal(law, C, N, D, L)
 
 
 # ---- Published laws. ----
@@ -52,20 +52,20 @@ def test_published_optima(law, C, N, D):
 
 
 def test_besiroglus_loss_for_gopher():
-    assert plan.best(BESIROGLU, 5.88e23)[2] == pytest.approx(1.97386, abs=1e-5)
+    assert goals.best(BESIROGLU, 5.88e23)[2] == pytest.approx(1.97386, abs=1e-5)
 
 
 def test_kaplan_in_pf_days():
     N, D = goal(KAPLAN, 100 * counts.PF_DAY)
     assert N == pytest.approx(1.3e9 * 100 ** 0.73) and 6 * N * D == pytest.approx(100 * counts.PF_DAY)
-    assert plan.best(KAPLAN, 100 * counts.PF_DAY)[2] == pytest.approx((3.1e8 / 100) ** 0.050)
+    assert goals.best(KAPLAN, 100 * counts.PF_DAY)[2] == pytest.approx((3.1e8 / 100) ** 0.050)
     with pytest.raises(UserError, match="only the best run of each budget"):
         plan.make_plan(KAPLAN, plan.Options(params=1e9, tokens=1e9))
 
 
 def test_repeated_data_as_muennighoff_et_al_compute_it():
-    assert plan.loss_at(REPEATED, 6.34e9, 242e9) == pytest.approx(2.2256440889984477, abs=1e-9)
-    assert plan.loss_at(REPEATED, 8.67e9, 178e9) == pytest.approx(2.2269634075087867, abs=1e-9)
+    assert goals.loss_at(REPEATED, 6.34e9, 242e9) == pytest.approx(2.2256440889984477, abs=1e-9)
+    assert goals.loss_at(REPEATED, 8.67e9, 178e9) == pytest.approx(2.2269634075087867, abs=1e-9)
     N, D = goal(REPEATED, 1e22)
     assert (N, D, D / 25e9) == pytest.approx((7.0224e9, 237.34e9, 9.493), rel=1e-3)
     made = plan.make_plan(MUENNIGHOFF, plan.Options(flops=1e22, unique_tokens=25e9))
@@ -79,25 +79,25 @@ def test_serving_as_sardana_et_al_compute_it():
     """Their figure 1: for 2T tokens served a 7B model of a 13B's quality saves 1.7e22 FLOPs, 17 %."""
     law = HOFFMANN | dict(E=1.69, A=406.4, B=410.7, alpha=0.336, beta=0.283)
     N, D = goal(law, N=13e9)
-    small, longer = plan.serving_optimum(law, plan.loss_at(law, N, D), 2e12)
+    small, longer = goals.serving_optimum(law, goals.loss_at(law, N, D), 2e12)
     cost, less = (6 * n * d + 2 * n * 2e12 for n, d in ((N, D), (small, longer)))
     assert small == pytest.approx(7e9, rel=0.01)
-    assert plan.loss_at(law, small, longer) == pytest.approx(plan.loss_at(law, N, D))
+    assert goals.loss_at(law, small, longer) == pytest.approx(goals.loss_at(law, N, D))
     assert (cost - less, 1 - less / cost) == (pytest.approx(1.7e22, rel=0.01), pytest.approx(0.17, abs=0.005))
-    assert plan.serving_optimum(law, plan.loss_at(law, N, D), 1e3)[0] == pytest.approx(N, rel=1e-3)
+    assert goals.serving_optimum(law, goals.loss_at(law, N, D), 1e3)[0] == pytest.approx(N, rel=1e-3)
 
 
 def test_serving_counts_as_the_table_of_the_law_does():
     """Of all models of one loss none is cheaper over its life, by the C(N, D) that was learnt."""
     law, served = COUNTED, 1e12
     N, D = goal(law, 1e21)
-    loss = plan.loss_at(law, N, D)
-    small, longer = plan.serving_optimum(law, loss, served)
-    cost = plan.lifelong(law, small, longer, served)
+    loss = goals.loss_at(law, N, D)
+    small, longer = goals.serving_optimum(law, loss, served)
+    cost = goals.lifelong(law, small, longer, served)
     for share in np.linspace(0.2, 0.8, 25):
         n = (law["A"] / (share * (loss - law["E"]))) ** (1 / law["alpha"])
         d = (law["B"] / ((1 - share) * (loss - law["E"]))) ** (1 / law["beta"])
-        assert cost <= plan.lifelong(law, n, d, served) * (1 + 1e-9)
+        assert cost <= goals.lifelong(law, n, d, served) * (1 + 1e-9)
     assert cost == pytest.approx(float(forms.flops_of(law, small, longer)) * (1 + served / 3 / longer))
     assert abs(forms.flops_of(law, small, longer) / (6 * small * longer) - 1) > 0.02  # else it is 6 N D
 
@@ -108,14 +108,14 @@ def test_serving_counts_as_the_table_of_the_law_does():
 def test_every_goal_alone_finds_the_same_optimum(law):
     C = 1e21
     N, D = goal(law, C)
-    for other in (dict(N=N), dict(D=D), dict(L=plan.best(law, C)[2])):
+    for other in (dict(N=N), dict(D=D), dict(L=goals.best(law, C)[2])):
         assert goal(law, **other) == pytest.approx((N, D), rel=1e-6)
-    assert (N, D) == pytest.approx(plan.best(law, C)[:2]) and forms.flops_of(law, N, D) == pytest.approx(C)
+    assert (N, D) == pytest.approx(goals.best(law, C)[:2]) and forms.flops_of(law, N, D) == pytest.approx(C)
 
 
 def test_two_goals_fix_size_and_tokens():
     N, D, C = 1e9, 5e10, 3e20
-    L = plan.loss_at(HOFFMANN, N, D)
+    L = goals.loss_at(HOFFMANN, N, D)
     for pair in (dict(C=C, N=N), dict(C=C, D=D), dict(N=N, D=D), dict(N=N, L=L), dict(D=D, L=L)):
         assert goal(HOFFMANN, **pair) == pytest.approx((N, D), rel=1e-6)
     spent = float(forms.flops_of(COUNTED, N, D))
@@ -150,9 +150,9 @@ def test_time_is_a_budget():
 def test_neighbours_cost_what_the_law_says():
     made = plan.make_plan(HOFFMANN, plan.Options(flops=1e20))
     half = next(line for line in plan.neighbours(made) if line.endswith(" 0.5x")).split()
-    loss = plan.loss_at(HOFFMANN, made.N / 2, made.D * 2)
+    loss = goals.loss_at(HOFFMANN, made.N / 2, made.D * 2)
     assert float(half[3]) == pytest.approx(loss, abs=1e-4)
-    assert half[4] == f"{loss / plan.best(HOFFMANN, 1e20)[2] - 1:+.2%}"
+    assert half[4] == f"{loss / goals.best(HOFFMANN, 1e20)[2] - 1:+.2%}"
 
 
 # ---- Shapes. ----
@@ -163,37 +163,37 @@ BASE = Config(vocab_size=84, block_size=128)
 @pytest.mark.parametrize("N", [3e4, 1e6, 1.2e8, 7e9])
 @pytest.mark.parametrize("convention", counts.PARAMS)
 def test_shapes_come_near_and_can_be_built(N, convention):
-    built = plan.shape(N, BASE, convention)
+    built = ground.shape(N, BASE, convention)
     assert built.n_embd % built.n_head == 0
-    assert abs(plan.size(built, convention) / N - 1) < 0.08
+    assert abs(ground.size(built, convention) / N - 1) < 0.08
     assert N < 1e6 or 16 < built.n_embd / built.n_layer < 256
 
 
 def test_sizes_are_those_that_settings_count():
     c = model(3, 48, bias=True, tie_weights=False)
     params = settings.count_params(c)
-    assert plan.size(c, "total") == params["total"]
-    assert plan.size(c, "as given") == params["non_embedding"] + params["head"]
+    assert ground.size(c, "total") == params["total"]
+    assert ground.size(c, "as given") == params["non_embedding"] + params["head"]
     row = {f"params_{group}": np.array([count]) for group, count in params.items()}
     for convention in counts.PARAMS:
-        assert plan.size(c, convention) == counts.params(row, convention)
+        assert ground.size(c, convention) == counts.params(row, convention)
 
 
 def test_head_size_and_the_studys_shapes():
-    built = plan.shape(1e7, BASE, "total", head_size=48)
+    built = ground.shape(1e7, BASE, "total", head_size=48)
     assert built.n_embd / built.n_head == 48
-    study = plan.Study({}, vocab=84, n_layer=3, n_head=2)
-    built = plan.shape(1e6, BASE, "non_embedding_plus_head", study=study)
+    study = ground.Study({}, vocab=84, n_layer=3, n_head=2)
+    built = ground.shape(1e6, BASE, "non_embedding_plus_head", study=study)
     assert built.n_layer == 3 and built.n_head == 2
     with pytest.raises(UserError, match="widths from 4096 the smallest has"):
-        plan.shape(1e7, BASE, "total", head_size=4096)
+        ground.shape(1e7, BASE, "total", head_size=4096)
 
 
 def test_a_small_size_may_take_another_depth_than_the_studys():
     """Two layers miss 5,000 parameters by half at either width; one layer is near, and better than none."""
-    study = plan.Study({}, vocab=84, n_layer=2, n_head=2)
-    built = plan.shape(5e3, Config(vocab_size=84, block_size=32), "non_embedding_plus_head", study=study)
-    assert abs(np.log(plan.size(built, "non_embedding_plus_head") / 5e3)) < 0.35 and built.n_layer == 1
+    study = ground.Study({}, vocab=84, n_layer=2, n_head=2)
+    built = ground.shape(5e3, Config(vocab_size=84, block_size=32), "non_embedding_plus_head", study=study)
+    assert abs(np.log(ground.size(built, "non_embedding_plus_head") / 5e3)) < 0.35 and built.n_layer == 1
 
 
 # ---- A study: fit.json with runs.csv beside it. ----
@@ -228,7 +228,7 @@ def study(tmp_path_factory):
 
 
 def test_a_study_lends_its_recipe_speed_and_forecast(study):
-    made = plan.make_plan(plan.load_law(str(study)), plan.Options(flops=8e12))
+    made = plan.make_plan(ground.load_law(str(study)), plan.Options(flops=8e12))
     config = made.config
     expected = dict(dataset="tiny", schedule="wsd", batch_size=16, learning_rate=4e-3, n_head=2)
     assert config["block_size"] == 32 and expected.items() <= config.items() and made.model.vocab_size == 80
@@ -247,7 +247,7 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     asked = model(4, 96, parametrization="mup", base_width=32, beta2=0.99, bias=True, tie_weights=False,
                   max_iters=900, **warmup)
     recipe = schema.recipe(asked, dataclasses.replace(asked, warmup_iters=100)) | {"val_tokens": 6400}
-    law = plan.load_law(str(study))
+    law = ground.load_law(str(study))
     rows = [dict(zip(law["runs"], values)) | recipe for values in zip(*law["runs"].values())]
     write_table(tmp_path / "runs.csv", rows, list(rows[0]))
     table = read_table(tmp_path / "runs.csv")
@@ -257,9 +257,9 @@ def test_the_recipe_comes_from_the_table(study, warmup, tmp_path):
     assert expected.items() <= made.config.items()
     assert len({"warmup_iters", "warmup_frac"} & set(made.config)) == 1
     assert {type(made.config[k]) for k in ("bias", "tie_weights")} == {bool}
-    assert made.params == plan.size(made.model, law["params"]) and made.model.bias
+    assert made.params == ground.size(made.model, law["params"]) and made.model.bias
     assert not any("does not record" in n for n in plan.notes(made))
-    lent = plan.study_of(table, 1e5, 1e7)
+    lent = ground.study_of(table, 1e5, 1e7)
     assert lent.n_head == 2 and lent.n_layer in (3, 4)
 
 
@@ -268,10 +268,10 @@ def test_a_row_that_records_its_recipe_goes_before_a_nearer_one(study):
     table = read_table(study.parent / "runs.csv")
     N = table["params_non_embedding"] + table["params_head"]
     table["parametrization"] = np.array(["" if n < N.max() else "mup" for n in N], object)
-    small = plan.study_of(table, N.min(), table["tokens"].max())
+    small = ground.study_of(table, N.min(), table["tokens"].max())
     assert small.settings["parametrization"] == "mup"
     table["parametrization"][:] = ""
-    assert "parametrization" not in plan.study_of(table, N.min(), 1e6).settings
+    assert "parametrization" not in ground.study_of(table, N.min(), 1e6).settings
 
 
 # ---- A law that its own fit calls undetermined. ----
@@ -383,7 +383,7 @@ def test_reading_the_text_twice_is_said(lab, monkeypatch):
 def test_a_price_makes_hours_a_cost(capsys):
     args = ["hoffmann", "--flops=1e21", "--tok_per_s=90000@124e6", "--gpus=8", "--price=2.5"]
     plan.main(args)
-    hours = plan.make_plan(plan.load_law("hoffmann"), plan.Options(flops=1e21, gpus=8,
+    hours = plan.make_plan(ground.load_law("hoffmann"), plan.Options(flops=1e21, gpus=8,
                                                                     tok_per_s="90000@124e6")).hours
     assert f" on 8 devices, costs {hours * 8 * 2.5:,.2f}\n" in capsys.readouterr().out
     plan.main(args[:1] + args[1:2] + args[3:])                   # hours unknown: so is the cost
@@ -403,13 +403,19 @@ def test_compare_on_the_command_line(study, capsys):
 
 # ---- Which runs next? ----
 
-def test_next_runs_shrink_what_refitting_finds(study):
-    """The promised change of the interval, against 60 simulated studies, refitted without and with them."""
-    law = json.loads(study.read_text())["surface"] | LAW
+@pytest.fixture
+def chosen(study):
+    """(noise of the study's fit, its N and D, the sizes to choose from, the runs chosen by LAW)."""
+    noise = json.loads(study.read_text())["surface"]["noise"]
     table = read_table(study.parent / "runs.csv")
     N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
     sizes = np.geomspace(N.min(), 4 * N.max(), 30)
-    found = design.next_runs(law, N, D, 1e14, 2e13, sizes, 6 * sizes)
+    return noise, N, D, sizes, design.next_runs(LAW | {"noise": noise}, N, D, 1e14, 2e13, sizes, 6 * sizes)
+
+
+def test_next_runs_shrink_what_refitting_finds(chosen):
+    """The promised change of the interval, against 60 simulated studies, refitted without and with them."""
+    _, N, D, _, found = chosen
     assert (6 * found.N * found.D).sum() == pytest.approx(2e13)
     assert len(set(found.N)) == len(found.N)
     assert (found.D / found.N).max() <= 2 * (D / N).max()
@@ -425,12 +431,8 @@ def test_next_runs_shrink_what_refitting_finds(study):
     assert seen == pytest.approx(found.after / found.before, rel=0.35)
 
 
-def test_next_runs_beat_random_ones(study):
-    law = json.loads(study.read_text())["surface"] | LAW
-    table = read_table(study.parent / "runs.csv")
-    N, D = table["params_non_embedding"] + table["params_head"], table["tokens"]
-    sizes = np.geomspace(N.min(), 4 * N.max(), 30)
-    found = design.next_runs(law, N, D, 1e14, 2e13, sizes, 6 * sizes)
+def test_next_runs_beat_random_ones(chosen):
+    noise, N, D, sizes, found = chosen
     k, rng = len(found.N), np.random.default_rng(0)
 
     def width(N, D):                                   # of log N_opt, by derivatives taken numerically
@@ -439,7 +441,7 @@ def test_next_runs_beat_random_ones(study):
         J = np.array([np.log(forms.surface_loss(q, N, D)) for q in at])
         g = np.array([np.log(forms.surface_optimum(q, 1e14)[0]) for q in at])
         J, g = (J[::2] - J[1::2]) / 2e-6, (g[::2] - g[1::2]) / 2e-6
-        return 1.96 * law["noise"] * np.sqrt(g @ np.linalg.solve(J @ J.T, g))
+        return 1.96 * noise * np.sqrt(g @ np.linalg.solve(J @ J.T, g))
     assert width(N, D) == pytest.approx(found.before, rel=1e-3)
     after = width(np.append(N, found.N), np.append(D, found.D))
     assert after == pytest.approx(found.after, rel=1e-3)
@@ -562,7 +564,7 @@ def test_every_answer_leads_on(study, lab, monkeypatch, capsys):
 
 
 def test_a_law_of_parameters_as_given_says_how_the_model_counts(study):
-    law = plan.load_law(str(study))
+    law = ground.load_law(str(study))
     for params, said in (("as given", 1), ("non_embedding_plus_head", 0)):
         made = plan.make_plan(law | {"params": params, "runs": {}}, plan.Options(flops=1e15))
         assert sum("the model's is its non_embedding_plus_head" in n for n in plan.notes(made)) == said
@@ -590,7 +592,7 @@ def test_figure(tmp_path, study):
 @pytest.mark.parametrize("x, text", [(999.6, "1k"), (1.234e9, "1.23B"), (5e11, "500B"), (42, "42"),
                                      (3e15, "3e+15")])
 def test_amounts(x, text):
-    assert plan.amount(x) == text
+    assert ground.amount(x) == text
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.02])
@@ -611,5 +613,5 @@ def test_a_surface_at_its_bounds_leaves_the_plan_to_isoflop(tmp_path):
     law["surface"]["health"]["bounds"] = ["beta"]
     path = tmp_path / "fit.json"
     path.write_text(json.dumps(law), encoding="utf-8")
-    found = plan.load_law(str(path))
+    found = ground.load_law(str(path))
     assert found["form"] == "frontier" and found["n"] == law["isoflop"]["n"]

@@ -78,6 +78,15 @@ def finish(p, **result):
     (p.out / "result.json").write_text(json.dumps(result))
 
 
+def edit(path, **changes):
+    """Change some keys of a JSON file."""
+    path.write_text(json.dumps(basics.load_json(path) | changes))
+
+
+def val_loss(folder):
+    return basics.load_json(folder / "result.json")["val_loss"]
+
+
 def rows(folder):
     with open(folder / "runs.csv", encoding="utf-8") as f:
         return list(csv.DictReader(f))
@@ -166,7 +175,7 @@ def test_a_budget_that_is_added_later_trains_nothing_anew(study, in_process):
 
     def losses(runs):
         assert local.run(runs, 1) == []
-        return [json.loads((p.out / "result.json").read_text())["val_loss"] for p in runs]
+        return [val_loss(p.out) for p in runs]
     at_once = losses(plan(study(text.format("5e7, 1e8, 1.4e8, "), "at_once")))
     path = study(text.format("1e8, "))
     losses(plan(path))
@@ -223,13 +232,13 @@ def test_study_from_text_to_scored_forecast(study, lab, in_process, capsys, monk
     table = rows(folder)
     assert len(table) == 9 and all(float(r["val_loss"]) > 0 for r in table)
     assert {r["study"] for r in table} == {"tiny_study"}
-    assert "surface" in json.loads((folder / "fit.json").read_text())
+    assert "surface" in basics.load_json(folder / "fit.json")
     with open(folder / "forecasts.csv", encoding="utf-8") as f:
         scored, = csv.DictReader(f)
-    measured = json.loads((folder / "big" / "result.json").read_text())["val_loss"]
+    measured = val_loss(folder / "big")
     assert float(scored["measured"]) == measured
     assert float(scored["error"]) == pytest.approx(float(scored["predicted"]) / measured - 1)
-    assert json.loads((folder / "big" / "config.json").read_text())["forecast"] == scored["sha256"]
+    assert basics.load_json(folder / "big" / "config.json")["forecast"] == scored["sha256"]
     assert list((folder / "figures").glob("*.png"))
     assert_end_is_true(capsys.readouterr().out, lab.root, scored)
     before = (folder / "runs.csv").read_bytes()
@@ -336,8 +345,7 @@ def test_a_run_of_a_sweep_is_that_of_train_py_alone(study, lab):
     assert alone.returncode == 0 and not err and len(out.splitlines()) == len(lines)
     ours, other = (torch.load(d / "ckpt.pt", weights_only=True) for d in (p.out, lab.out("alone")))
     assert all(torch.equal(v, other["model"][k]) for k, v in ours["model"].items())
-    results = [json.loads((d / "result.json").read_text())["val_loss"] for d in (p.out, lab.out("alone"))]
-    assert results[0] == results[1]
+    assert val_loss(p.out) == val_loss(lab.out("alone"))
 
 
 @on_linux
@@ -561,11 +569,9 @@ def test_a_study_of_the_same_name_in_another_file_is_another_study(trained, lab)
 def test_a_run_on_other_text_is_refused(trained, lab, split, words):
     path = trained(TWO)
     for p in plan(path):                               # as train.py writes it that knows both
-        config = json.loads((p.out / "config.json").read_text())
-        (p.out / "config.json").write_text(json.dumps(config | corpus.texts(p.resolved.meta)))
+        edit(p.out / "config.json", **corpus.texts(p.resolved.meta))
     assert all(p.done() for p in plan(path))
-    meta = lab.data / "tiny" / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {f"{split}_sha256": "0123456789"}))
+    edit(lab.data / "tiny" / "meta.json", **{f"{split}_sha256": "0123456789"})
     said = refused(path)
     assert f"a, b ({words} " in said and ", not 01234567)" in said
 
@@ -597,9 +603,9 @@ def test_retrain_trains_anew_what_differs_and_nothing_else(study, lab, in_proces
     in_this_process(monkeypatch, lab.root)
     b = plan(path)[1]
     assert lab.main(b.command()[2:])[0] == 0 and b.done()
-    again = json.loads((folder / "b" / "result.json").read_text())
-    assert again["learning_rate"] == 0.002 and again["val_loss"] != float(first["b"]["val_loss"])
-    assert json.loads((folder / "a" / "result.json").read_text())["val_loss"] == float(first["a"]["val_loss"])
+    assert basics.load_json(folder / "b" / "result.json")["learning_rate"] == 0.002
+    assert val_loss(folder / "b") != float(first["b"]["val_loss"])
+    assert val_loss(folder / "a") == float(first["a"]["val_loss"])
 
 
 def test_a_sealed_model_of_other_settings_needs_another_name(trained, study, lab):
@@ -621,8 +627,7 @@ def test_a_seal_on_other_text_is_refused(trained, lab):
     path = trained(HELD)
     shutil.rmtree(plan(path)[-1].out)
     seal(lab.root / "out" / "tiny_study", plan(path)[-1])
-    meta = lab.data / "tiny" / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"train_sha256": "0123456789"}))
+    edit(lab.data / "tiny" / "meta.json", train_sha256="0123456789")
     assert "a forecast is sealed of big (training text " in refused(path, "--retrain")
 
 
@@ -631,8 +636,7 @@ def test_a_sealed_model_is_not_trained_a_second_time(trained, lab):
     path = trained(HELD)
     big = plan(path)[-1]
     seal(lab.root / "out" / "tiny_study", big, texts=False)
-    config = json.loads((big.out / "config.json").read_text())
-    (big.out / "config.json").write_text(json.dumps(config | {"data_sha256": "0123456789"}))
+    edit(big.out / "config.json", data_sha256="0123456789")
     assert "a forecast is sealed of big (training text 01234567, not " in refused(path, "--retrain")
 
 
@@ -641,8 +645,7 @@ def test_what_took_the_place_of_a_sealed_model_is_trained_anew(trained, lab):
     path = trained(HELD)
     big = plan(path)[-1]
     seal(lab.root / "out" / "tiny_study", big)
-    config = json.loads((big.out / "config.json").read_text())
-    (big.out / "config.json").write_text(json.dumps(config | {"seed": 5}))
+    edit(big.out / "config.json", seed=5)
     said = refused(path)
     assert "(seed 5, not 1337)" in said and said.endswith("train them anew: --retrain") and "seal" not in said
     again = sweep.require_own(sweep.read_sweep(path), plan(path), plan(path)[-1:], True)
@@ -698,7 +701,7 @@ def test_what_no_score_tells_of_a_held_out_run_is_said(trained, lab, capsys):
     (folder / "runs.csv").write_text("run\n")
     *_, big, late = plan(path)
     seal(folder, big, runs_sha256=forecast.table_sha256(folder))
-    assert sweep.seal_all(folder, [big, late], OPEN, False) == []
+    sweep.seal_all(folder, [big, late], OPEN, False)
     said = "late: not scored, for no forecast was sealed before it was trained\n"
     assert capsys.readouterr().out == said
     (folder / "runs.csv").write_text("run\na\n")

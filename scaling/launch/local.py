@@ -4,20 +4,21 @@ import sys
 import time
 
 from runtime import basics, system, warm
-from scaling.launch.planned import Planned, advance, left_behind, names, progress_bar, say, still_at_work
+from scaling.launch import planned
+from scaling.launch.planned import Planned, Runs, names, say
 
 
-def run(plan: list[Planned], jobs: int) -> list[str]:
+def run(plan: Runs, jobs: int) -> list[str]:
     """Train what has no result, longest first, `jobs` at a time. Returns a line for each run that failed.
 
     What a killed sweep left at work is waited for as if it were ours. SIGINT and SIGTERM: the models that
     were started here write their checkpoints, then KeyboardInterrupt is raised.
     """
     todo = sorted((p for p in plan if not p.done()), key=lambda p: -p.seconds)
-    running = left_behind(todo)
+    running = planned.left_behind(todo)
     todo = [p for p in todo if p not in running]
     failed = []
-    with basics.caught_signals() as caught, progress_bar(plan) as bar:
+    with basics.caught_signals() as caught, planned.progress_bar(plan) as bar:
         try:
             while (todo or running) and not caught:
                 ready = [p for p in todo if p.ready()]
@@ -31,7 +32,7 @@ def run(plan: list[Planned], jobs: int) -> list[str]:
                 for p in [p for p in running if p.ended()]:
                     running.remove(p)
                     settle(p, todo, running, failed)
-                advance(bar, plan, f"now {names(running)}" if running else "")
+                planned.advance(bar, plan, f"now {names(running)}" if running else "")
         finally:                                       # after a signal, or an error such as a full disk
             stop(running)
     if caught:
@@ -39,7 +40,7 @@ def run(plan: list[Planned], jobs: int) -> list[str]:
     return failed
 
 
-def settle(p: Planned, todo: list[Planned], running: list[Planned], failed: list[str]) -> None:
+def settle(p: Planned, todo: Runs, running: Runs, failed: list[str]) -> None:
     """Put a run that has ended where it belongs: nowhere once it is done."""
     if p.done():
         return
@@ -53,14 +54,14 @@ def settle(p: Planned, todo: list[Planned], running: list[Planned], failed: list
         say(f"failed: {failed[-1]}")
 
 
-def stop(running: list[Planned]) -> None:
+def stop(running: Runs) -> None:
     """Have the models that were started here write their checkpoints and end; name the others."""
     ours = [p for p in running if p.process]
     others = [p for p in running if not p.process]
     if ours:
         say("interrupted: the running models write their checkpoints")
     if others:
-        say(still_at_work(others))
+        say(planned.still_at_work(others))
     for p in ours:
         p.process.terminate()
     for p in ours:

@@ -14,25 +14,33 @@ from runtime import basics, console, system
 from runtime.warm import Forked
 
 
-def told(name: str, old, new) -> str:
-    """'learning_rate 0.001, not 0.002', with as many digits as it takes to tell them apart."""
-    if isinstance(old, float) and isinstance(new, float) and f"{old:.4g}" != f"{new:.4g}":
-        old, new = f"{old:.4g}", f"{new:.4g}"
-    return f"{name} {old}, not {new}"
+def short(value, other) -> str:
+    """A setting in words: of a float as few digits as tell it from `other`, its value elsewhere."""
+    if isinstance(value, float) and isinstance(other, float) and f"{value:.4g}" != f"{other:.4g}":
+        return f"{value:.4g}"
+    return str(value)
 
 
 def changes(old: dict, c: Config, meta: dict) -> list[str]:
-    """What tells the run that `old` records from the run `c` on the text of `meta`, as `told` has it.
+    """What tells the run that `old` records from the run `c` on the text of `meta`: "seed 1, not 2".
 
     `old` is a config.json, or the like in a seal; settings without bearing on the result are left aside.
     """
-    before, ours = schema.from_dict(old), corpus.texts(meta)
-    found = [told(name, getattr(before, name), getattr(c, name))
-             for name in schema.differences(old, dataclasses.asdict(c))]
+    before = schema.from_dict(old)
+    found = []
+    for name in schema.differences(old, dataclasses.asdict(c)):
+        theirs = getattr(before, name)
+        ours = getattr(c, name)
+        found.append(f"{name} {short(theirs, ours)}, not {short(ours, theirs)}")
     if before.dataset == c.dataset:                    # another one has another text, of course
-        found += [told(corpus.TEXTS[key][1], old[key][:8], ours[key][:8])
-                  for key in corpus.other_texts(old, ours)]
+        texts = corpus.texts(meta)
+        for key in corpus.other_texts(old, texts):
+            found.append(f"{corpus.TEXTS[key][1]} {old[key][:8]}, not {texts[key][:8]}")
     return found
+
+
+def prepared(dataset: str) -> bool:
+    return (basics.ROOT / "data" / dataset / "meta.json").exists()
 
 
 @dataclass
@@ -58,6 +66,11 @@ class Planned:
     def own_flops(self) -> float:
         """FLOPs that this run trains itself: of a branch, those of its cooldown."""
         return self.resolved.C * (1 - self.leave / self.config.max_iters)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its text is there; before that its cost is not known, which depends on the vocabulary."""
+        return prepared(self.config.dataset)
 
     def command(self) -> list[str]:
         given = self.overrides | {"out_dir": str(self.out)}
@@ -139,7 +152,10 @@ class Planned:
         return lines[-1] if lines else "it printed nothing"
 
 
-def left_behind(todo: list[Planned]) -> list[Planned]:
+Runs = list[Planned]
+
+
+def left_behind(todo: Runs) -> Runs:
     """The runs of `todo` that a killed sweep has left at work; says so. They are waited for, not started."""
     found = [p for p in todo if p.at_work()]
     if found:
@@ -147,16 +163,16 @@ def left_behind(todo: list[Planned]) -> list[Planned]:
     return found
 
 
-def names(runs: list[Planned]) -> str:
+def names(runs: Runs) -> str:
     return ", ".join(p.name for p in runs)
 
 
-def still_at_work(runs: list[Planned]) -> str:
+def still_at_work(runs: Runs) -> str:
     """What a sweep says of runs that it waited for, and leaves as it found them."""
     return f"still at work, for they are not this sweep's: {names(runs)}"
 
 
-def progress_bar(plan: list[Planned]) -> tqdm:
+def progress_bar(plan: Runs) -> tqdm:
     """A bar over the FLOPs of `plan`; on no terminal it prints twice a minute, and nothing if all is done."""
     interval = 1.0 if sys.stderr.isatty() else 30.0
     return tqdm(total=sum(p.own_flops for p in plan), initial=sum(p.progress() for p in plan), unit="FLOP",
@@ -164,7 +180,7 @@ def progress_bar(plan: list[Planned]) -> tqdm:
                 disable=all(p.done() for p in plan))
 
 
-def advance(bar: tqdm, plan: list[Planned], now: str) -> None:
+def advance(bar: tqdm, plan: Runs, now: str) -> None:
     """Show how far `plan` is, and `now`, what is at work; of nothing it says nothing."""
     bar.update(sum(p.progress() for p in plan) - bar.n)
     done = f"{sum(p.done() for p in plan)}/{len(plan)} runs"

@@ -22,7 +22,7 @@ from config.configurator import convert
 from runtime import basics
 from runtime.basics import UserError, nearest
 from scaling.launch import local
-from scaling.launch.planned import Planned, advance, left_behind, progress_bar, say, still_at_work
+from scaling.launch.planned import Runs, advance, left_behind, progress_bar, say, still_at_work
 
 QUEUE_SECONDS = 10                     # from one look at the queue to the next
 MAX_TASKS = 1000                       # of an array, by SLURM's default MaxArraySize; then tasks share runs
@@ -71,7 +71,7 @@ class Chain:
     SIGTERM, of SLURM's pre-emption, scontrol requeue and scancel: `terminated`.
     """
 
-    def __init__(self, runs: list[Planned], options: dict):
+    def __init__(self, runs: Runs, options: dict):
         self.runs = runs
         self.options = options
 
@@ -123,7 +123,7 @@ class Chain:
 # ---------------------------------------------------------------- where the sweep runs
 
 
-def run(plan: list[Planned], options: dict, folder: Path) -> list[str]:
+def run(plan: Runs, options: dict, folder: Path) -> list[str]:
     """Submit what has no result and is not queued, and wait for it. Returns a line for each that failed.
 
     Kill it as you like: the jobs go on, and the next call finds them in the queue.
@@ -141,7 +141,7 @@ def run(plan: list[Planned], options: dict, folder: Path) -> list[str]:
     return [f"{p.name}: {p.last_line()}" for p in plan if not p.done()]
 
 
-def wait_for(runs: list[Planned]) -> None:
+def wait_for(runs: Runs) -> None:
     """Return when no process has any of `runs` any more: a branch is submitted once its trunk is known."""
     try:
         while any(p.at_work() for p in runs):
@@ -151,7 +151,7 @@ def wait_for(runs: list[Planned]) -> None:
         raise
 
 
-def watch(plan: list[Planned], folder: Path) -> None:
+def watch(plan: Runs, folder: Path) -> None:
     """Show progress until every run of `plan` has its result or has left the queue without."""
     missed = collections.Counter()                     # how often in turn a run was not in the queue
     with progress_bar(plan) as bar:
@@ -170,7 +170,7 @@ def watch(plan: list[Planned], folder: Path) -> None:
             advance(bar, plan, ", ".join(f"{count} {state.lower()}" for state, count in counts))
 
 
-def chains(runs: list[Planned]) -> list[list[Planned]]:
+def chains(runs: Runs) -> list[Runs]:
     """`runs` by task, longest first: each with those of its branches that wait for its checkpoints."""
     tasks = {p.out: [p] for p in sorted(runs, key=lambda p: -p.seconds) if p.ready()}
     for p in runs:
@@ -180,7 +180,7 @@ def chains(runs: list[Planned]) -> list[list[Planned]]:
     return [sum(tasks[i::MAX_TASKS], []) for i in range(min(len(tasks), MAX_TASKS))]
 
 
-def submit(folder: Path, tasks: list[list[Planned]], options: dict) -> str:
+def submit(folder: Path, tasks: list[Runs], options: dict) -> str:
     """Submit one array for the study in `folder`; a task is a list of runs.
 
     Returns the job's name, STUDY-xxxxxxxx, also that of its directory in folder/slurm. tasks.json there says

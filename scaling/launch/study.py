@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from config import corpus, settings
 from config.configurator import read_file, set_fields
+from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, nearest, plain_name
 from scaling.launch import slurm
-from scaling.launch.planned import Planned
+from scaling.launch.planned import Planned, Runs, prepared
 
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
@@ -93,14 +94,11 @@ def read_runs(found: dict, key: str, path: str) -> list[dict]:
         name = run.get("name")
         if not plain_name(name) or name in OWN:
             raise UserError(f"{path}: every run needs a `name` that is a plain file name, not {name!r}")
-        if not plain_name(dataset_of(run)):            # its prepare.py will be run
-            raise UserError(f"dataset {dataset_of(run)!r} must be the name of a directory under data/")
+        dataset = dataset_of(run)
+        if not plain_name(dataset):                    # its prepare.py will be run
+            raise UserError(f"dataset {dataset!r} must be the name of a directory under data/")
         runs += with_seeds(run, path)
     return runs
-
-
-def dataset_of(run: dict) -> str:
-    return run.get("dataset", settings.Config.dataset)
 
 
 def with_seeds(run: dict, path: str) -> list[dict]:
@@ -108,7 +106,7 @@ def with_seeds(run: dict, path: str) -> list[dict]:
     if "seeds" not in run:
         return [run]
     seeds = run.pop("seeds")
-    first = run.get("seed", settings.Config.seed)
+    first = run.get("seed", Config.seed)
     if type(seeds) is not int or seeds < 1 or type(first) is not int:
         raise UserError(f"{path}: run {run['name']}: `seeds` must say how many, 1 or more (and `seed` which "
                         f"is the first), not {seeds!r}")
@@ -118,6 +116,10 @@ def with_seeds(run: dict, path: str) -> list[dict]:
 # ---- its data ----
 
 
+def dataset_of(run: dict) -> str:
+    return run.get("dataset", Config.dataset)
+
+
 def missing_data(study: Study) -> dict[str, list[str]]:
     """{dataset: the command, less python, that prepares it} of what is not there. Raises UserError.
 
@@ -125,7 +127,7 @@ def missing_data(study: Study) -> dict[str, list[str]]:
     """
     found = {}
     for dataset in sorted({dataset_of(run) for run in study.runs + study.held_out}):
-        if (basics.ROOT / "data" / dataset / "meta.json").exists():
+        if prepared(dataset):
             continue
         name, _, tokenizer = dataset.partition("_")
         flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
@@ -156,22 +158,17 @@ def prepare_data(missing: dict[str, list[str]], dry_run: bool = False) -> None:
 # ---- its plan ----
 
 
-def require_unique(plan: list[Planned], path: str) -> None:
-    """Two runs of one name would share a directory."""
-    for name, times in collections.Counter(p.name for p in plan).items():
-        if times > 1:
-            raise UserError(f"{path}: two runs are named {name!r}")
-
-
-def plan_study(study: Study) -> tuple[list[Planned], list[Planned]]:
+def plan_study(study: Study) -> tuple[Runs, Runs]:
     """(the runs that are fitted, those that are held out). Raises UserError."""
     fitted = make_plan(study, study.runs)
     held = make_plan(study, study.held_out)
-    require_unique(fitted + held, study.path)
+    for name, times in collections.Counter(p.name for p in fitted + held).items():
+        if times > 1:                                  # they would share a directory
+            raise UserError(f"{study.path}: two runs are named {name!r}")
     return fitted, held
 
 
-def make_plan(study: Study, runs: list[dict]) -> list[Planned]:
+def make_plan(study: Study, runs: list[dict]) -> Runs:
     """The plan of `runs`. Raises UserError, with the name of the run."""
     plan = []
     for run in runs:
@@ -183,7 +180,7 @@ def make_plan(study: Study, runs: list[dict]) -> list[Planned]:
     return plan
 
 
-def plan_run(study: Study, run: dict) -> list[Planned]:
+def plan_run(study: Study, run: dict) -> Runs:
     """The run, or of one with `budgets` the longest whole, and the branches that leave it. Raises UserError.
 
     A branch leaves where its own cooldown begins.
@@ -200,36 +197,6 @@ def plan_run(study: Study, run: dict) -> list[Planned]:
     return [trunk, *(branch(study, trunk, run | same, step) for run, step in zip(runs, steps))]
 
 
-def require_one_trunk(alone: list[settings.Config]) -> None:
-    """Raise UserError where the runs of several budgets, shortest first, are not alike until they cool."""
-    if alone[0].schedule != "wsd":
-        raise UserError("`budgets` needs schedule='wsd', whose shorter runs are branches of the longest; of "
-                        f"{alone[0].schedule!r} give each `budget` a run of its own")
-    for name in ("warmup_iters", "batch_size", "learning_rate"):
-        found = [getattr(c, name) for c in alone]
-        if len(set(found)) > 1:
-            shortest = f" (that of the shortest is {found[0]:g})" if prepared(alone[0]) else ""
-            raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it"
-                            f"{shortest}")
-
-
-def branch(study: Study, trunk: Planned, run: dict, step: int) -> Planned:
-    """The run as a branch that leaves `trunk` at `step`.
-
-    A budget may be added when the trunk has passed that step, and kept nothing there. Then it leaves at the
-    latest step before that was kept, or trains whole: what comes of it is the same.
-    """
-    def leaving(step):
-        at = {"branch": str(trunk.out / f"ckpt_{step}.pt")} if step else {}
-        return planned(study, run | at, step)
-    found = leaving(step)
-    at = trunk.config.max_iters if trunk.done() else trunk.log_tail().get("step", 0)
-    if found.ready() or found.done() or not trunk.begun() or trunk.changes() or at <= step:
-        return found
-    kept = [int(path.stem.removeprefix("ckpt_")) for path in trunk.out.glob("ckpt_[0-9]*.pt")]
-    return leaving(max((k for k in kept if k < step), default=0))
-
-
 def levels(study: Study, run: dict) -> list[dict]:
     """The run once for each of its budgets, smallest first, with tokens instead; or as it is, without any."""
     given = [name for name in ("budget", "budgets") if name in run]
@@ -243,7 +210,9 @@ def levels(study: Study, run: dict) -> list[dict]:
         words = "list numbers" if "budgets" in run else "be a number"
         raise UserError(f"`{given[0]}` must {words} of FLOPs above 0, not {run[given[0]]!r}")
     run = {key: value for key, value in run.items() if key not in given}
-    N = params_of(config_of(study, run))
+    c = config_of(study, run)
+    c.vocab_size = max(c.vocab_size, meta_of(c)["vocab_size"])
+    N = max(1, settings.default_N(settings.count_params(c)))           # of none `resolve` says what it lacks
     runs = []
     for C in sorted(budgets):
         level = f"_{C:.3g}".replace("e+", "e") if len(budgets) > 1 else ""
@@ -255,31 +224,21 @@ def is_budget(C) -> bool:
     return isinstance(C, (int, float)) and not isinstance(C, bool) and 0 < C < math.inf
 
 
-def config_of(study: Study, run: dict) -> settings.Config:
+def config_of(study: Study, run: dict) -> Config:
     where = f"{study.path}: run {run['name']}"
     if "out_dir" in run:
         raise UserError(f"{where}: out_dir is out/STUDY/RUN for all runs of a study; leave it out")
     values = {key: (value, where) for key, value in run.items() if key != "name"}
     values["out_dir"] = str(study.folder / run["name"]), where
-    return set_fields(settings.Config(), values)
+    return set_fields(Config(), values)
 
 
-def params_of(c: settings.Config) -> int:
-    """N of a run whose horizon is not known yet; at least 1, since `resolve` is to say what a shape lacks."""
-    c.vocab_size = max(c.vocab_size, meta_of(c)["vocab_size"])
-    return max(1, settings.default_N(settings.count_params(c)))
-
-
-def prepared(c: settings.Config) -> bool:
-    return (basics.ROOT / "data" / c.dataset / "meta.json").exists()
-
-
-def meta_of(c: settings.Config) -> dict:
+def meta_of(c: Config) -> dict:
     """meta.json of the run's text or, before it is prepared, of one that allows the most steps.
 
     What such a run will cost is not known yet. But whatever is refused then, no text could mend.
     """
-    if prepared(c):
+    if prepared(c.dataset):
         return corpus.load_meta(c.dataset)
     vocab_size = 2 ** 16 if c.tokens_per_param != -1 else 1
     return dict(vocab_size=vocab_size, train_tokens=2 ** 62, val_tokens=2 ** 62)
@@ -289,3 +248,30 @@ def planned(study: Study, run: dict, leave: int = 0) -> Planned:
     overrides = {key: value for key, value in run.items() if key != "name"}
     c = config_of(study, run)
     return Planned(run["name"], overrides, settings.resolve(c, meta=meta_of(c)), leave)
+
+
+def require_one_trunk(alone: list[Config]) -> None:
+    """Raise UserError where the runs of several budgets, shortest first, are not alike until they cool."""
+    if alone[0].schedule != "wsd":
+        raise UserError("`budgets` needs schedule='wsd', whose shorter runs are branches of the longest; of "
+                        f"{alone[0].schedule!r} give each `budget` a run of its own")
+    for name in ("warmup_iters", "batch_size", "learning_rate"):
+        found = [getattr(c, name) for c in alone]
+        if len(set(found)) > 1:
+            guess = f" (that of the shortest is {found[0]:g})" if prepared(alone[0].dataset) else ""
+            raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it{guess}")
+
+
+def branch(study: Study, trunk: Planned, run: dict, step: int) -> Planned:
+    """The run as a branch that leaves `trunk` at `step`.
+
+    A budget may be added when the trunk has passed that step, and kept nothing there. Then it leaves at the
+    latest step before that was kept, or trains whole: what comes of it is the same.
+    """
+    found = planned(study, run | {"branch": str(trunk.out / f"ckpt_{step}.pt")}, step)
+    at = trunk.config.max_iters if trunk.done() else trunk.log_tail().get("step", 0)
+    if found.ready() or found.done() or not trunk.begun() or trunk.changes() or at <= step:
+        return found
+    kept = {int(path.stem.removeprefix("ckpt_")): str(path) for path in trunk.out.glob("ckpt_[0-9]*.pt")}
+    step = max((k for k in kept if k < step), default=0)
+    return planned(study, run | {"branch": kept.get(step, "")}, step)

@@ -18,7 +18,7 @@ import numpy as np
 from config import schema
 from config.settings import Config
 from runtime.basics import Parser, UserError, exit_cleanly
-from scaling import plan
+from scaling import ground
 from scaling.laws import counts
 from scaling.laws.forms import checked
 from scaling.laws.profiles import parabola
@@ -149,7 +149,8 @@ def recipe(path: Path) -> dict:
     row = {name: values[widest] for name, values in table.items()}
     names = [*SAME[2:], "n_embd", "eval_iters", *schema.RECIPE]
     names.remove("vocab_size")                          # the dataset's
-    found = {name: value for name, value in plan.recipe(row, names).items() if value != getattr(Config, name)}
+    told = ground.recipe(row, names)
+    found = {name: value for name, value in told.items() if value != getattr(Config, name)}
     return {"dataset": row["dataset"]} | found
 
 
@@ -187,7 +188,7 @@ def main(args: list[str] | None = None) -> int:
     if not a.write:
         print(f"next: python -m scaling.recipe.tune {quote(str(folder))} --write=config/tuned.py")
         return 0
-    plan.write_new(a.write, config_text(a.write, folder, rule), "config")
+    ground.write_new(a.write, config_text(a.write, folder, rule), "config")
     print(f"wrote {a.write}\nnext: python train.py {quote(a.write)}")
     return 0
 
