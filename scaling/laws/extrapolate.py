@@ -32,6 +32,8 @@ targets, comes back as .9 % and next to nothing of these. Porian et al.'s tuned 
 that predicts their next budgets to .3 %, and 240 times beyond it is 5 % off. Weights in proportion to compute
 do better still on the tables chosen on; of Gadre et al.'s, which span a wide range, they leave a handful of
 runs (78 % inside). Priors of a lower floor or lower exponents help Gemstones, and harm Porian's and ours.
+Inside the data the heavier weights cost a little: isoflop's runs, each left out in turn and joined with their
+own first half, come out within .51 % (rms), by the root of compute within .43.
 """
 from typing import NamedTuple
 
