@@ -224,17 +224,23 @@ def follow(run: Path, known: Family, sealed: dict | None, more: bool) -> None:
 
 
 def picture(run: Path, known: Family, sealed: dict):
-    """The log of a run in the band in which the finished runs have it, as a matplotlib figure."""
+    """The log of a run in the band in which the finished runs have it, and where it was sealed to end, as a
+    matplotlib figure. Raises UserError where too few runs are known."""
     from scaling import plots  # to watch and to forecast takes no matplotlib
     N, D, done, loss = progress(run)
     x = np.linspace(EARLY, 1, 30)
     there = [(at, guess.interval()) for at in x if (guess := level(known, at, N, D))]
+    if not there:
+        raise UserError(f"{run.parent}: fewer than {collapse.FEWEST} finished runs have a curve and "
+                        f"{extrapolate.FEW:g} tokens a parameter: no band can be drawn; train such runs")
     x, low, high = np.array([(at, *ends) for at, ends in there]).T
     ax = plots.axes("share x of the run", f"train loss from {collapse.WINDOW:g} x to x", run.name)
     ax.fill_between(x, low, high, color=plots.SKY, alpha=0.3, linewidth=0, label="of such a run, 95 %")
     means = [collapse.loss_at(at, done, loss) for at in done]
     ax.plot(done, np.exp(means), color=plots.BLACK, label="so far")
-    ax.set(xlim=(0, 1.02), ylim=(low.min() * 0.98, high.max() * 1.02))
+    ends = sealed_guess(sealed).interval()
+    ax.plot([1, 1], ends, color=plots.BLACK, linewidth=4, label="sealed loss, 95 %")
+    ax.set(xlim=(0, 1.02), ylim=(min(*low, *ends) * 0.98, high.max() * 1.02))
     ax.legend()
     return ax.figure
 
