@@ -439,7 +439,7 @@ def watch_command(args: list[str]) -> None:
     p = Parser("scaling.forecast watch", "A run beside its sealed forecast, while it trains.")
     p.add_argument("run", type=Path, help="a run directory of a study: out/STUDY/RUN")
     p.add_argument("--follow", action="store_true", help="again and again, until it is done")
-    p.add_argument("--figure", type=Path, metavar="FILE.png", help="draw its log in the band of its seal")
+    p.add_argument("--figure", type=Path, metavar="FILE.png", help="draw its log in the band of such runs")
     args = p.parse_args(args)
     folder, run = args.run.parent, args.run
     if not (run / "config.json").exists():
@@ -469,7 +469,7 @@ def halfway_text(folders: list[Path]) -> str:
     return (f"made again half way along the runs: rms error {np.sqrt((errors ** 2).mean()):.2%}, "
             f"{int(inside.sum())} of {len(found)} inside their 95 % interval\n"
             f"along the runs: {int(kept.sum())} of {int(places.sum())} train losses inside the 95 % band "
-            "that the sealed loss and the curves of finished runs make")
+            "of such a run by the curves of the finished ones")
 
 
 def sealed_text(s: dict) -> str:

@@ -36,7 +36,7 @@ def left_out(known: watch.Family, x: float) -> list[tuple[float, Guess]]:
         own = watch.outlook(rest, known.curves[i], x, known.N[i], known.D[i])
         law = extrapolate.fit({key: law_rows[key][others] for key in "NDCL"}, few=0)
         (mean,), (sd,) = extrapolate.predict(law, *(law_rows[key][[i]] for key in "NDC"))
-        found.append((known.loss[i], own, collapse.joined(own, Guess(mean, sd)), Guess(mean, sd)))
+        found.append((known.loss[i], own, collapse.joined(own, Guess(mean, sd))))
     return found
 
 
@@ -44,14 +44,33 @@ def test_half_way_the_ending_is_known_to_a_percent(isoflop):
     """Each of isoflop's 70 runs left out in turn; by its own curve alone, and with the law of the others."""
     rows = left_out(isoflop, 0.5)
     truth = np.exp([row[0] for row in rows])
-    for k, most in ((1, 0.009), (2, 0.005)):
+    for k, most in ((1, 0.009), (2, 0.0055)):
         guess = [row[k] for row in rows]
         error = np.exp([g.mean for g in guess]) / truth - 1
         low, high = np.array([g.interval() for g in guess]).T
-        assert np.sqrt((error ** 2).mean()) < most and (abs(error) < 0.01).mean() > (0.85, 0.95)[k - 1]
+        assert np.sqrt((error ** 2).mean()) < most and (abs(error) < 0.01).mean() > (0.85, 0.93)[k - 1]
         assert 0.88 <= ((low <= truth) & (truth <= high)).mean() <= 0.98
-    alarms = sum(collapse.apart(own, law) > collapse.ALARM for _, own, _, law in rows)
-    assert alarms <= 2
+
+
+def without(known: watch.Family, name: str) -> watch.Family:
+    """The family less the runs of that width and seed, which share a trunk."""
+    kept = [i for i, run in enumerate(known.run) if not run.startswith(name)]
+    return watch.Family(known.run[kept], known.N[kept], known.D[kept], known.loss[kept],
+                        [known.curves[i] for i in kept])
+
+
+def test_the_alarm_is_seldom_false_and_finds_a_few_percent(isoflop):
+    """Every third run beside those that share no trunk with it: as it was, and 4 % higher."""
+    found = {1.0: [], 1.04: []}
+    for i in range(0, len(isoflop.N), 3):
+        rest = without(isoflop, "_".join(isoflop.run[i].split("_")[:2]))
+        done, loss = isoflop.curves[i]
+        for factor, heights in found.items():
+            heights += [watch.height(rest, (done, factor * loss), x, isoflop.N[i], isoflop.D[i])
+                        for x in (0.3, 0.5)]
+    usual, high = map(np.array, found.values())
+    assert usual.max() < watch.ALARM and 0.9 <= (abs(usual) < extrapolate.Z95).mean()
+    assert (high > watch.ALARM).mean() > 0.7
 
 
 def test_the_interval_shrinks_along_the_run(isoflop):

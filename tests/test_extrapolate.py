@@ -1,4 +1,5 @@
 """The loss far beyond the data: what the law holds, and whether a 95 % interval is right 95 % of the time."""
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from runtime.basics import UserError
 from scaling import forecast
 from scaling.laws import extrapolate, forms
 from scaling.tables.csv import read_table
+from scaling.tables.runs import final_runs
+
+RESULTS = Path(__file__).parents[1] / "scaling" / "results"
 
 SURFACE = {"E": 1.2, "A": 48.0, "alpha": 0.25, "B": 180.0, "beta": 0.3}
 KAPLAN = {"form": "kaplan_nd", "alpha_N": 0.11, "alpha_D": 0.14, "N_c": 6e10, "D_c": 4e10}
@@ -156,3 +160,15 @@ def test_coverage_on_real_runs():
     for lo, hi in ((1, 3), (3, 10), (10, 30), (30, 110)):
         some = (lo < beyond) & (beyond <= hi)
         assert some.sum() > 60 and 0.9 <= (z[some] < extrapolate.Z95).mean() <= 1
+
+
+@pytest.mark.parametrize("study, off, wide", [("far", 0.018, 0.125), ("far_shakespeare", 0.025, 0.068)])
+def test_what_the_ladders_would_be_told_now(study, off, wide):
+    """Models of 3 to 300 times the compute, forecast by the committed runs as they would be today."""
+    law = extrapolate.fit(final_runs(read_table(RESULTS / study / "runs.csv")))
+    made = read_table(RESULTS / study / "forecasts.csv")
+    N, D = made["params"], made["tokens"]
+    mean, sd = extrapolate.predict(law, N, D, 6 * N * D)
+    error = abs(mean - np.log(made["measured"]))
+    half = extrapolate.Z95 * sd
+    assert error.max() < off and (error < half).all() and half.max() < wide

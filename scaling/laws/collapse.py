@@ -20,7 +20,6 @@ from scaling.laws.solver import LEVEL
 WINDOW = 0.6                               # the loss at x is the mean over 0.6 x to x of the run
 FEWEST = 6                                 # finished runs that make a family
 DRIFT = 0.015                              # of the gap, per ln of compute beyond the study
-ALARM = 0.99                               # chance that a run is better than one that raises the alarm
 Array = np.ndarray
 
 
@@ -107,9 +106,3 @@ def joined(own: Guess, sealed: Guess) -> Guess:
     weights = np.array([own.sd, sealed.sd]) ** -2.0
     mean = weights @ [own.mean, sealed.mean] / weights.sum()
     return Guess(float(mean), float(weights.sum() ** -0.5), own.df)
-
-
-def apart(own: Guess, sealed: Guess) -> float:
-    """How likely a run is to do better than this one, by what was sealed: near 1 it does far worse."""
-    z = (own.mean - sealed.mean) / np.hypot(own.sd, sealed.sd)
-    return float(student.cdf(z, own.df))

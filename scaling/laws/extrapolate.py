@@ -8,21 +8,35 @@ exponents and k from each other badly, the PRIOR decides, which says what such c
 It is one posterior, so no weight of a form jumps when runs are added. Three more choices:
 
 - runs of fewer than FEW tokens a parameter are left out, for they follow another law;
-- a residual counts as the square root of its run's compute: what fits the small runs need not hold far on;
+- a residual counts as the .75th power of its run's compute: what fits the small runs need not hold far on;
 - any law drifts: DRIFT, in the logarithm of the loss, for every factor e in compute beyond the data.
 
-Chosen on Porian et al.'s ten settings and the points of Hoffmann et al.'s figure 4: fitted to the budgets
-below a cut, all runs beyond it (5 tokens a parameter or more) predicted, 2,335 targets. Mean error, and the
-share inside the 95 % interval (its median half-width), in %, by how far beyond in compute; before: the mean
-of Hoffmann's and Kaplan's forms.
+Chosen on Porian et al.'s ten settings and the points of Hoffmann et al.'s figure 4, then held against others:
+their five settings on OpenWebText2, Gadre et al.'s three texts (losses on three each), Gemstones, the runs of
+Muennighoff et al. that repeat nothing, and our own studies with their sealed ladders. Each is fitted below a
+cut (at .15, .3, .5, .7 of its budgets), all runs beyond with 5 tokens a parameter or more are predicted. Mean
+error, share inside the 95 % interval and its median half-width, in %, by how far beyond in compute; each
+family and cut counts once. The rule before had the root of compute, and a DRIFT of 1 %.
 
-    beyond      up to 3           to 10             to 30             to 110
-    before      3.2               4.7               6.0               7.3
-    now         .8, 98 (2.3)      1.8, 96 (4.4)     3.0, 96 (6.6)     4.2, 97 (9.0)
+    beyond            up to 3.5       to 11           to 35           to 110          to 400
+    chosen on         .8, 98 (1.9)    1.7, 96 (3.5)   3.0, 95 (6.2)   4.2, 95 (8.7)   5.0, 93 (12)
+    OpenWebText2      1.0, 94 (1.9)   2.3, 91 (3.7)   3.9, 93 (6.9)   5.3, 96 (10)    5.9, 95 (13)
+    Gadre             1.8, 97 (5.9)   2.2, 100 (6.7)  2.5, 96 (8.7)   3.2, 100 (13)   3.6, 96 (14)
+    ours              .6, 100 (2.5)   1.2, 100 (4.2)  2.2, 100 (6.6)  1.6, 100 (9.5)  2.0, 100 (12)
+    all not chosen on 1.1, 97 (2.8)   2.0, 97 (4.7)   2.8, 96 (7.4)   3.8, 99 (11)    4.1, 96 (13)
+    the rule before   1.3, 98 (2.9)   2.0, 97 (5.3)   3.0, 96 (7.9)   4.5, 99 (11)    5.3, 99 (14)
 
-On twelve studies that were looked at, not chosen on (three of scaling/results, nine of 23 runs; up to 5 times
-beyond): .6 % to 3 times and 1.6 % beyond, all 120 inside. A text whose loss had no floor at all would lie
-outside from 30 times on; such a one is not known.
+Why not narrower where a study looks clean? Nothing in it tells how far its law will drift. A drift that may
+follow the residuals' noise, the study's own backtests, its number of runs or its span, fitted to the same
+targets, comes back as .9 % and next to nothing of these. Porian et al.'s tuned runs lie within .2 % of a law
+that predicts their next budgets to .3 %, and 240 times beyond it is 5 % off; the law of far_wikitext2's runs
+is .5 to 1 % off in backtests, and 3 and 5 % at 3 and 100 times (its intervals: 2.9 and 9.6 %).
+
+Weights in proportion to compute do better still on the tables chosen on; of Gadre et al.'s, which span a wide
+range, they leave a handful of runs (78 % inside). So .75 lies between, and theirs is no longer quite unseen.
+Priors of a lower floor or lower exponents help Gemstones, and harm Porian's and ours. Inside the data the
+heavier weights cost a little: isoflop's runs, each left out in turn and joined with their own first half,
+come out within .51 % (rms), by the root of compute within .43.
 """
 from typing import NamedTuple
 
@@ -36,7 +50,7 @@ from scaling.laws.solver import robust_sd
 Z50 = 0.6745                               # normal quantiles of the 50 and 95 % intervals
 Z95 = 1.96
 FEW = 5.0                                  # tokens a parameter
-DRIFT = 0.01
+DRIFT = 0.009
 LEAST_NOISE = 0.002                        # of log-loss: a handful of runs may lie on a law by chance
 # Mean and sd of each entry of theta: the floor's share of the lowest loss (logit: .45 to .86), both terms at
 # the runs' mean N and D (log, in units of the lowest loss), log alpha, log beta (.18 to .88) and log k. And
@@ -84,7 +98,7 @@ def fit(runs: dict, few: float = FEW) -> Extrapolation:
     x = x - center[:, None]
     low = np.log(L.min())
     y = np.log(L) - low
-    weight = np.sqrt(C / C.max())
+    weight = (C / C.max()) ** 0.75
 
     def residuals(theta, noise):
         misfit = weight * (log_loss(theta, *x) - y) / noise
