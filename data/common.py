@@ -25,8 +25,8 @@ EOT = 50256                                           # GPT-2's <|endoftext|>, t
 GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
 FORMATS = {".txt": "text", ".raw": "text", ".tokens": "text",
-           ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-CONVERT = "convert it: iconv -f {0} -t UTF-8 OLD > NEW ({0}, or what it is written in)"
+           ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+CONVERT = "convert it: iconv -f {0} -t UTF-8 OLD > NEW ({0}, or what it is written in), or leave it out"
 
 
 # ---- command line ----
@@ -135,7 +135,7 @@ def describe(args: argparse.Namespace, hub: tuple) -> dict:
 def open_stream(files: list[Path], hub: tuple, split: str, sample_by: str):
     """A stream of rows with a "text": of local files, or of `split` of the Hub's `hub`, by `datasets`.
 
-    Plain text is cut by "line" or by "paragraph" (`sample_by`). UserError if it cannot be had.
+    Plain text is cut by "line" or "paragraph", or not: "file" (`sample_by`). UserError if it cannot be had.
     """
     kinds = {file_format(f) for f in files}
     if len(kinds) > 1 or None in kinds:
@@ -154,7 +154,7 @@ def open_stream(files: list[Path], hub: tuple, split: str, sample_by: str):
 
 
 def file_format(path: Path) -> str | None:
-    return FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
+    return FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
 class Rows:
@@ -188,7 +188,7 @@ class Rows:
 
 def read_rows(path: Path, sample_by: str) -> Iterator:
     """The rows of one file, dicts (of JSON: anything). A damaged file raises almost anything."""
-    opened = gzip.open if path.suffix == ".gz" else open
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     with opened(path, "rb") as raw:
         if file_format(path) == "parquet":
             import pyarrow.parquet  # here, because only parquet needs it
@@ -198,6 +198,8 @@ def read_rows(path: Path, sample_by: str) -> Iterator:
         lines = io.TextIOWrapper(raw, encoding="utf-8-sig")       # without a byte-order mark
         if file_format(path) == "json":
             yield from json_rows(lines)
+        elif sample_by == "file":
+            yield {"text": to_text(raw.read(), path)}
         elif sample_by == "line":
             yield from ({"text": line} for line in lines)
         else:
@@ -218,8 +220,8 @@ def texts(stream, field: str = "text") -> Iterator[str]:
     try:
         for row in stream:
             if not isinstance(row, dict) or not isinstance(row.get(field, 0), str | None):
-                have = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) else "rename it"
-                raise UserError(f"{place(stream)}: no text in a field {field!r} of {str(row):.80}; {have}")
+                raise UserError(f"{place(stream)}: no text in a field {field!r} of {str(row):.80}; "
+                                + fields(row, field))
             text = (row[field] or "").replace("\ufeff", "")     # a mark amid it: of files that were joined
             text.encode()                             # JSON can hold halves of surrogate pairs
             yield text
@@ -229,8 +231,19 @@ def texts(stream, field: str = "text") -> Iterator[str]:
         raise UserError(f"{place(stream)}: not UTF-8 ({e.reason}); {convert(e)}") from None
     except Exception as e:                            # damaged files and lost connections, of many libraries
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise UserError(f"{place(stream)}: reading stopped ({why}); check the files or the network, then run "
-                        "it again") from None
+        cure = "check the files or the network, then run it again"
+        if isinstance(e, json.JSONDecodeError):
+            cure = "a file of JSON has one object a line, or is one list of objects"
+        raise UserError(f"{place(stream)}: reading stopped ({why}); {cure}") from None
+
+
+def fields(row, field: str) -> str:
+    """What there is to do about a row without text in its `field`."""
+    if not isinstance(row, dict):
+        return 'a row must be an object: {"text": "..."}'
+    if field in row:                                  # a list, a number, an object
+        return f"write it as text first: jq -c '{{text: .{field} ...}}' OLD > NEW"
+    return f"it has {', '.join(map(str, row))}: choose one, or leave the file out"
 
 
 def place(stream) -> str:

@@ -10,8 +10,8 @@ characters are held out, chosen by their hashes; of fewer than 20 the last tenth
 or repeats validation text, is dropped from training. All of it is held in memory: for more than a few GB take
 data/c4/prepare.py.
 """
-import gzip
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402
 FEW = 20                                              # fewer documents are cut instead of held out whole
 HUB_TOKENS = 1e7                                      # of the Hub, where --num_tokens is not given
 LONGEST = 8                                           # characters a token at most, on average over a text
+CONTROLS = rb"[\x00-\x06\x0e-\x19]"                    # bytes that text has in no encoding but UTF-16
 
 
 # ---- documents ----
@@ -36,8 +37,13 @@ def files_below(paths: list[Path]) -> tuple[list[Path], int]:
     found = []
     binary = 0
     for path in paths:
-        below = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        text = [p for p in below if not path.is_dir() or is_text(p)]
+        if not path.exists():
+            raise UserError(f"cannot read {path}: there is no such file or folder; check --input")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = [p for p in sorted(path.rglob("*")) if p.is_file() and not hidden(p.relative_to(path))]
+        text = [p for p in below if is_text(p)]
         found += text
         binary += len(below) - len(text)
     if not found:
@@ -46,27 +52,29 @@ def files_below(paths: list[Path]) -> tuple[list[Path], int]:
     return found, binary
 
 
+def hidden(path: Path) -> bool:
+    """Whether it is what people do not mean by a folder's text: .git, .venv, .DS_Store."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def is_text(path: Path) -> bool:
-    """Whether a file that was found in a folder is worth reading: no picture, no program."""
-    if common.file_format(path):
-        return True
-    with open(path, "rb") as f:
-        head = f.read(4096)
-    return bool(head.strip()) and b"\0" not in head
+    """Whether a file of a folder is worth reading: no picture, no program. Raises UserError."""
+    try:
+        with open(path, "rb") as f:
+            head = f.read(4096)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}; allow it, or leave it out of --input") from None
+    return bool(common.file_format(path)) or bool(head.strip()) and not re.search(CONTROLS, head)
 
 
 def documents(path: Path, field: str):
     """The documents of one file. Raises UserError."""
-    if common.file_format(path) in ("json", "parquet"):
-        yield from common.texts(common.Rows([path], "paragraph"), field)
-        return
-    data = common.read_bytes(path)
-    if path.suffix == ".gz":
-        data = gzip.decompress(data)
-    if b"\0" in data:
-        raise UserError(f"{path} holds zero bytes: it is no text, or not in UTF-8; leave it out, or convert "
-                        "it")
-    yield common.to_text(data, path)
+    plain = common.file_format(path) in ("text", None)
+    for text in common.texts(common.Rows([path], "file"), "text" if plain else field):
+        if plain and "\0" in text:
+            raise UserError(f"{path} holds zero bytes: it is no text, or not in UTF-8; leave it out, unpack "
+                            "it or convert it")
+        yield text
 
 
 def of_the_hub(asked: str, field: str, limit: float):
