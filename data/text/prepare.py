@@ -5,10 +5,10 @@
     python data/text/prepare.py --name=web --hf=HuggingFaceFW/fineweb:sample-10BT --num_tokens=1e7
     python data/text/prepare.py --name=other --input more/ --val_from=mine    # its val.bin and vocabulary
 
-A file of plain text is a document, and so is a row of JSON or parquet. Documents with a twentieth of all
-characters are held out, chosen by their hashes; of fewer than 20 the last tenth of each. What comes twice,
-or repeats validation text, is dropped from training. All of it is held in memory: for more than a few GB take
-data/c4/prepare.py.
+A file of plain text is a document, and so is a row of JSON or parquet; of folders hidden files are left out.
+Documents with a twentieth of all characters are held out, chosen by their hashes; of fewer than 20 the last
+tenth of each. What comes twice, or repeats validation text, is dropped from training. All of it is held in
+memory: for more than a few GB take data/c4/prepare.py.
 """
 import math
 import re
@@ -31,7 +31,6 @@ CONTROLS = rb"[\x00-\x06\x0e-\x19]"                    # bytes that text has in 
 
 # ---- documents ----
 
-
 def files_below(paths: list[Path]) -> tuple[list[Path], int]:
     """The files, those in folders too, that hold text, and how many in folders do not. Raises UserError."""
     found = []
@@ -53,7 +52,7 @@ def files_below(paths: list[Path]) -> tuple[list[Path], int]:
 
 
 def hidden(path: Path) -> bool:
-    """Whether it is what people do not mean by a folder's text: .git, .venv, .DS_Store."""
+    """Whether it is what nobody means by the text of a folder: .git, .venv, .DS_Store."""
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -67,11 +66,15 @@ def is_text(path: Path) -> bool:
     return bool(common.file_format(path)) or bool(head.strip()) and not re.search(CONTROLS, head)
 
 
+def has_rows(path: Path) -> bool:
+    return common.file_format(path) in ("json", "parquet")
+
+
 def documents(path: Path, field: str):
     """The documents of one file. Raises UserError."""
-    plain = common.file_format(path) in ("text", None)
-    for text in common.texts(common.Rows([path], "file"), "text" if plain else field):
-        if plain and "\0" in text:
+    rows = has_rows(path)
+    for text in common.texts(common.Rows([path], "file"), field if rows else "text"):
+        if "\0" in text and not rows:
             raise UserError(f"{path} holds zero bytes: it is no text, or not in UTF-8; leave it out, unpack "
                             "it or convert it")
         yield text
@@ -91,7 +94,7 @@ def of_the_hub(asked: str, field: str, limit: float):
 
 def unique(docs) -> tuple[list[str], dict]:
     """The documents that are not empty, each once, and how many were dropped."""
-    docs = list(docs)
+    docs = list(map(common.newlines, docs))
     found = dict.fromkeys(doc for doc in docs if doc.strip())
     empty = sum(not doc.strip() for doc in docs)
     return list(found), {"empty": empty, "duplicate": len(docs) - empty - len(found)}
@@ -99,19 +102,13 @@ def unique(docs) -> tuple[list[str], dict]:
 
 # ---- the split ----
 
-
 def hold_out(docs: list[str]) -> tuple[list[str], list[str], str]:
     """(training documents, validation documents, how they were parted)."""
     if len(docs) < FEW:
         parts = [common.hold_out(doc) for doc in docs]
         train, val = ([part for part in side if part.strip()] for side in zip(*parts))
         return train, val, "the last 10 % of each document held out"
-    room = sum(map(len, docs)) / FEW
-    held = set()
-    for doc in sorted(docs, key=lambda doc: common.sha256(doc.encode())):
-        if len(doc) <= room:
-            held.add(doc)
-            room -= len(doc)
+    held = common.draw({doc: len(doc) for doc in docs}, sum(map(len, docs)) / FEW)
     train, val = [doc for doc in docs if doc not in held], [doc for doc in docs if doc in held]
     return train, val, "by document: a twentieth of the characters held out, by the hash of the text"
 
@@ -125,14 +122,13 @@ def shared_validation(name: str) -> tuple[common.Tokenizer, np.ndarray, dict]:
 
 # ---- command line ----
 
-
 def read_args(args: list[str] | None):
     p = common.new_parser("text", __doc__, default="byte", tokenizers=(*common.TOKENIZERS, "bpe"))
     p.add_argument("--name", required=True, help="the dataset's: it goes to data/NAME/")
     p.add_argument("--input", nargs="+", type=common.as_path, default=[], help="files or folders")
     p.add_argument("--hf", default="", help="REPO[:CONFIG] on the Hugging Face Hub, its train split")
     p.add_argument("--field", default="text", help="where JSON, parquet and the Hub have the text")
-    p.add_argument("--vocab", type=common.count, default="4096", help="size of the vocabulary of bpe")
+    p.add_argument("--vocab", type=common.count, help="size of the vocabulary of bpe (default 4096)")
     p.add_argument("--num_tokens", type=common.count, default=None, help="training tokens; default: all, or "
                    f"{HUB_TOKENS:g} of the Hub's")
     p.add_argument("--val_from", default="", metavar="DATASET", help="take its validation text and its "
@@ -147,24 +143,34 @@ def read_args(args: list[str] | None):
         raise UserError("give either --input FILES or --hf=REPO")
     if args.val_from and args.tokenizer:
         raise UserError(f"--val_from={args.val_from} brings its vocabulary; leave --tokenizer out")
+    if args.vocab and args.tokenizer != "bpe":
+        raise UserError(f"--vocab={args.vocab} is for --tokenizer=bpe; add that, or leave it out")
+    args.vocab = args.vocab or 4096
+    args.num_tokens = args.num_tokens or (HUB_TOKENS if args.hf else math.inf)
     args.tokenizer = args.tokenizer or "byte"
     args.out_dir = args.out_dir or basics.ROOT / "data" / args.name
     return args
 
 
+def gather(args) -> tuple[list[str], dict, dict]:
+    """(documents, what was dropped, where they are from). Raises UserError."""
+    if args.hf:
+        docs, dropped = unique(of_the_hub(args.hf, args.field, LONGEST * args.num_tokens))
+        return docs, dropped, dict(source=f"https://huggingface.co/datasets/{args.hf}, {args.field}")
+    files, binary = files_below(args.input)
+    if args.field != "text" and not any(map(has_rows, files)):
+        raise UserError(f"--field={args.field}, but none of the files is JSON or parquet, which have fields; "
+                        "convert one, or leave --field out")
+    docs, dropped = unique(doc for path in files for doc in documents(path, args.field))
+    dropped["binary files"] = binary
+    digests = "".join(map(common.file_sha256, files))
+    return docs, dropped, dict(source=" ".join(path.name for path in args.input), sha256={
+        f"sha256 of {len(files)} files": common.sha256(digests.encode())})
+
+
 def main(args: list[str] | None = None) -> None:
     args = read_args(args)
-    most = args.num_tokens or (HUB_TOKENS if args.hf else math.inf)
-    if args.hf:
-        docs, dropped = unique(of_the_hub(args.hf, args.field, LONGEST * most))
-        origin = dict(source=f"https://huggingface.co/datasets/{args.hf}, {args.field}")
-    else:
-        files, binary = files_below(args.input)
-        docs, dropped = unique(doc for path in files for doc in documents(path, args.field))
-        dropped["binary files"] = binary
-        digests = "".join(map(common.file_sha256, files))
-        origin = dict(source=" ".join(path.name for path in args.input),
-                      sha256={f"sha256 of {len(files)} files": common.sha256(digests.encode())})
+    docs, dropped, origin = gather(args)
     if not docs:
         raise UserError("there is no text in it; give other files, or another --field")
     if args.val_from:
@@ -180,10 +186,16 @@ def main(args: list[str] | None = None) -> None:
         tok = common.bpe_tokenizer(train, args.vocab) if args.tokenizer == "bpe" else None
         tok = tok or common.get_tokenizer(args.tokenizer, *train, *val)
         held = common.pieces(val, tok)
-    common.save(args, tok, common.cut(common.pieces(train, tok), most, tok), held, **origin, split=split,
-                documents=len(docs), rule=common.OVERLAP_RULE, dropped=dropped)
+    items = common.cut(common.pieces(train, tok), args.num_tokens, tok)
+    meta = common.save(args, tok, items, held, **origin, split=split, documents=len(docs),
+                       rule=common.OVERLAP_RULE, dropped=dropped)
     said = ", ".join(f"{count} {why}" for why, count in dropped.items() if count)
     print(f"{len(docs):,} documents; {split}" + (f"; dropped: {said}" if said else ""))
+    if meta["train_tokens"] < args.num_tokens < math.inf:
+        print(f"the input ended before {args.num_tokens:,.0f} tokens")
+    if 2 * sum(len(line) for doc in val for line in common.long_lines(doc)) < sum(map(len, val)):
+        print("warning: over half of the validation text is in lines under 40 characters, and what repeats "
+              "only those was not found")
     print(f"next: python train.py config/scale_d32.py --dataset={args.name} --out_dir=out/{args.name}")
 
 
