@@ -26,7 +26,6 @@ GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0b
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
 FORMATS = {".txt": "text", ".raw": "text", ".tokens": "text",
            ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
-CONVERT = "convert it: iconv -f {0} -t UTF-8 OLD > NEW ({0}, or what it is written in), or leave it out"
 
 
 # ---- command line ----
@@ -110,8 +109,8 @@ def newlines(text: str) -> str:
 
 def convert(e: UnicodeDecodeError) -> str:
     """How to bring a text that is not UTF-8 into it."""
-    wide = e.object[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return CONVERT.format("UTF-16" if wide else "LATIN1")
+    kind = "UTF-16" if e.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+    return f"convert it: iconv -f {kind} -t UTF-8 OLD > NEW ({kind}, or what it is in), or leave it out"
 
 
 def describe(args: argparse.Namespace, hub: tuple) -> dict:
@@ -152,8 +151,8 @@ def open_stream(files: list[Path], hub: tuple, split: str, sample_by: str):
     except ImportError:
         raise UserError("this needs `pip install datasets`; or give files at hand: --input") from None
     except Exception as e:                            # httpx's, huggingface_hub's, pyarrow's, ...
-        raise UserError(f"cannot open {hub[0]} ({type(e).__name__}); check the network (--input takes files "
-                        "at hand)") from None
+        raise UserError(f"cannot open {hub[0]} ({cause(e)}); check the name and the network (--input takes "
+                        "files at hand)") from None
 
 
 def file_format(path: Path) -> str | None:
@@ -233,11 +232,10 @@ def texts(stream, field: str = "text") -> Iterator[str]:
     except UnicodeDecodeError as e:
         raise UserError(f"{place(stream)}: not UTF-8 ({e.reason}); {convert(e)}") from None
     except Exception as e:                            # damaged files and lost connections, of many libraries
-        why = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
         cure = "check the files or the network, then run it again"
         if isinstance(e, json.JSONDecodeError):
             cure = "a file of JSON has one object a line, or is one list of objects"
-        raise UserError(f"{place(stream)}: reading stopped ({why}); {cure}") from None
+        raise UserError(f"{place(stream)}: reading stopped ({cause(e)}); {cure}") from None
 
 
 def fields(row, field: str) -> str:
@@ -247,6 +245,10 @@ def fields(row, field: str) -> str:
     if field in row:                                  # a list, a number, an object
         return f"write it as text first: jq -c '{{text: .{field} ...}}' OLD > NEW"
     return f"it has {', '.join(map(str, row))}: choose one, or leave the file out"
+
+
+def cause(e: Exception) -> str:
+    return f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
 
 
 def place(stream) -> str:

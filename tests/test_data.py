@@ -600,8 +600,18 @@ def test_the_hub_by_name_and_field(tmp_path, mine, capsys, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     meta = mine("web", "--hf=some/web:small", "--field=body", "--num_tokens=2000")
     assert asked == [("some/web", "small", "train")] and meta["train_tokens"] == 2000
+    assert "next: python" in capsys.readouterr().out
+    prepare("text", tmp_path / "elsewhere", "--name=web", "--hf=some/web:small", "--field=body",
+            "--num_tokens=2000")
+    assert "next: python" not in capsys.readouterr().out       # no run looks for data there
     line = refused("text", capsys, "--name=web", "--hf=some/web")
     assert "no text in a field 'text' of " in line and "; it has body, id" in line
+
+    def ask(*args, **kwargs):
+        raise ValueError("Config name is missing.\nPick one of: large, small")
+    monkeypatch.setattr(datasets, "load_dataset", ask)
+    line = refused("text", capsys, "--name=web", "--hf=some/web")
+    assert "cannot open some/web (ValueError: Config name is missing. Pick one of: large, small);" in line
 
 
 @pytest.mark.parametrize("args, words", [
@@ -654,7 +664,8 @@ def test_a_folder_as_people_have_it(tmp_path, mine):
     for name, data in {
             "a/b/deep one.md": PROSE[0], "a/capital.TXT": PROSE[1], "a/.git/config": PROSE[2],
             ".hidden.txt": PROSE[3], "rows.NDJSON": json.dumps({"text": PROSE[4]}),
-            "a/b/rows.JSONL": json.dumps({"text": PROSE[5]}), "empty.txt": "", "empty.json": "", "paper.pdf": "%PDF-1.4 \x01\x02 no zero byte"}.items():
+            "a/b/rows.JSONL": json.dumps({"text": PROSE[5]}), "empty.txt": "", "empty.json": "",
+            "paper.pdf": "%PDF-1.4 \x01\x02 no zero byte"}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(data, encoding="utf-8")
     write_lines(tmp_path / "outside.txt", [PROSE[6]])

@@ -26,14 +26,13 @@ def take(stream, tok: common.Tokenizer, num_tokens: int) -> tuple[list[str], int
     """The first documents of the stream, until they hold `num_tokens`, and how many empty ones came."""
     docs = []
     empty = 0
-    total = 0
     for doc in common.texts(stream):
         if not doc.strip():
             empty += 1
             continue
         docs.append(doc)
-        total += len(tok.encode(doc)) + len(tok.separator)
-        if total >= num_tokens:
+        num_tokens -= len(tok.encode(doc)) + len(tok.separator)
+        if num_tokens <= 0:
             break
     return docs, empty
 

@@ -196,7 +196,8 @@ def main(args: list[str] | None = None) -> None:
     if 2 * sum(len(line) for doc in val for line in common.long_lines(doc)) < sum(map(len, val)):
         print("warning: over half of the validation text is in lines under 40 characters, and what repeats "
               "only those was not found")
-    print(f"next: python train.py config/scale_d32.py --dataset={args.name} --out_dir=out/{args.name}")
+    if args.out_dir.resolve() == (basics.ROOT / "data" / args.name).resolve():     # else no run finds it
+        print(f"next: python train.py config/scale_d32.py --dataset={args.name} --out_dir=out/{args.name}")
 
 
 if __name__ == "__main__":
