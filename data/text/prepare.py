@@ -168,29 +168,10 @@ def gather(args) -> tuple[list[str], dict, dict]:
         f"sha256 of {len(files)} files": common.sha256(digests.encode())})
 
 
-def main(args: list[str] | None = None) -> None:
-    args = read_args(args)
-    docs, dropped, origin = gather(args)
-    if not docs:
-        raise UserError("there is no text in it; give other files, or another --field")
-    if args.val_from:
-        tok, ids, meta = shared_validation(args.val_from)
-        train, val, split = docs, [tok.decode(ids)], f"validation: that of {args.val_from}"
-        held = [(ids, meta["val_bytes"])]
-    else:
-        train, val, split = hold_out(docs)
-    train, repeated = common.drop_repeats(train, val)
-    train = [doc for doc in train if doc.strip()]
-    dropped["paragraphs that repeat validation"] = repeated["paragraphs"]
-    if not args.val_from:
-        tok = common.bpe_tokenizer(train, args.vocab) if args.tokenizer == "bpe" else None
-        tok = tok or common.get_tokenizer(args.tokenizer, *train, *val)
-        held = common.pieces(val, tok)
-    items = common.cut(common.pieces(train, tok), args.num_tokens, tok)
-    meta = common.save(args, tok, items, held, **origin, split=split, documents=len(docs),
-                       rule=common.OVERLAP_RULE, dropped=dropped)
-    said = ", ".join(f"{count} {why}" for why, count in dropped.items() if count)
-    print(f"{len(docs):,} documents; {split}" + (f"; dropped: {said}" if said else ""))
+def report(args, meta: dict, val: list[str]) -> None:
+    """Say what came of it, what could not be done, and what comes next."""
+    dropped = ", ".join(f"{count} {why}" for why, count in meta["dropped"].items() if count)
+    print(f"{meta['documents']:,} documents; {meta['split']}" + (f"; dropped: {dropped}" if dropped else ""))
     if meta["train_tokens"] < args.num_tokens < math.inf:
         print(f"the input ended before {args.num_tokens:,.0f} tokens")
     if 2 * sum(len(line) for doc in val for line in common.long_lines(doc)) < sum(map(len, val)):
@@ -198,6 +179,30 @@ def main(args: list[str] | None = None) -> None:
               "only those was not found")
     if args.out_dir.resolve() == (basics.ROOT / "data" / args.name).resolve():     # else no run finds it
         print(f"next: python train.py config/scale_d32.py --dataset={args.name} --out_dir=out/{args.name}")
+
+
+def main(args: list[str] | None = None) -> None:
+    args = read_args(args)
+    docs, dropped, origin = gather(args)
+    if not docs:
+        raise UserError("there is no text in it; give other files, or another --field")
+    if args.val_from:
+        tok, ids, other = shared_validation(args.val_from)
+        train, val, split = docs, [tok.decode(ids)], f"validation: that of {args.val_from}"
+    else:
+        train, val, split = hold_out(docs)
+    train, repeated = common.drop_repeats(train, val)
+    train = [doc for doc in train if doc.strip()]
+    dropped["paragraphs that repeat validation"] = repeated["paragraphs"]
+    if args.tokenizer == "bpe":
+        tok = common.bpe_tokenizer(train, args.vocab)
+    elif not args.val_from:
+        tok = common.get_tokenizer(args.tokenizer, *train, *val)
+    held = [(ids, other["val_bytes"])] if args.val_from else common.pieces(val, tok)
+    items = common.cut(common.pieces(train, tok), args.num_tokens, tok)
+    meta = common.save(args, tok, items, held, **origin, split=split, documents=len(docs),
+                       rule=common.OVERLAP_RULE, dropped=dropped)
+    report(args, meta, val)
 
 
 if __name__ == "__main__":
