@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
@@ -98,13 +99,9 @@ def read_bytes(path: Path) -> bytes:
 def to_text(data: bytes, name) -> str:
     """UTF-8 to str, without byte-order marks, every line end a newline. UserError for other bytes."""
     try:
-        return newlines(data.decode().replace("\ufeff", ""))
+        return re.sub("\r\n?", "\n", data.decode().replace("\ufeff", ""))
     except UnicodeDecodeError as e:
         raise UserError(f"{name}: byte {e.start} is not UTF-8; {convert(e)}") from None
-
-
-def newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def convert(e: UnicodeDecodeError) -> str:
@@ -198,8 +195,10 @@ def read_rows(path: Path, sample_by: str) -> Iterator:
                 yield from batch.to_pylist()
             return
         lines = io.TextIOWrapper(raw, encoding="utf-8-sig")       # without a byte-order mark
-        if file_format(path) == "json":
-            yield from json_rows(lines)
+        if file_format(path) == "json":               # one list of objects, or an object on each line
+            first = lines.read(1)
+            lines.seek(0)
+            yield from json.load(lines) if first == "[" else map(json.loads, filter(str.strip, lines))
         elif sample_by == "file":
             yield {"text": to_text(raw.read(), path)}
         elif sample_by == "line":
@@ -208,13 +207,6 @@ def read_rows(path: Path, sample_by: str) -> Iterator:
             for blank, paragraph in groupby(lines, str.isspace):
                 if not blank:
                     yield {"text": "".join(paragraph).removesuffix("\n")}
-
-
-def json_rows(lines: io.TextIOWrapper) -> Iterable:
-    """Of a file with an object on each line, or with one list of them."""
-    first = lines.read(1)
-    lines.seek(0)
-    return json.load(lines) if first == "[" else map(json.loads, filter(str.strip, lines))
 
 
 def texts(stream, field: str = "text") -> Iterator[str]:
@@ -299,10 +291,7 @@ def bpe_tokenizer(docs: Iterable[str] = (), vocab: int = 0, trained: str = "") -
         import tokenizers
     except ImportError:
         raise UserError("tokenizer bpe needs `pip install tokenizers`; or use --tokenizer=byte") from None
-    if trained:
-        bpe = tokenizers.Tokenizer.from_str(trained)
-    else:
-        bpe = train_bpe(tokenizers, docs, vocab)
+    bpe = tokenizers.Tokenizer.from_str(trained) if trained else train_bpe(tokenizers, docs, vocab)
     return Tokenizer("bpe", bpe.get_vocab_size(), lambda text: np.array(bpe.encode(text).ids, np.uint16),
                      lambda ids: bpe.decode([int(i) for i in ids]), np.zeros(1, np.uint16), bpe=bpe.to_str())
 

@@ -58,14 +58,6 @@ def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
     return dict(sorted(found.items())), dropped
 
 
-def held_out(files: dict) -> set[str]:
-    """Packages for validation, whole ones, with up to 5 % of the characters."""
-    sizes = Counter()
-    for package, _, characters in files.values():
-        sizes[package] += characters
-    return common.draw(sizes, 0.05 * sum(sizes.values()))
-
-
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("pycode", __doc__, tokenizers=("byte", "gpt2"))
     p.add_argument("--num_tokens", type=common.count, default=math.inf,
@@ -83,7 +75,10 @@ def main(args: list[str] | None = None) -> None:
         source = f"standard library of Python {platform.python_version()} and installed packages"
         installed = distributions()
     files, dropped = unique_files(python_files(folders))
-    packages = held_out(files)
+    sizes = Counter()
+    for package, _, characters in files.values():
+        sizes[package] += characters
+    packages = common.draw(sizes, 0.05 * sum(sizes.values()))
     train = [text for package, text, _ in files.values() if package not in packages]
     val = [text for package, text, _ in files.values() if package in packages]
     if not val and args.packages:

@@ -41,7 +41,9 @@ def files_below(paths: list[Path]) -> tuple[list[Path], int]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = [p for p in sorted(path.rglob("*")) if p.is_file() and not hidden(p.relative_to(path))]
+        below = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        # Nobody means what is hidden by the text of a folder: .git, .venv, .DS_Store.
+        below = [p for p in below if not re.search(r"(^|/)\.", p.relative_to(path).as_posix())]
         text = [p for p in below if is_text(p)]
         found += text
         binary += len(below) - len(text)
@@ -49,11 +51,6 @@ def files_below(paths: list[Path]) -> tuple[list[Path], int]:
         raise UserError(f"no text in {' '.join(map(str, paths))}; give files of text, JSON or parquet, or a "
                         "folder of them")
     return found, binary
-
-
-def hidden(path: Path) -> bool:
-    """Whether it is what nobody means by the text of a folder: .git, .venv, .DS_Store."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def is_text(path: Path) -> bool:
@@ -94,7 +91,7 @@ def of_the_hub(asked: str, field: str, limit: float):
 
 def unique(docs) -> tuple[list[str], dict]:
     """The documents that are not empty, each once, and how many were dropped."""
-    docs = list(map(common.newlines, docs))
+    docs = [re.sub("\r\n?", "\n", doc) for doc in docs]
     found = dict.fromkeys(doc for doc in docs if doc.strip())
     empty = sum(not doc.strip() for doc in docs)
     return list(found), {"empty": empty, "duplicate": len(docs) - empty - len(found)}
@@ -111,13 +108,6 @@ def hold_out(docs: list[str]) -> tuple[list[str], list[str], str]:
     held = common.draw({doc: len(doc) for doc in docs}, sum(map(len, docs)) / FEW)
     train, val = [doc for doc in docs if doc not in held], [doc for doc in docs if doc in held]
     return train, val, "by document: a twentieth of the characters held out, by the hash of the text"
-
-
-def shared_validation(name: str) -> tuple[common.Tokenizer, np.ndarray, dict]:
-    """(tokenizer, ids of val.bin, meta.json) of the dataset `name`, whose validation text others share."""
-    meta = load_meta(name)
-    tok = common.get_tokenizer(meta["tokenizer"], meta.get("chars") or meta.get("bpe", ""))
-    return tok, np.fromfile(basics.ROOT / "data" / name / "val.bin", dtype="<u2"), meta
 
 
 # ---- command line ----
@@ -187,7 +177,9 @@ def main(args: list[str] | None = None) -> None:
     if not docs:
         raise UserError("there is no text in it; give other files, or another --field")
     if args.val_from:
-        tok, ids, other = shared_validation(args.val_from)
+        other = load_meta(args.val_from)
+        tok = common.get_tokenizer(other["tokenizer"], other.get("chars") or other.get("bpe", ""))
+        ids = np.fromfile(basics.ROOT / "data" / args.val_from / "val.bin", dtype="<u2")
         train, val, split = docs, [tok.decode(ids)], f"validation: that of {args.val_from}"
     else:
         train, val, split = hold_out(docs)
