@@ -362,7 +362,7 @@ def train(asked: Config) -> dict:
         if rank == 0:
             rundir.start_files(run, resumed)
             console.say_start(run)
-            run.tracker = tracker.start(c)
+            tracker.start(run)
         last = loop(run, caught)
         result = rundir.result_row(asked, run, last)
         if rank == 0:

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
@@ -25,8 +26,7 @@ EOT = 50256                                           # GPT-2's <|endoftext|>, t
 GPT2_FILES = {"vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
               "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"}
 FORMATS = {".txt": "text", ".raw": "text", ".tokens": "text",
-           ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-CONVERT = "convert it: iconv -f {0} -t UTF-8 OLD > NEW ({0}, or what it is written in)"
+           ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 
 
 # ---- command line ----
@@ -61,13 +61,6 @@ def out_dir(args: argparse.Namespace) -> Path:
     """Where the dataset goes."""
     suffix = "" if args.tokenizer == args.default else f"_{args.tokenizer}"
     return args.out_dir or basics.ROOT / "data" / (args.name + suffix)
-
-
-def require_own_name(args: argparse.Namespace) -> None:
-    """Raise UserError for text of the user's own that would pass for the dataset's: no sweep could tell."""
-    if args.input and not args.val_input and not args.out_dir:
-        raise UserError(f"--input without --val_input is text of your own, and data/{args.name} is for what "
-                        "it is called after; add --out_dir=data/NAME")
 
 
 def count(text: str) -> int:
@@ -106,20 +99,26 @@ def read_bytes(path: Path) -> bytes:
 def to_text(data: bytes, name) -> str:
     """UTF-8 to str, without byte-order marks, every line end a newline. UserError for other bytes."""
     try:
-        return data.decode().replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+        return re.sub("\r\n?", "\n", data.decode().replace("\ufeff", ""))
     except UnicodeDecodeError as e:
         raise UserError(f"{name}: byte {e.start} is not UTF-8; {convert(e)}") from None
 
 
 def convert(e: UnicodeDecodeError) -> str:
     """How to bring a text that is not UTF-8 into it."""
-    wide = e.object[:2] in (b"\xff\xfe", b"\xfe\xff")
-    return CONVERT.format("UTF-16" if wide else "LATIN1")
+    kind = "UTF-16" if e.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+    return f"convert it: iconv -f {kind} -t UTF-8 OLD > NEW ({kind}, or what it is in), or leave it out"
 
 
 def describe(args: argparse.Namespace, hub: tuple) -> dict:
-    """`source` and `sha256` for meta.json, of local files or of the Hub's (repository, config, revision)."""
+    """`source` and `sha256` for meta.json, of local files or of the Hub's (repository, config, revision).
+
+    UserError for files that cannot be it, or that would pass for the dataset: no sweep could tell.
+    """
     files = args.input + args.val_input
+    if args.input and not args.val_input and not args.out_dir:
+        raise UserError(f"--input without --val_input is text of your own, and data/{args.name} is for what "
+                        "it is called after; add --out_dir=data/NAME")
     for f in files:
         if not f.is_file():
             raise UserError(f"{f} is missing, or no file; give files with text in them")
@@ -135,7 +134,7 @@ def describe(args: argparse.Namespace, hub: tuple) -> dict:
 def open_stream(files: list[Path], hub: tuple, split: str, sample_by: str):
     """A stream of rows with a "text": of local files, or of `split` of the Hub's `hub`, by `datasets`.
 
-    Plain text is cut by "line" or by "paragraph" (`sample_by`). UserError if it cannot be had.
+    Plain text is cut by "line" or "paragraph", or not: "file" (`sample_by`). UserError if it cannot be had.
     """
     kinds = {file_format(f) for f in files}
     if len(kinds) > 1 or None in kinds:
@@ -149,12 +148,12 @@ def open_stream(files: list[Path], hub: tuple, split: str, sample_by: str):
     except ImportError:
         raise UserError("this needs `pip install datasets`; or give files at hand: --input") from None
     except Exception as e:                            # httpx's, huggingface_hub's, pyarrow's, ...
-        raise UserError(f"cannot open {hub[0]} ({type(e).__name__}); check the network (--input takes files "
-                        "at hand)") from None
+        raise UserError(f"cannot open {hub[0]} ({cause(e)}); check the name and the network (--input takes "
+                        "files at hand)") from None
 
 
 def file_format(path: Path) -> str | None:
-    return FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
+    return FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
 class Rows:
@@ -188,7 +187,7 @@ class Rows:
 
 def read_rows(path: Path, sample_by: str) -> Iterator:
     """The rows of one file, dicts (of JSON: anything). A damaged file raises almost anything."""
-    opened = gzip.open if path.suffix == ".gz" else open
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     with opened(path, "rb") as raw:
         if file_format(path) == "parquet":
             import pyarrow.parquet  # here, because only parquet needs it
@@ -196,8 +195,12 @@ def read_rows(path: Path, sample_by: str) -> Iterator:
                 yield from batch.to_pylist()
             return
         lines = io.TextIOWrapper(raw, encoding="utf-8-sig")       # without a byte-order mark
-        if file_format(path) == "json":
-            yield from json_rows(lines)
+        if file_format(path) == "json":               # one list of objects, or an object on each line
+            first = lines.read(1)
+            lines.seek(0)
+            yield from json.load(lines) if first == "[" else map(json.loads, filter(str.strip, lines))
+        elif sample_by == "file":
+            yield {"text": to_text(raw.read(), path)}
         elif sample_by == "line":
             yield from ({"text": line} for line in lines)
         else:
@@ -206,20 +209,13 @@ def read_rows(path: Path, sample_by: str) -> Iterator:
                     yield {"text": "".join(paragraph).removesuffix("\n")}
 
 
-def json_rows(lines: io.TextIOWrapper) -> Iterable:
-    """Of a file with an object on each line, or with one list of them."""
-    first = lines.read(1)
-    lines.seek(0)
-    return json.load(lines) if first == "[" else map(json.loads, filter(str.strip, lines))
-
-
 def texts(stream, field: str = "text") -> Iterator[str]:
     """The documents of a stream of rows, in their `field`. UserError for whatever cannot be read."""
     try:
         for row in stream:
             if not isinstance(row, dict) or not isinstance(row.get(field, 0), str | None):
-                have = f"it has {', '.join(map(str, row))}" if isinstance(row, dict) else "rename it"
-                raise UserError(f"{place(stream)}: no text in a field {field!r} of {str(row):.80}; {have}")
+                raise UserError(f"{place(stream)}: no text in a field {field!r} of {str(row):.80}; "
+                                + fields(row, field))
             text = (row[field] or "").replace("\ufeff", "")     # a mark amid it: of files that were joined
             text.encode()                             # JSON can hold halves of surrogate pairs
             yield text
@@ -228,9 +224,23 @@ def texts(stream, field: str = "text") -> Iterator[str]:
     except UnicodeDecodeError as e:
         raise UserError(f"{place(stream)}: not UTF-8 ({e.reason}); {convert(e)}") from None
     except Exception as e:                            # damaged files and lost connections, of many libraries
-        why = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise UserError(f"{place(stream)}: reading stopped ({why}); check the files or the network, then run "
-                        "it again") from None
+        cure = "check the files or the network, then run it again"
+        if isinstance(e, json.JSONDecodeError):
+            cure = "a file of JSON has one object a line, or is one list of objects"
+        raise UserError(f"{place(stream)}: reading stopped ({cause(e)}); {cure}") from None
+
+
+def fields(row, field: str) -> str:
+    """What there is to do about a row without text in its `field`."""
+    if not isinstance(row, dict):
+        return 'a row must be an object: {"text": "..."}'
+    if field in row:                                  # a list, a number, an object
+        return f"write it as text first: jq -c '{{text: .{field} ...}}' OLD > NEW"
+    return f"it has {', '.join(map(str, row))}: choose one, or leave the file out"
+
+
+def cause(e: Exception) -> str:
+    return f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
 
 
 def place(stream) -> str:
@@ -262,11 +272,8 @@ def char_tokenizer(chars: str) -> Tokenizer:
             raise UserError(f"characters {bad!r} are not in the vocabulary {chars!r}; leave them out")
         return np.fromiter(map(ids.get, text), np.uint16, len(text))
 
-    def decode(ids):
-        return "".join(chars[i] for i in ids)
-
     separator = encode("\n\n\n" if "\n" in chars else "")
-    return Tokenizer("char", len(chars), encode, decode, separator, chars)
+    return Tokenizer("char", len(chars), encode, lambda ids: "".join(chars[i] for i in ids), separator, chars)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -274,10 +281,8 @@ def byte_tokenizer() -> Tokenizer:
     def encode(text):
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16)
 
-    def decode(ids):
-        return bytes(list(ids)).decode(errors="replace")
-
-    return Tokenizer("byte", 256, encode, decode, encode("\n\n\n"))
+    return Tokenizer("byte", 256, encode, lambda ids: bytes(list(ids)).decode(errors="replace"),
+                     encode("\n\n\n"))
 
 
 def bpe_tokenizer(docs: Iterable[str] = (), vocab: int = 0, trained: str = "") -> Tokenizer:
@@ -286,18 +291,9 @@ def bpe_tokenizer(docs: Iterable[str] = (), vocab: int = 0, trained: str = "") -
         import tokenizers
     except ImportError:
         raise UserError("tokenizer bpe needs `pip install tokenizers`; or use --tokenizer=byte") from None
-    if trained:
-        bpe = tokenizers.Tokenizer.from_str(trained)
-    else:
-        bpe = train_bpe(tokenizers, docs, vocab)
-
-    def encode(text):
-        return np.array(bpe.encode(text).ids, dtype=np.uint16)
-
-    def decode(ids):
-        return bpe.decode([int(i) for i in ids])
-
-    return Tokenizer("bpe", bpe.get_vocab_size(), encode, decode, np.zeros(1, np.uint16), bpe=bpe.to_str())
+    bpe = tokenizers.Tokenizer.from_str(trained) if trained else train_bpe(tokenizers, docs, vocab)
+    return Tokenizer("bpe", bpe.get_vocab_size(), lambda text: np.array(bpe.encode(text).ids, np.uint16),
+                     lambda ids: bpe.decode([int(i) for i in ids]), np.zeros(1, np.uint16), bpe=bpe.to_str())
 
 
 def train_bpe(tokenizers, docs: Iterable[str], vocab: int):
@@ -345,14 +341,8 @@ def gpt2_tokenizer() -> Tokenizer:
         raise UserError("tokenizer gpt2 needs `pip install tiktoken`; or use --tokenizer=byte") from None
     except (OSError, ValueError):                     # no network (requests raises OSErrors), or a bad file
         gpt2 = gpt2_from_package()
-
-    def encode(text):
-        return np.array(gpt2.encode_ordinary(text), dtype=np.uint16)
-
-    def decode(ids):
-        return gpt2.decode([int(i) for i in ids])
-
-    return Tokenizer("gpt2", EOT + 1, encode, decode, np.array([EOT], dtype=np.uint16))
+    return Tokenizer("gpt2", EOT + 1, lambda text: np.array(gpt2.encode_ordinary(text), np.uint16),
+                     lambda ids: gpt2.decode([int(i) for i in ids]), np.array([EOT], np.uint16))
 
 
 def get_tokenizer(name: str, *corpus: str) -> Tokenizer:
@@ -368,14 +358,23 @@ def get_tokenizer(name: str, *corpus: str) -> Tokenizer:
     raise UserError(f"unknown tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}")
 
 
-# ---- overlap between train and validation ----
+# ---- train and validation, and their overlap ----
+
+def draw(sizes: dict[str, int], room: float) -> set[str]:
+    """Keys by their hashes, each that fits in what is left of the `room`: the same on every machine."""
+    drawn = set()
+    for key in sorted(sizes, key=lambda key: sha256(key.encode())):
+        if sizes[key] <= room:
+            drawn.add(key)
+            room -= sizes[key]
+    return drawn
+
 
 def hold_out(text: str) -> tuple[str, str]:
     """All but the last tenth, and that: from where a line begins or, if none does soon, from within one."""
     at = len(text) - len(text) // 10
     at = text.find("\n", at - 1, at + len(text) // 20) + 1 or at
     return text[:at], text[at:]
-
 
 
 OVERLAP_RULE = ("a part of train repeats val if it has 200 characters or more in lines of at least 40, and "
@@ -408,13 +407,9 @@ def drop_repeats(docs: list[str], val_docs: list[str], between: str = "\n\n") ->
     kept = []
     dropped = []
     for doc in docs:
-        fresh = []
-        for paragraph in doc.split(between):
-            if is_repeat(paragraph):
-                dropped.append(paragraph)
-            else:
-                fresh.append(paragraph)
-        kept.append(between.join(fresh))
+        paragraphs = [(paragraph, is_repeat(paragraph)) for paragraph in doc.split(between)]
+        dropped += [paragraph for paragraph, again in paragraphs if again]
+        kept.append(between.join(paragraph for paragraph, again in paragraphs if not again))
     if dropped and not any(map(str.strip, kept)):
         raise UserError(f"all training text repeats the validation text ({OVERLAP_RULE}); give other text")
     return kept, {"rule": OVERLAP_RULE, "paragraphs": len(dropped), "characters": sum(map(len, dropped))}
@@ -463,8 +458,8 @@ def write_pieces(path: Path, items: Iterable[Piece], at: int = 0) -> tuple[int, 
     return tokens, nbytes
 
 
-def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) -> None:
-    """Rename the finished parts {'train': PATH, 'val': PATH} into place, and write meta.json.
+def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) -> dict:
+    """Rename the finished parts {'train': PATH, 'val': PATH} into place; write and return meta.json.
 
     counts is {split: (tokens, bytes)}; info is what else meta.json records (source, sha256, split, dropped).
     """
@@ -485,16 +480,17 @@ def publish(args, parts: dict[str, Path], tok: Tokenizer, counts: dict, **info) 
             os.replace(path, out / f"{split}.bin")
     print(f"{out}: {meta['train_tokens']:,} + {meta['val_tokens']:,} {tok.name} tokens (train + val), "
           f"{meta['train_bytes']:,} + {meta['val_bytes']:,} bytes, vocabulary {tok.vocab_size:,}")
+    return meta | info
 
 
-def save(args, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **info) -> None:
-    """Write a whole dataset, or nothing: after a failure an earlier one is still as it was."""
+def save(args, tok: Tokenizer, train: Iterable[Piece], val: Iterable[Piece], **info) -> dict:
+    """Write a whole dataset, or nothing: after a failure an earlier one is still as it was. -> meta.json."""
     out = out_dir(args)
     parts = {split: out / f"{split}.{os.getpid()}.part" for split in ("train", "val")}
     try:
         out.mkdir(parents=True, exist_ok=True)
         counts = {"train": write_pieces(parts["train"], train), "val": write_pieces(parts["val"], val)}
-        publish(args, parts, tok, counts, **info)
+        return publish(args, parts, tok, counts, **info)
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}; make room or choose an --out_dir") from None
     finally:

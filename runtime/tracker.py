@@ -4,23 +4,29 @@ Neither is imported otherwise, and what fails in them is told of once and costs 
 their own run when the process ends.
 """
 import dataclasses
+import time
 from importlib import import_module
 from importlib.util import find_spec
 
-from config.settings import Config
 from runtime import console
 
 
-def start(c: Config):
-    """The module that `log` is to use; None where the run did not ask for it, or it cannot be had."""
+def start(run) -> None:
+    """Make `run.tracker` the module that `log` is to use, if `run` (train.Run) asks for it and it is here.
+
+    The seconds that this takes, of an import and a server, are no part of the run's.
+    """
+    c = run.c
     if not c.wandb_log:
-        return None
+        return
+    began = time.perf_counter()
     try:
         module = import_module("wandb" if find_spec("wandb") else "trackio")
         module.init(project=c.wandb_project, name=c.wandb_run_name or c.out_dir, config=dataclasses.asdict(c))
-        return module
+        run.tracker = module
     except Exception as e:
         warn(e)
+    run.started += time.perf_counter() - began
 
 
 def log(run) -> None:

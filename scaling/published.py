@@ -9,10 +9,11 @@ NAME.json has its sources, licence and citation. A download that broke off goes 
 """
 import csv
 import hashlib
+import http.client
 import json
 import re
+import shutil
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,17 +28,15 @@ from scaling.tables.csv import read_table
 
 FOLDER = ROOT / "data" / "published"
 SERVER = "https://raw.githubusercontent.com"
-BLOCK = 2 ** 16                            # bytes read at a time
 WAIT = 60                                  # seconds without an answer until a server is given up
 
 
 # ---- Conversion: the files of a source -> rows, of the columns that `Source` names. ----
 
 def chinchilla(files: list[Path]) -> Iterable:
-    with open(files[0], encoding="utf-8") as f:
-        for row in csv.DictReader(f):
-            N, C = float(row["Model Size"]), float(row["Training FLOP"])
-            yield N, C / 6 / N, C, float(row["loss"])
+    table = read_table(files[0])
+    N, C = table["Model Size"], table["Training FLOP"]
+    return zip(N, C / 6 / N, C, table["loss"])
 
 
 def gemstones(files: list[Path]) -> Iterable:
@@ -51,13 +50,13 @@ def porian(files: list[Path]) -> Iterable:
         import pandas  # the file is a pickle of its frames
     except ImportError:
         raise UserError("porian is a pandas file; run: pip install pandas") from None
-    for _, setting in pandas.read_pickle(files[0]).iterrows():
-        keys = ("dataset", "hparams", "warmup", "decay", "param_count", "val")
-        for _, level in setting["data"].iterrows():
-            points = (np.atleast_1d(level[key]).astype(float) for key in ("orig_n", "orig_t", "orig_loss"))
-            for N, D, loss in zip(*points):
-                if np.isfinite(loss):
-                    yield "/".join(setting[key] for key in keys), float(level["flops"]), N, D, loss
+    for setting in pandas.read_pickle(files[0]).itertuples():
+        name = "/".join([setting.dataset, setting.hparams, setting.warmup, setting.decay,
+                         setting.param_count, setting.val])
+        for level in setting.data.itertuples():
+            points = np.column_stack([level.orig_n, level.orig_t, level.orig_loss]).astype(float)
+            for point in points[np.isfinite(points[:, 2])]:
+                yield name, float(level.flops), *point
 
 
 def datablations(files: list[Path]) -> Iterable:
@@ -71,8 +70,8 @@ def datablations(files: list[Path]) -> Iterable:
 
 
 def width_sweep(files: list[Path]) -> Iterable:
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    for run in sorted(runs, key=lambda run: run["config"]["d_model"]):
+    for path in files:
+        run = json.loads(path.read_text(encoding="utf-8"))
         shape = run["config"]
         L, d, T = shape["n_layers"], shape["d_model"], shape.get("n_positions", 1024)
         N = L * (12 * d * d + 13 * d) + 2 * d          # all but the embeddings
@@ -84,21 +83,21 @@ def width_sweep(files: list[Path]) -> Iterable:
 
 # ---- What is published with them, and the same by our fit: (what, theirs, ours, its interval). ----
 
-def surface_of(table: dict, kept=slice(None), **runs) -> dict:
-    return forms.fit_surface(*(table[key][kept] for key in ("params", "tokens", "loss")), **runs)
+def beside(law: dict, **published: float | None) -> Iterable:
+    for key, theirs in published.items():
+        yield key, theirs, law[key], law["ci"].get(key)
 
 
 def besiroglu(table: dict) -> Iterable:
     """Without the five largest losses, as they fitted it."""
-    law = surface_of(table, table["loss"] < np.sort(table["loss"])[-5])
-    for key, theirs in dict(E=1.8169, alpha=0.3478, beta=0.3658, a=0.513).items():
-        yield key, theirs, law[key], law["ci"][key]
+    kept = table["loss"] < np.sort(table["loss"])[-5]
+    law = forms.fit_surface(table["params"][kept], table["tokens"][kept], table["loss"][kept])
+    return beside(law, E=1.8169, alpha=0.3478, beta=0.3658, a=0.513)
 
 
 def gemstones_surface(table: dict) -> Iterable:
-    law = surface_of(table, run=table["run"])
-    for key in ("alpha", "beta"):
-        yield key, None, law[key], law["ci"][key]
+    law = forms.fit_surface(table["params"], table["tokens"], table["loss"], run=table["run"])
+    return beside(law, alpha=None, beta=None)
 
 
 def walk(table: dict) -> Iterable:
@@ -114,10 +113,8 @@ def walk(table: dict) -> Iterable:
 
 
 def repeats(table: dict) -> Iterable:
-    columns = (table[key] for key in ("params", "tokens", "unique_tokens", "loss"))
-    law = forms.fit_repeated(*columns)
-    for key, theirs in dict(R_D=15.387756, R_N=5.309743).items():
-        yield key, theirs, law[key], law["ci"].get(key)
+    law = forms.fit_repeated(table["params"], table["tokens"], table["unique_tokens"], table["loss"])
+    return beside(law, R_D=15.387756, R_N=5.309743)
 
 
 def frontier(table: dict) -> Iterable:
@@ -137,7 +134,7 @@ class Source(NamedTuple):
     files: dict[str, str]                      # {path in the repository: sha256}
     columns: str
     convert: Callable[[list[Path]], Iterable]
-    compare: Callable[[dict], Iterable]
+    refit: Callable[[dict], Iterable]
 
 
 GEMSTONES = ("mcleish7/gemstone-scaling-laws", "5f420478f6057b0cbb4d13405fb10ca64675bccb", "MIT")
@@ -182,49 +179,45 @@ SOURCES = {
 
 # ---- Files. ----
 
-def require_sha256(path: Path, sha256: str) -> None:
-    """Raise UserError unless the file has this hash."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
-        raise UserError(f"{path.name} has sha256 {found[:12]}, not {sha256[:12]}: another file, or a broken "
-                        "one; nothing of it was kept")
-
-
-def local_file(folder: Path, path: str) -> Path:
-    """The file of that name in or below `folder`. Raises UserError."""
-    found = sorted(folder.rglob(Path(path).name))
-    if not found:
-        raise UserError(f"there is no {Path(path).name} in {folder}")
-    return found[0]
-
-
-def download(url: str, path: Path, sha256: str) -> Path:
-    """Fetch `url` to `path`, unless it is there; goes on with what is in its .part file. Raises UserError."""
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+def download(url: str, part: Path) -> None:
+    """Append to `part` what it lacks of `url`. Raises UserError."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    bar = dict(desc=part.stem, disable=None)           # none where no terminal shows it
     try:
         with urllib.request.urlopen(request, timeout=WAIT) as answer:
-            append = answer.status == 206              # else the server sends it whole
-            length = int(answer.headers.get("Content-Length", 0))
-            with (open(part, "ab" if append else "wb") as f,
-                  tqdm(total=length, desc=path.name, unit="B", unit_scale=True, disable=None) as bar):
-                while block := answer.read(BLOCK):
-                    f.write(block)
-                    bar.update(len(block))
-    except (OSError, urllib.error.URLError) as e:
+            mode = "ab" if answer.status == 206 else "wb"      # a server may send it whole all the same
+            with open(part, mode) as f, tqdm.wrapattr(f, "write", total=answer.length, **bar) as counted:
+                shutil.copyfileobj(answer, counted)
+            if answer.length:                          # what is still to come: Python ends as if all was well
+                raise OSError("the connection broke off")
+    except (OSError, http.client.HTTPException) as e:
+        if have and getattr(e, "code", None) == 416:   # it was whole, but not yet looked at
+            return
         raise UserError(f"{url}: {getattr(e, 'reason', e)}; run it again, or without a network give "
-                        f"--input=FOLDER, one that holds {path.name}") from None
-    try:
-        require_sha256(part, sha256)
-    except UserError:
-        part.unlink()
-        raise
-    part.replace(path)
-    return path
+                        f"--input=FOLDER, one that holds {part.stem}") from None
+
+
+def checked(source: Source, path: str, folder: Path | None) -> Path:
+    """The file `path` of the source, in `folder` or downloaded. Raises UserError, and keeps no wrong file."""
+    name = Path(path).name
+    kept = file = FOLDER / "files" / name
+    if folder:
+        file = next(iter(sorted(folder.rglob(name))), None)
+        if not file:
+            raise UserError(f"there is no {name} in {folder}")
+    elif not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        file = kept.with_name(name + ".part")
+        download(f"{SERVER}/{source.repo}/{source.commit}/{path}", file)
+    wanted = source.files[path]
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != wanted:
+        if not folder:
+            file.unlink()
+        raise UserError(f"{file.name} has sha256 {found[:12]}, not {wanted[:12]}: another file, or a broken "
+                        "one; nothing of it was kept")
+    return file if folder else file.replace(kept)
 
 
 def fetch(name: str, folder: Path | None = None) -> Path:
@@ -233,14 +226,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     Returns the table's path. Raises UserError.
     """
     source = SOURCES[name]
-    files = []
-    for path, sha256 in source.files.items():
-        if folder:
-            files.append(local_file(folder, path))
-            require_sha256(files[-1], sha256)
-        else:
-            url = f"{SERVER}/{source.repo}/{source.commit}/{path}"
-            files.append(download(url, FOLDER / "files" / Path(path).name, sha256))
+    files = [checked(source, path, folder) for path in source.files]
     table = FOLDER / f"{name}.csv"
     FOLDER.mkdir(parents=True, exist_ok=True)
     with whole_file(table) as f:
@@ -253,22 +239,17 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     return table
 
 
-def table_of(name: str) -> Path:
-    """Where the table of that name is, or would be once it is fetched."""
-    return FOLDER / f"{name}.csv"
-
-
 # ---- Command line. ----
 
-def comparison(name: str) -> Iterable[str]:
-    """Fit the table again: a line for each published number."""
-    for what, theirs, ours, ci in SOURCES[name].compare(read_table(table_of(name))):
-        verdict = "no number is published"
+def compare(name: str, table: dict) -> None:
+    """Fit the table again and print a line for each published number."""
+    for what, theirs, ours, ci in SOURCES[name].refit(table):
+        said, verdict = "-", "no number is published"
         if theirs is not None:
+            said = f"{theirs:.4g}"
             verdict = "inside" if ci and ci[0] <= theirs <= ci[1] else "OUTSIDE"
         between = f"{ci[0]:.4g} to {ci[1]:.4g}" if ci else "not determined"
-        said = "-" if theirs is None else f"{theirs:.4g}"
-        yield f"{name:<13}{what:<43}{said:>10}{ours:>10.4g}   {between:<22}{verdict}"
+        print(f"{name:<13}{what:<43}{said:>10}{ours:>10.4g}   {between:<22}{verdict}", flush=True)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -280,18 +261,19 @@ def main(args: list[str] | None = None) -> None:
     if odd := [name for name in args.names if name not in SOURCES]:
         raise UserError(f"no published data {odd[0]!r}{nearest(odd[0], SOURCES)}; there are "
                         f"{', '.join(SOURCES)}")
-    failed = False
     if args.fit:
         print(f"{'data':<13}{'what':<43}{'published':>10}{'ours':>10}   95 % interval")
+    failed = False
     for name in args.names or SOURCES:
         try:
             path = fetch(name, args.input)
+            if args.fit:
+                compare(name, read_table(path))
+            else:
+                print(f"{path}: {SOURCES[name].citation}", flush=True)
         except UserError as e:                         # of one; the others may be there
             print(f"error: {name}: {e}", file=sys.stderr)
             failed = True
-            continue
-        for line in comparison(name) if args.fit else [f"{path}: {SOURCES[name].citation}"]:
-            print(line, flush=True)
     if failed:
         sys.exit(2)
 

@@ -600,8 +600,18 @@ def test_the_hub_by_name_and_field(tmp_path, mine, capsys, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     meta = mine("web", "--hf=some/web:small", "--field=body", "--num_tokens=2000")
     assert asked == [("some/web", "small", "train")] and meta["train_tokens"] == 2000
+    assert "next: python" in capsys.readouterr().out
+    prepare("text", tmp_path / "elsewhere", "--name=web", "--hf=some/web:small", "--field=body",
+            "--num_tokens=2000")
+    assert "next: python" not in capsys.readouterr().out       # no run looks for data there
     line = refused("text", capsys, "--name=web", "--hf=some/web")
     assert "no text in a field 'text' of " in line and "; it has body, id" in line
+
+    def ask(*args, **kwargs):
+        raise ValueError("Config name is missing.\nPick one of: large, small")
+    monkeypatch.setattr(datasets, "load_dataset", ask)
+    line = refused("text", capsys, "--name=web", "--hf=some/web")
+    assert "cannot open some/web (ValueError: Config name is missing. Pick one of: large, small);" in line
 
 
 @pytest.mark.parametrize("args, words", [
@@ -612,14 +622,105 @@ def test_the_hub_by_name_and_field(tmp_path, mine, capsys, monkeypatch):
     (["--name=a", "--input", "zeros.bin"], "zeros.bin holds zero bytes: it is no text"),
     (["--name=a", "--input", "my.txt", "--tokenizer=bpe", "--vocab=60000"], "but this text makes no more "),
     (["--name=a", "--input", "my.txt", "--tokenizer=bpe", "--vocab=1e5"], "take 258 to 65536"),
-    (["--name=a", "--input", "my.txt", "--val_from=none"], "'none' is not prepared")])
+    (["--name=a", "--input", "my.txt", "--val_from=none"], "'none' is not prepared"),
+    (["--name=a", "--input", "my.txt", "--vocab=300"], "--vocab=300 is for --tokenizer=bpe; add that"),
+    (["--name=a", "--input", "my.txt", "--field=body"], "--field=body, but none of the files is JSON or "),
+    (["--name=a", "--input", "many.txt", "--tokenizer=char"], "66000 distinct characters make no uint16 voc"),
+    (["--name=a", "--input", "latin.txt"], "latin.txt: byte 305 is not UTF-8; convert it: iconv -f LATIN1 "),
+    (["--name=a", "--input", "wide.txt"], "wide.txt: byte 0 is not UTF-8; convert it: iconv -f UTF-16 "),
+    (["--name=a", "--input", "blank.txt", "empty.txt"], "there is no text in it; give other files"),
+    (["--name=a", "--input", "same.txt"], "all training text repeats the validation text"),
+    (["--name=a", "--input", "my.tar.gz"], "my.tar.gz holds zero bytes: it is no text, or not in UTF-8; "
+     "leave it out, unpack it"),
+    (["--name=a", "--input", "plain.txt.gz"], "plain.txt.gz, after 0 rows: reading stopped (BadGzipFile: "),
+    (["--name=a", "--input", "cut.txt.gz"], "cut.txt.gz, after 0 rows: reading stopped (EOFError: "),
+    (["--name=a", "--input", "nested.jsonl", "--field=meta"], "write it as text first: jq -c '{text: .meta "),
+    (["--name=a", "--input", "nested.jsonl"], "; it has id, meta: choose one, or leave the file out"),
+    (["--name=a", "--input", "indented.json"], "a file of JSON has one object a line, or is one list of "),
+    (["--name=a", "--input", "strings.json"], 'a row must be an object: {"text": "..."}')])
 def test_own_text_that_cannot_be_had(mine, tmp_path, monkeypatch, capsys, args, words):
     monkeypatch.chdir(tmp_path)
     Path("void").mkdir()
     write_lines(Path("my.txt"), PROSE)
-    Path("zeros.bin").write_bytes(b"a\0b")
+    packed = gzip.compress(Path("my.txt").read_bytes())
+    nested = {"id": 1, "meta": {"text": PROSE[0]}}
+    with tarfile.open("my.tar.gz", "w:gz") as tar:
+        tar.add("my.txt")
+    for name, data in {
+            "zeros.bin": b"a\0b", "empty.txt": b"", "blank.txt": b" \n\n", "plain.txt.gz": b"no gzip",
+            "many.txt": "".join(map(chr, range(0x10000, 0x10000 + 66_000))).encode(),
+            "latin.txt": "caf\xe9 ".encode() * 50 + "  caf\xe9".encode("latin-1"),
+            "wide.txt": "hi".encode("utf-16"), "same.txt": BAD_FILES["same.txt"], "cut.txt.gz": packed[:-20],
+            "nested.jsonl": json.dumps(nested).encode(), "strings.json": json.dumps(PROSE).encode(),
+            "indented.json": json.dumps(nested, indent=1).encode()}.items():
+        Path(name).write_bytes(data)
     assert words in refused("text", capsys, *args)
     assert not list(Path("data").iterdir())
+
+
+def test_a_folder_as_people_have_it(tmp_path, mine):
+    """Folders in folders, names with spaces and capitals; nothing hidden, empty, dead or of a program."""
+    folder = tmp_path / "my notes"
+    for name, data in {
+            "a/b/deep one.md": PROSE[0], "a/capital.TXT": PROSE[1], "a/.git/config": PROSE[2],
+            ".hidden.txt": PROSE[3], "rows.NDJSON": json.dumps({"text": PROSE[4]}),
+            "a/b/rows.JSONL": json.dumps({"text": PROSE[5]}), "empty.txt": "", "empty.json": "",
+            "paper.pdf": "%PDF-1.4 \x01\x02 no zero byte"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(data, encoding="utf-8")
+    write_lines(tmp_path / "outside.txt", [PROSE[6]])
+    (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
+    (folder / "dead.txt").symlink_to(tmp_path / "gone.txt")
+    (folder / "a" / "up").symlink_to(folder)           # a circle
+    meta = mine("mine", "--input", folder)
+    words = as_bytes(np.concatenate([meta["train"], meta["val"]])).decode()
+    kept = [i for i in range(7) if f"Paragraph {i}. " in words]
+    assert kept == [0, 1, 4, 5, 6] and meta["documents"] == 5 and '{"text"' not in words
+    assert meta["dropped"] == {"empty": 1, "duplicate": 0, "binary files": 1,
+                               "paragraphs that repeat validation": 0}
+
+
+def test_a_folder_with_a_file_that_may_not_be_read(tmp_path, mine, capsys, monkeypatch):
+    folder = write_documents(tmp_path / "notes", PROSE[:3])
+
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setattr(module("text"), "open", refuse, raising=False)
+    line = refused("text", capsys, "--name=a", "--input", folder)
+    assert "cannot read " in line and "000.md: Permission denied; allow it, or leave it out" in line
+
+
+def test_line_ends_are_one_kind(tmp_path, mine):
+    """Of a text with others the ids are the same, and a copy with others is a copy; within JSON, too."""
+    text = "\n".join(PROSE)
+    found = []
+    for name, end in (("unix", "\n"), ("dos", "\r\n"), ("mac", "\r")):
+        other = text.replace("\n", end)
+        (tmp_path / f"{name}.txt").write_bytes(other.encode())
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": other}) + end, newline="")
+        found += [mine(name, "--input", tmp_path / f"{name}.{kind}") for kind in ("txt", "jsonl")]
+    assert {meta["train_sha256"] for meta in found} == {found[0]["train_sha256"]}
+    meta = mine("all", "--input", *tmp_path.glob("*.txt"), *tmp_path.glob("*.jsonl"))
+    assert meta["dropped"]["duplicate"] == 5 and meta["train_sha256"] == found[0]["train_sha256"]
+
+
+def test_one_line_is_cut_within(tmp_path, mine):
+    (tmp_path / "line.txt").write_text(" ".join(PROSE))
+    meta = mine("mine", "--input", tmp_path / "line.txt")
+    assert (as_bytes(meta["train"]) + as_bytes(meta["val"])).decode() == " ".join(PROSE)
+    assert meta["val_tokens"] == len(" ".join(PROSE)) // 10
+
+
+def test_it_says_what_it_could_not_do(tmp_path, mine, capsys):
+    """Fewer tokens than were asked for; repeats of verse, whose lines are too short to be compared."""
+    verses = [f"a verse of this poem {i}\n" * 20 for i in range(40)]
+    mine("verse", "--input", write_documents(tmp_path / "verse", verses), "--num_tokens=1e6")
+    said = capsys.readouterr().out
+    assert "the input ended before 1,000,000 tokens\n" in said
+    assert "warning: over half of the validation text is in lines under 40 characters" in said
+    mine("prose", "--input", write_documents(tmp_path / "prose", PROSE), "--num_tokens=1000")
+    said = capsys.readouterr().out
+    assert "warning" not in said and "ended" not in said
 
 
 def test_no_network(tmp_path, capsys, monkeypatch):

@@ -53,9 +53,12 @@ def test_the_printed_rows_of_a_notebook(tmp_path):
 # ---- Downloads, from a server of our own. ----
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Files of `files`; asked for a range it answers as GitHub does. `asked` lists the ranges."""
+    """Files of `files`; asked for a range it answers as GitHub does. `asked` lists the ranges.
 
-    files, asked = {}, []
+    Of the first answer no more than `most` bytes arrive.
+    """
+
+    files, asked, most = {}, [], None
 
     def do_GET(self):
         body = self.files.get(self.path.rsplit("/", 1)[-1])
@@ -64,10 +67,12 @@ class Server(http.server.SimpleHTTPRequestHandler):
         wanted = self.headers.get("Range", "bytes=0-")
         self.asked.append(wanted)
         start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if start >= len(body):
+            return self.send_error(416)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        self.wfile.write(body[start:])
+        self.wfile.write(body[start:self.most if len(self.asked) == 1 else None])
 
     def log_message(self, *args):
         pass
@@ -81,6 +86,7 @@ def server(folder, monkeypatch):
     monkeypatch.setitem(published.SOURCES, "one", source)
     monkeypatch.setattr(Server, "files", {"points.csv": TEXT})
     monkeypatch.setattr(Server, "asked", [])
+    monkeypatch.setattr(Server, "most", None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server)) as here:
         threading.Thread(target=here.serve_forever, daemon=True).start()
         monkeypatch.setattr(published, "SERVER", f"http://127.0.0.1:{here.server_port}")
@@ -102,6 +108,32 @@ def test_a_download_that_broke_off_goes_on(folder, server):
     (folder / "files" / "points.csv.part").write_bytes(TEXT[:1000])
     published.fetch("one")
     assert server.asked == ["bytes=1000-"] and len(read_table(folder / "one.csv")["loss"]) == 200
+
+
+def test_a_connection_that_ends_early_costs_nothing_that_came(folder, server):
+    server.most = 1500
+    with pytest.raises(UserError, match="the connection broke off; run it again"):
+        published.fetch("one")
+    assert not (folder / "one.csv").exists()
+    published.fetch("one")
+    assert server.asked == ["bytes=0-", "bytes=1500-"]
+    assert (folder / "files" / "points.csv").read_bytes() == TEXT
+
+
+def test_a_download_that_was_whole_when_it_was_stopped(folder, server):
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "points.csv.part").write_bytes(TEXT)
+    published.fetch("one")
+    assert server.asked == [f"bytes={len(TEXT)}-"] and len(read_table(folder / "one.csv")["loss"]) == 200
+
+
+def test_a_file_of_an_earlier_time_is_checked_again(folder, server):
+    published.fetch("one")
+    (folder / "files" / "points.csv").write_bytes(TEXT.replace(b"3.5", b"3.4"))
+    with pytest.raises(UserError, match="points.csv has sha256 .*; nothing of it was kept"):
+        published.fetch("one")
+    published.fetch("one")
+    assert len(server.asked) == 2 and (folder / "files" / "points.csv").read_bytes() == TEXT
 
 
 def test_of_a_wrong_file_nothing_is_kept(folder, server, capsys):

@@ -64,6 +64,26 @@ def test_its_failure_is_one_line_and_the_run_is_the_same(lab, fake, where):
     assert [r["train_loss"] for r in lab.log("failing")] == [r["train_loss"] for r in lab.log("plain")]
 
 
+class Clock:
+    """A perf_counter that goes on by a millisecond whenever it is asked, and by what a test adds to it."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+@pytest.mark.parametrize("end", ["pass", "raise OSError('no network')"])
+def test_the_time_that_its_start_takes_is_not_the_runs(lab, fake, monkeypatch, end):
+    fake(init=f"import time; time.perf_counter.now += 1000; {end}")
+    monkeypatch.setattr(time, "perf_counter", clock := Clock())
+    wall_s = lab.train(wandb_log=True)["wall_s"]
+    assert 0 < wall_s < 1000 < clock.now
+    assert all(record["elapsed_s"] < 1000 and record["tok_per_s"] > 1 for record in lab.log())
+
+
 def test_without_either_package_the_run_says_so_and_goes_on(lab, monkeypatch):
     monkeypatch.setattr(tracker, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "trackio", None)      # importing it fails

@@ -26,14 +26,13 @@ def take(stream, tok: common.Tokenizer, num_tokens: int) -> tuple[list[str], int
     """The first documents of the stream, until they hold `num_tokens`, and how many empty ones came."""
     docs = []
     empty = 0
-    total = 0
     for doc in common.texts(stream):
         if not doc.strip():
             empty += 1
             continue
         docs.append(doc)
-        total += len(tok.encode(doc)) + len(tok.separator)
-        if total >= num_tokens:
+        num_tokens -= len(tok.encode(doc)) + len(tok.separator)
+        if num_tokens <= 0:
             break
     return docs, empty
 
@@ -124,7 +123,6 @@ def main(args: list[str] | None = None) -> int:
     p.add_argument("--val_tokens", type=common.count, default="2e6", help="validation tokens (default 2e6)")
     common.add_input(p)
     args = p.parse_args(args)
-    common.require_own_name(args)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)      # as Ctrl-C: KeyboardInterrupt
     try:
         prepare(args)

@@ -26,14 +26,6 @@ from runtime.basics import UserError, exit_cleanly  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 
-def roots(packages: Path | None) -> list[Path]:
-    """The folder `packages`, or those of the interpreter that runs this."""
-    if packages:
-        return [packages]
-    paths = sysconfig.get_paths()
-    return sorted({Path(paths[k]) for k in ("stdlib", "purelib", "platlib")})
-
-
 def python_files(folders: list[Path]) -> list[tuple[str, Path]]:
     """(package, path) of every .py file; a package is a top-level name in one of the folders."""
     files = []
@@ -66,20 +58,6 @@ def unique_files(files: list[tuple[str, Path]]) -> tuple[dict, Counter]:
     return dict(sorted(found.items())), dropped
 
 
-def held_out(files: dict) -> set[str]:
-    """Packages for validation: by the hash of their names, each that fits in 5 % of the characters."""
-    chosen = set()
-    sizes = Counter()
-    for package, _, characters in files.values():
-        sizes[package] += characters
-    room = 0.05 * sum(sizes.values())
-    for package in sorted(sizes, key=lambda name: common.sha256(name.encode())):
-        if sizes[package] <= room:
-            chosen.add(package)
-            room -= sizes[package]
-    return chosen
-
-
 def main(args: list[str] | None = None) -> None:
     p = common.new_parser("pycode", __doc__, tokenizers=("byte", "gpt2"))
     p.add_argument("--num_tokens", type=common.count, default=math.inf,
@@ -88,8 +66,19 @@ def main(args: list[str] | None = None) -> None:
                    help="a folder that `pip install --target` filled, in place of this Python's own")
     args = p.parse_args(args)
     tok = common.get_tokenizer(args.tokenizer)
-    files, dropped = unique_files(python_files(roots(args.packages)))
-    packages = held_out(files)
+    if args.packages:
+        folders = [args.packages]
+        source = "Python packages"
+        installed = distributions(path=[str(args.packages)])
+    else:
+        folders = sorted({Path(sysconfig.get_paths()[key]) for key in ("stdlib", "purelib", "platlib")})
+        source = f"standard library of Python {platform.python_version()} and installed packages"
+        installed = distributions()
+    files, dropped = unique_files(python_files(folders))
+    sizes = Counter()
+    for package, _, characters in files.values():
+        sizes[package] += characters
+    packages = common.draw(sizes, 0.05 * sum(sizes.values()))
     train = [text for package, text, _ in files.values() if package not in packages]
     val = [text for package, text, _ in files.values() if package in packages]
     if not val and args.packages:
@@ -107,13 +96,7 @@ def main(args: list[str] | None = None) -> None:
                 yield text
 
     items = common.cut(common.pieces(fresh(), tok), args.num_tokens, tok)
-    source = f"standard library of Python {platform.python_version()} and installed packages"
-    installed = distributions()
-    if args.packages:
-        source = "Python packages"
-        installed = distributions(path=[str(args.packages)])
-    common.save(args, tok, items, common.pieces(val, tok),
-                source=source,
+    common.save(args, tok, items, common.pieces(val, tok), source=source,
                 sha256={"sorted sha256 of all files": common.sha256("".join(files).encode())},
                 versions=dict(sorted((d.metadata["Name"], d.version) for d in installed)),
                 split="by package: 5 % of the characters held out, picked by the hash of the packages' names",

@@ -24,7 +24,6 @@ def main(args: list[str] | None = None) -> None:
     p = common.new_parser("wikitext2", __doc__)
     common.add_input(p)
     args = p.parse_args(args)
-    common.require_own_name(args)
     origin = common.describe(args, HUB)
     train = read(args.input, "train")
     if args.input and not args.val_input:
