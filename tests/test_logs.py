@@ -486,7 +486,8 @@ def test_hugging_face_trainer_state(tmp_path):
     table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=1000")
     assert list(table["tokens"]) == [10_000, 20_000] and list(table["loss"]) == [3.9, 3.4]
     assert "log_history[4]: malformed (TypeError: 'int' object is not subscriptable) (2 more" in done.stderr
-    assert len(done.stderr.splitlines()) == 1          # null is no loss, and nothing is wrong with that
+    assert len(done.stderr.splitlines()) == 2          # null is no loss, and the last step has none
+    assert "went on to step 30 after its last eval_loss, at step 20: is it in progress, or" in done.stderr
 
 
 def test_hugging_face_tokens_seen(tmp_path):
@@ -646,7 +647,8 @@ def test_logs_of_each_kind(tmp_path, name):
     for i, column in enumerate(("params", "tokens", "loss"), 1):
         np.testing.assert_allclose(table[column], [point[i] for point in expected], rtol=1e-9)
     assert ("malformed" in done.stderr) == (name == "fork.log")
-    assert ("loss_unit" in table) == ("bits per byte" in done.stdout) == (name == "nanochat.log")
+    unit = {"nanochat.log": "bits per byte", "fairseq.log": "bits", "fairseq.json": "bits"}.get(name)
+    assert set(table.get("loss_unit", [None])) == {unit} and (unit is None or f", in {unit}, " in done.stdout)
 
 
 def test_a_run_table_keeps_its_settings_and_which_runs_crashed(tmp_path):
@@ -710,7 +712,7 @@ def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_
 def test_a_run_that_went_on_after_its_last_evaluation_or_ended_before_its_horizon(tmp_path):
     text = NANOGPT + "\n" + "".join(f"iter {step}: loss 1.9, time 12.3ms\n" for step in (1600, 1900))
     _, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv")
-    assert "a went on to step 1900 after its last val_loss, at step 1500: is it in progress?" in done.stderr
+    assert "a went on to step 1900 after its last val_loss, at step 1500: is it in progress" in done.stderr
     path = write(tmp_path / "a.log", "max_iters = 5000\nOverriding: max_iters = 2000\n" + NANOGPT)
     _, done = points(path, tmp_path / "o.csv")
     assert "a ended at step 1000 of 2000, before its horizon" in done.stderr
@@ -748,7 +750,7 @@ def test_rows_that_say_of_which_text_their_loss_is(tmp_path, suffix, line, texts
     table, done = points(path, tmp_path / "o.csv", *LOW)
     assert list(table["loss"]) == [4.5, 4.5] and done.stderr == ""
     said = points(path, tmp_path / "o.csv", *LOW, "--loss=loss")[1].stderr
-    assert "several values" not in said                # of two steps: a run may have resumed there
+    assert "several values of loss at 2 steps" in said             # of two: no run resumes at each step
     path = write(tmp_path / "b.csv", "run,step,loss\ntest,10,4.5\n")              # a name is none
     assert "loss is the train loss" in points(path, tmp_path / "o.csv", *LOW)[1].stderr
 
@@ -783,7 +785,8 @@ def test_sizes_as_people_print_them(tmp_path, line):
 def test_a_console_log_with_commas_is_no_table(tmp_path, line):
     text = "".join(line.format(i) + "\n" for i in range(3))
     said = command(write(tmp_path / "a.log", text), f"--out={tmp_path / 'o.csv'}", *LOW).stderr
-    assert "a.log: no loss recognised in it; accepted: " in said and len(said.splitlines()) == 2
+    assert "a.log:1: a loss and no step in " in said and "log the step of each, as CSV or JSON" in said
+    assert "a.log: no loss recognised in it; accepted: " in said and len(said.splitlines()) == 3
 
 
 def test_a_json_table_written_by_columns(tmp_path):

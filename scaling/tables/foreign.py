@@ -67,8 +67,9 @@ def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
     those of one name have a row each, at the same step; and as they need not log the same steps, one that
     goes back to less than half begins.
     """
-    if any(told[key] != run.facts.get(key) for key in ("params", "batch_tokens") if key in told):
+    if any(told[key] != run.facts.get(key, told[key]) for key in ("params", "batch_tokens") if key in told):
         return True
+    run.facts = told | run.facts                       # some logs tell the size after the first step
     first = next(iter(run.rows))
     again = [name for name in cells if name in run.last]
     if table and run.named and step == first and len(run.rows) == 1:
@@ -200,23 +201,43 @@ def diverged_at(run: Run, loss: str) -> int | None:
     bad = None
     for step in sorted(run.rows):
         losses = [value for name, value in run.rows[step].items() if is_loss(name) or name == loss]
-        if any(map(math.isfinite, losses)):
+        if any(value and math.isfinite(value) for value in losses):        # 0 is what fp16 makes of a nan
             bad = None
         elif losses and bad is None:
             bad = step
     return bad
 
 
-def spoilt(run: Run, loss: str) -> str:
-    """How the last loss lies far above the lowest of the run, a quarter and half a nat at least, or ''."""
+def rise(run: Run, loss: str) -> tuple[str, bool]:
+    """(how the last loss lies above the lowest of the run, or ''; whether so far that it is no result).
+
+    That is by half a nat and a quarter at least; less is told of held-out text, where it is no noise.
+    """
     losses = {step: row[loss] for step, row in run.rows.items() if math.isfinite(row.get(loss, math.nan))}
     if not losses:
-        return ""
+        return "", False
     best = min(losses, key=losses.get)
     end = losses[max(losses)]
-    if end - losses[best] < max(0.5, 0.25 * losses[best]):
-        return ""
-    return f"ends at a loss of {end:.4g} after {losses[best]:.4g} at step {best}: diverged, or overfitted"
+    how = f"ends at a loss of {end:.4g} after {losses[best]:.4g} at step {best}: diverged, or overfitted"
+    if end - losses[best] >= max(0.5, 0.25 * losses[best]):
+        return how, True
+    return how if held_out(loss) and end > 1.03 * losses[best] else "", False
+
+
+def drop_carried(run: Run, loss: str) -> int:
+    """Drop the losses that are the last one again, where most are, and count them.
+
+    Some logs print the latest evaluation at each step. Losses of two digits may be equal by chance.
+    """
+    steps = sorted(step for step in run.rows if loss in run.rows[step])
+    again = [b for a, b in zip(steps, steps[1:]) if run.rows[a][loss] == run.rows[b][loss]]
+    again = [step for step in again if round(run.rows[step][loss], 2) != run.rows[step][loss]]
+    if not again or 2 * len(again) < len(steps):
+        return 0
+    for step in again:
+        del run.rows[step][loss]
+    run.last[loss] = max(set(steps) - set(again))
+    return len(again)
 
 
 def name_runs(path: Path, runs: list[Run]) -> None:
@@ -238,23 +259,28 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
     said = [run.facts.get("horizon"), *(row.get(horizon) for row in run.rows.values())]
     wanted = np.fmax.reduce([number_or_nan(value) for value in said])
     twice = sorted(step for name, step in run.twice if name == loss)
-    if len(twice) > 2:                                 # one or two may be where it resumed
-        report(f"{who} has several values of {loss} at {len(twice)} steps, the first at step {twice[0]}; the "
-               "last of each counts")
+    if len(twice) > 2 or 2 * len(twice) > sum(loss in row for row in run.rows.values()):     # no mere resume
+        report(f"{who} has several values of {loss} at {counted(len(twice), 'step')}, the first at step "
+               f"{twice[0]}; the last of each counts: of several texts keep the lines of one")
+    if carried := drop_carried(run, loss):
+        report(f"{who} has the {loss} of the step before at {carried} steps, as where the latest is logged "
+               "again; the first of each counts")
+    how, spoilt = rise(run, loss)
     if bad is not None:
         report(f"{who} diverged at step {bad}: what came before is no result; skipped")
     elif not any(loss in row for row in run.rows.values()):
         report(f"{who} has no {loss}; skipped")
         return False
-    elif words := spoilt(run, loss):
-        report(f"{who} {words}; skipped")
-        return False
+    elif spoilt:
+        report(f"{who} {how}; skipped")
     elif end < wanted - 1:                             # some logs count the last step, some do not
         report(f"{who} ended at step {end} of {wanted:.0f}, before its horizon")
-    elif run.last.get(loss, end) < 0.98 * max(run.last.values(), default=end):
-        report(f"{who} went on to step {max(run.last.values())} after its last {loss}, at step "
-               f"{run.last[loss]}: is it in progress?")
-    return bad is None
+    elif run.last.get(loss, end) < 0.98 * end:
+        report(f"{who} went on to step {end} after its last {loss}, at step {run.last[loss]}: is it in "
+               "progress, or did it diverge?")
+    elif how:
+        report(f"{who} {how}; the last counts")
+    return bad is None and not spoilt
 
 
 def tokens_of(run: Run, column: str | None, asked: Asked) -> dict:
