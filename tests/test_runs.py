@@ -545,16 +545,51 @@ def test_curves_under_another_name_than_run(name):
     t = along_runs()
     t[name] = words("a b c d e f", 10)
     data = select(t)
-    assert data["rows"].tolist() == [9, 19, 29, 39, 49, 59] and "no finished run" in data["notes"][0]
+    assert data["rows"].tolist() == [9, 19, 29, 39, 49, 59] and "no finished run" in data["notes"][-1]
     few = along_runs(4)
     few[name] = words("s s m m l l", 4)                # sizes, not runs: the rows of one are many
     assert len(select(few)["L"]) == 24
 
 
+def log_spaced_curves():
+    """Three cosine runs of eight rows at each of two sizes, of 20, 60 and 200 tokens a parameter."""
+    N, ratio = (v.ravel() for v in np.meshgrid([1e7, 1e8], [20, 60, 200], indexing="ij"))
+    share = np.geomspace(0.01, 1, 8)
+    D = np.outer(N * ratio, share)
+    L = 1.6 + 180 / N[:, None] ** 0.30 + 700 / D ** 0.29 + 0.2 * np.sqrt(1 - share)
+    return {"params": np.repeat(N, 8), "tokens": D.ravel(), "loss": L.ravel()}, np.repeat(N * ratio, 8)
+
+
+@pytest.mark.parametrize("name", ["job", "exp_name", "W&B ID", "trial", "target_tokens", "tokens_per_param"])
+def test_any_column_that_tells_curves_apart_names_the_runs(name):
+    t, horizon = log_spaced_curves()
+    names = words("a b c d e f", 8)
+    t[name] = {"target_tokens": horizon, "tokens_per_param": horizon / t["params"]}.get(name, names)
+    for order in (slice(None), np.random.default_rng(1).permutation(48)):
+        data = select({key: values[order] for key, values in t.items()})
+        assert sorted(data["D"]) == [2e8, 6e8, 2e9, 2e9, 6e9, 2e10] and not data["curves"]
+        assert f"run is the column {name!r}, which tells curves apart" in data["notes"]
+
+
+def test_names_in_a_grid_of_finished_runs_are_no_curves():
+    t, _ = log_spaced_curves()
+    t["tokens"] = np.tile(np.geomspace(1e8, 1e10, 8), 6)           # three recipes at each size
+    t["job"] = words("a b c d e f", 8)
+    with pytest.raises(UserError, match="of the same size and tokens differ in 'job'"):
+        select(t)
+
+
+def test_tokens_that_start_over_at_each_size_look_like_curves():
+    t, _ = log_spaced_curves()
+    assert "as along a run: if these rows are curves" in select(t)["warnings"][-1]
+    finished = {name: values[np.argsort(t["tokens"])] for name, values in t.items()}
+    assert not any("as along a run" in text for text in select(finished)["warnings"])
+
+
 def test_tokens_in_even_steps_look_like_curves():
-    said = "tokens rise in even steps at each size, as along a run"
+    said = "tokens rise at each size as along a run"
     assert select(along_runs())["warnings"][-1].startswith(said)
-    assert not any(said in text for text in select(along_runs(5))["warnings"])
+    assert not any(said in text for text in select(along_runs(4))["warnings"])
 
 
 def test_a_rate_that_falls_says_that_rows_halfway_are_no_runs():
@@ -624,7 +659,7 @@ def test_curves_sorted_by_step_are_curves(step):
     t["tokens"] = np.tile(t["tokens"][:10], 3)
     t |= {"step": t["tokens"] / 1e6} if step else {}
     data = select({name: values.reshape(3, 10).T.ravel() for name, values in t.items()})
-    said = "as if the rate never fell" if step else "tokens rise in even steps at each size"
+    said = "as if the rate never fell" if step else "tokens rise at each size as along a run"
     assert said in data["warnings"][-1] and len(data["last"]) == (3 if step else 30)
 
 

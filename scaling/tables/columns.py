@@ -65,11 +65,11 @@ ENDS = any_of("s acc steps? iters? iterations? grad_norm flops? compute dtype st
 WHOLE = any_of("(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)? world_size cost horizon "
                "(max|total|num)_tokens")
 RESULT = re.compile(rf"{BEGINS}(_\w+)?|.*{HOLDS}.*|(\w+_)?{ENDS}|{WHOLE}")
-WHEN = re.compile(r"(\w+_)?" + any_of("date time timestamp host hostname commit")
+WHEN = re.compile(r"(\w+_)?" + any_of("at date time timestamp host hostname commit path file source")
                   + "|" + any_of("created updated started ended") + r"\w*")
 # What is tuned at each size: the best of it counts.
 RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
-TUNED = any_of(r"bs bsz gbs batch batch_size batch_tokens wd weight_decay betas?_?[12]? momentum clip "
+TUNED = any_of(r"g?bsz? mbsz? batch batch_size batch_tokens wd weight_decay betas?_?[12]? momentum clip "
                r"clip_norm max_grad_norm dropout eps epsilon init_std init_scale weight coef "
                r"(warmup|cooldown|decay_frac)(_\w+)?")
 HYPER = re.compile(rf"(?!(eval|val|test)_)({RATE.pattern}|(\w+_)?{TUNED})")
@@ -151,7 +151,7 @@ def rivals(table: dict, chosen: str, ours: str) -> list[str]:
 
 def words_of(column: str) -> set[str]:
     """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
-    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
+    return {word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column)}
 
 
 @lru_cache(maxsize=10_000)
@@ -289,11 +289,11 @@ def is_whole(values: Array) -> bool:
     return not is_text(values) and bool((values == np.round(values)).all())
 
 
-def runs_of(counter: Array, size: Array, least: int) -> Array | None:
+def runs_of(counter: Array, size: Array, least: int, evenly: bool = True) -> Array | None:
     """The number (n,) of each row's run: a new one where the `counter` starts anew or the `size` changes.
 
-    None unless the counter rises in even steps and runs have `least` rows or more: else rows are finished
-    runs, and the counter says how long each was. Rows of one size need not stand together.
+    None unless the counter rises `evenly` and runs have `least` rows or more: else rows are finished runs,
+    and the counter says how long each was. Rows of one size need not stand together.
     """
     order = np.argsort(size, kind="stable")
     gain = np.diff(counter[order])
@@ -301,7 +301,7 @@ def runs_of(counter: Array, size: Array, least: int) -> Array | None:
     run = np.empty(len(size), int)
     run[order] = np.cumsum(new) - 1
     even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
-    if len(run) < least * (run.max() + 1) or not even.all():
+    if len(run) < least * (run.max() + 1) or evenly and not even.all():
         return None
     return run
 

@@ -183,11 +183,18 @@ def repeats(data: dict) -> list[str]:
 
 
 def halfway(data: dict) -> list[str]:
-    """Whether rows along runs are used though no schedule is told."""
-    if not data["curves"] and runs_of(data["D"], data["N"], 10) is not None:
-        return ["tokens rise in even steps at each size, as along a run: if these rows are curves tell them "
-                "apart in a column 'run'; of cosine or linear runs only the last rows count"]
+    """Whether rows along runs may be used, or are though no schedule is told."""
+    if not data["curves"] and like_curves(data["N"], data["D"]):
+        return ["tokens rise at each size as along a run: if these rows are curves tell them apart in a "
+                "column 'run'; of cosine or linear runs only the last rows count"]
     if data["curves"] and "schedule" not in data["table"]:
         return ["rows along the runs are used as if the rate never fell, which no column 'schedule' says: of "
                 "cosine or linear runs keep the last rows"]
     return []
+
+
+def like_curves(N: Array, D: Array) -> bool:
+    """Whether tokens rise in even steps at each size, or several times, and not to the same numbers."""
+    run = runs_of(D, N, 5, evenly=False)
+    several = run is not None and run.max() > groups([N]).max() and groups([N, D]).max() > 0.75 * len(N)
+    return several or runs_of(D, N, 10) is not None

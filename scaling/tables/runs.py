@@ -102,10 +102,10 @@ def are_runs(names: Array, table: dict, N: Array, D: Array, L: Array, used: Iter
 
 
 def run_names(table: dict, N: Array, D: Array, L: Array, used: Iterable[str]) -> Array | None:
-    """The name (n,) of each row's run: the column `run`, or a number where steps were logged and start anew.
+    """The name (n,) of each row's run, or None where a row is a run, as far as the table says.
 
-    Other names are those of runs where tokens rise evenly along each. None where a row is a run, as far as
-    the table says. `used` are the columns that a fit takes, as N.
+    That is the column `run`, or a number where steps were logged and start anew. Other names are those of
+    runs where tokens rise evenly along each. `used` are the columns that a fit takes, as N.
     """
     if "run" in table:
         names = table["run"].astype(str).astype(object)
@@ -118,6 +118,40 @@ def run_names(table: dict, N: Array, D: Array, L: Array, used: Iterable[str]) ->
         return None
     run = columns.runs_of(counter, told, 5)
     return None if run is None else run.astype(str).astype(object)
+
+
+def with_runs(table: dict, N: Array, D: Array) -> tuple[dict, list[str]]:
+    """(the table with a column `run`, where another tells curves apart; a note that says which)."""
+    if "run" in table:
+        return table, []
+    for name, values in table.items():
+        run = curve_names(plain(name), values, N, D)
+        if run is not None:
+            return table | {"run": run}, [f"run is the column {name!r}, which tells curves apart"]
+    return table, []
+
+
+def curve_names(word: str, values: Array, N: Array, D: Array) -> Array | None:
+    """The name (n,) of each row's run by a column, whose plain name is `word`, if it names curves; else None.
+
+    There are more curves than sizes; each has one size and five rows or more, at other tokens than most of
+    the others: else they are a grid. How long runs were to be tells them apart at each size.
+    """
+    horizon = word.startswith(("tokens_per_param", "chinchilla")) or any(
+        word in words.split() for words in columns.HORIZONS.values())
+    if not (is_text(values) or horizon or columns.NAME.fullmatch(word) or SEED.fullmatch(word)):
+        return None
+    name = groups([values, N] if horizon else [values])
+    n = name.max() + 1
+    one_size = groups([name, N]).max() + 1 == n > groups([N]).max() + 1
+    if not one_size or len(N) < 5 * n or groups([name, D]).max() + 1 < len(N) or is_grid(N, D):
+        return None
+    return (name if horizon else values).astype(str).astype(object)
+
+
+def is_grid(N: Array, D: Array) -> bool:
+    """Whether many rows have the size and the tokens of another."""
+    return groups([N, D]).max() + 1 < 0.75 * len(N)
 
 
 def last_rows(run: Array | None, D: Array) -> Array:
@@ -275,6 +309,8 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
         drop_unusable(kept, label, v)
     used = {"params", "tokens", "flops", "run", "step", name}
+    table, more = with_runs(table, N, D)
+    kept.notes += more
     run = run_names(table, N, D, L, used)
     drop_repeated(kept, table, curves=run is not None and len(set(run)) < len(run))
     if not kept.mask.any():
