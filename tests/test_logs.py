@@ -112,7 +112,7 @@ def test_header_alone_is_an_empty_table(tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("1e6,2e7,3.5\n2e6,2e7,3.4\n", ": line 1 holds numbers; it must name the columns"),
     ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"),
-    ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
+    ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("N,1e6,2e6\nD,1,2\n", "for one run a line"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
     ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
     (b"a,b\n1,\xe9\n", "byte 0xe9 is not UTF-8 (Latin-1, perhaps); save it in UTF-8"),
@@ -148,8 +148,9 @@ def test_columns_without_a_name(tmp_path):
 
 def test_a_comma_parts_thousands_where_one_cell_of_the_column_says_so(tmp_path):
     text = "params;tokens;loss\n331,776;5,000;3,741\n10,881,692;1,500,000,000;3,5\n"
-    for sep in (";", "\t"):
-        table = read_table(write(tmp_path / "a.csv", text.replace(";", sep)))
+    dots = text.replace(",", ".").replace("3.741", "3,741").replace("3.5\n", "3,5\n")
+    for text in (text, text.replace(";", "\t"), dots):
+        table = read_table(write(tmp_path / "a.csv", text))
         assert list(table["params"]) == [331776, 10881692] and list(table["tokens"]) == [5000, 1.5e9]
         assert list(table["loss"]) == [3.741, 3.5]
 
@@ -929,7 +930,7 @@ def test_a_study_without_its_run_directories_is_its_table(tmp_path):
     table = read_table(out)
     assert list(table["run"]) == ["a", "b"] and list(table["val_loss"]) == [RESULT["val_loss"]] * 2
     write(tmp_path / "kept" / "runs.csv", "params,tokens,loss\n1,2,3\n")
-    assert "not runs of ours" in command(tmp_path / "kept", f"--out={out}").stderr
+    assert "so not runs of ours; give the file" in command(tmp_path / "kept", f"--out={out}").stderr
 
 
 def test_a_run_that_was_forecast_stays_out_of_the_table(tmp_path):

@@ -268,7 +268,7 @@ def test_a_quick_look_at_a_study_of_ours_is_no_mistake():
 
 
 @pytest.mark.parametrize("name, values, message", [
-    ("loss", lambda L: np.exp(L), "if these are perplexities take their logarithm, else take out"),
+    ("loss", lambda L: np.exp(L), "if these are perplexities take their logarithm, if sums divide"),
     ("val_ppl", lambda L: np.exp(L), "column 'val_ppl' holds perplexities: take its logarithm, which is the"),
     ("train_loss", lambda L: L, "no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of train_loss"),
     ("cost", lambda L: L, "; there are params, tokens, cost: rename them, or python -m scaling.logs FILE")])

@@ -73,6 +73,7 @@ TUNED = any_of(r"g?bsz? mbsz? batch batch_size batch_tokens wd weight_decay beta
                r"clip_norm max_grad_norm dropout eps epsilon init_std init_scale weight coef "
                r"(warmup|cooldown|decay_frac)(_\w+)?")
 HYPER = re.compile(rf"(?!(eval|val|test)_)({RATE.pattern}|(\w+_)?{TUNED})")
+TRIED = re.compile(f"(?:{HYPER.pattern})|{SEED.pattern}")
 ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
 # Losses do not make one law across the words in these, nor across these numbers.
 DATA = re.compile(any_of("dataset data_set corpus tokenizer (train|eval|val|valid|test)_(data|dataset|set)")
@@ -185,12 +186,25 @@ def unit(loss: str) -> str:
     return next((text for word, text in BITS.items() if word in plain(loss)), "")
 
 
+def listed(names: Iterable[str]) -> str:
+    """'a, b, c', or the first twenty of more."""
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
 def missing(name: str, near: str, table: dict) -> UserError:
     """That a fit lacks the column `name`, what there is, and how to say which it is."""
     made = "; or a column flops; tokens are steps x batch x context, params x tokens per parameter"
     return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
-                     f"{', '.join(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
+                     f"{listed(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
                      f"--map params=COLUMN tokens=COLUMN loss=COLUMN{made if near == 'tokens' else ''}")
+
+
+def perplexities(names: Iterable[str]) -> str:
+    """That a column holds no loss, and how it becomes one; of the first that does, or ''."""
+    name = next((name for name in names if PERPLEXITY.fullmatch(plain(name))), "")
+    return name and (f"column {name!r} holds perplexities: take its logarithm, which is the loss in nats, as "
+                     "a column 'loss'")
 
 
 def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
@@ -213,9 +227,8 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
     if not (asked or found):
         raise missing("'loss' or 'val_loss'", "loss", table)
     name = asked or found[0]
-    if PERPLEXITY.fullmatch(plain(name)):
-        raise UserError(f"column {name!r} holds perplexities: take its logarithm, which is the loss in nats, "
-                        "as a column 'loss'")
+    if told := perplexities([name]):
+        raise UserError(told)
     notes = []
     if not asked and len(found) > 1 and not unit(found[1]):
         notes.append(f"loss is the column {name!r}; --loss={found[1]} takes the other")
@@ -245,7 +258,7 @@ def only(table: dict, where: list[str]) -> Array:
             raise UserError(f"--where={pair}: no row has that; {name} holds {some(table[name])}")
         mask &= equal
     if not mask.any():
-        raise UserError(f"--where={' --where='.join(where)}: no row has all of these")
+        raise UserError(f"--where={' --where='.join(where)}: no row has all of these; leave one of them out")
     return mask
 
 
@@ -382,8 +395,8 @@ def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
     odd = bad & ~lost
     text = f"{name} is {L.min():.4g} to {L.max():.4g}, and a guess among all tokens costs {most:.3g} nats"
     if odd.sum() >= len(L) / 3:
-        raise UserError(f"{text}: if these are perplexities take their logarithm, else take out the rows "
-                        "that diverged")
+        raise UserError(f"{text}: if these are perplexities take their logarithm, if sums divide them by "
+                        "their tokens, else take out the rows that diverged")
     return lost, [f"{text}; worse are {rows_text(rows[odd])}"] if odd.any() else []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, by_text, held_out, is_loss, rivals, unit
+from scaling.tables.columns import RATE, TRIED, by_text, held_out, is_loss, listed, perplexities, rivals, unit
 from scaling.tables.csv import MALFORMED, number
 from scaling.tables.readers import FORMATS, NAMES, named, reader_of, skipping, tail
 
@@ -147,7 +147,7 @@ class Gathered:
 def tuned_apart(run: Run, step: int, cells: dict) -> bool:
     """Whether a row has the loss of its step at another rate or seed: finished runs may have no names."""
     same = run.rows.get(step, {})
-    tuned = [name for name in cells if HYPER.fullmatch(tail(name)) or SEED.fullmatch(tail(name))]
+    tuned = [name for name in cells if TRIED.fullmatch(tail(name))]
     again = any(is_loss(name) and name in same for name in cells)
     return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
 
@@ -174,12 +174,10 @@ def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | No
     count = Counter(name for run in runs for row in run.rows.values() for name in row)
     losses = {name: n for name, n in count.items() if is_loss(name)}
     if asked and asked not in count:
-        raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
-    perplexities = [name for name in columns if PERPLEXITY.fullmatch(tail(name))]
-    if asked in perplexities or perplexities and not asked and not losses:
-        name = asked or perplexities[0]
-        raise UserError(f"{path}: column {name!r} holds perplexities: take its logarithm, "
-                        "which is the loss in nats, as a column 'loss'")
+        raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {listed(losses)}")
+    perplexity = perplexities([asked] if asked else [] if losses else columns)
+    if perplexity:
+        raise UserError(f"{path}: {perplexity}")
     if not asked and not losses:
         raise UserError(f"{path}: no loss recognised in it; accepted: {FORMATS}")
     held = [name for name in losses if held_out(name)]
@@ -349,7 +347,7 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
     for ours, theirs in asked.names.items():
         if theirs not in columns:
             raise UserError(f"{path}: no column {theirs!r}{nearest(theirs, columns)} for {ours}; its columns "
-                            f"are {', '.join(columns)}")
+                            f"are {listed(columns)}")
     if not asked.params and "params" not in asked.names and "params" in found:
         check_params(path, runs, columns, found["params"])
     told = {key for run in runs for key in run.facts}
@@ -359,7 +357,7 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
     for ours, (what, fix) in LACKS.items():
         if not known[ours] and ours not in found:
             raise UserError(f"{path}: it does not say {what}; {fix}, or --map {ours}=COLUMN with one of "
-                            f"{', '.join(columns)}")
+                            f"{listed(columns)}")
     return found
 
 
@@ -401,7 +399,7 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     found = gather(path, reader_of(path)(path, report), asked.names, report)
     runs, columns = found.runs, list(found.columns)
     if not runs and any(map(is_loss, columns)):
-        raise UserError(f"{path}: not one of its rows can be read")
+        raise UserError(f"{path}: not one of its rows can be read; mend what is named above")
     loss = choose_loss(path, runs, columns, asked.names.get("loss"))
     asked = replace(asked, names=asked.names | {"loss": loss})
     source = columns_of(path, runs, columns, asked)

@@ -129,7 +129,7 @@ def read_json(path: Path, report: Callable) -> Iterator:
         data = json.loads(text)
     except (ValueError, RecursionError) as e:
         if '\n{"' not in text and ".json" in path.suffixes:
-            raise UserError(f"{path}: not JSON: {e}") from None
+            raise UserError(f"{path}: not JSON: {e}; mend it there") from None
         if '\n{"' not in text:                         # a config, printed before the log
             yield from read_console(path, report)
             return

@@ -251,11 +251,13 @@ def by_arm(table: dict, column: str) -> dict[str, dict]:
     do not compare, unless the data are what the arms are.
     """
     if column not in table:
-        raise UserError(f"no column {column!r}{nearest(column, table)}, which --arm names")
+        raise UserError(f"no column {column!r}{nearest(column, table)}, which --arm names; there are "
+                        f"{columns.listed(table)}")
     arm = table[column].astype(str)
     names = list(dict.fromkeys(arm.tolist()))
     if len(names) < 2:
-        raise UserError(f"column {column!r} holds {', '.join(names) or 'nothing'}: arms are two or more")
+        raise UserError(f"column {column!r} holds {', '.join(names) or 'nothing'}: name one with two arms or "
+                        "more")
     for name in table:
         data = columns.DATA.fullmatch(plain(name))
         if name != column and data and len(set(map(str, table[name]))) > 1:
@@ -478,7 +480,7 @@ def along(data: dict, schedule: Array | None, curves: dict) -> dict:
     in data["curve_notes"].
     """
     if "run" not in curves:
-        raise UserError(f"no column 'run'{nearest('run', curves)}, which the curves need")
+        raise UserError(f"no column 'run'{nearest('run', curves)}, which the curves need: add it")
     tokens = counts.column(curves, "tokens", "the curves")
     L = counts.column(curves, "val_loss", "the curves")
     run = curves["run"].astype(str)
