@@ -112,7 +112,8 @@ def test_header_alone_is_an_empty_table(tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("1e6,2e7,3.5\n2e6,2e7,3.4\n", ": line 1 holds numbers; it must name the columns"),
     ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"),
-    ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("N,1e6,2e6\nD,1,2\n", "for one run a line"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
+    ("N,1e6,2e6\nD,1,2\n", "for one run a line"), ("Of March 3\nN,D\n", "names with #"),
+    ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
     ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
     (b"a,b\n1,\xe9\n", "byte 0xe9 is not UTF-8 (Latin-1, perhaps); save it in UTF-8"),
@@ -149,8 +150,8 @@ def test_columns_without_a_name(tmp_path):
 def test_a_comma_parts_thousands_where_one_cell_of_the_column_says_so(tmp_path):
     text = "params;tokens;loss\n331,776;5,000;3,741\n10,881,692;1,500,000,000;3,5\n"
     dots = text.replace(",", ".").replace("3.741", "3,741").replace("3.5\n", "3,5\n")
-    for text in (text, text.replace(";", "\t"), dots):
-        table = read_table(write(tmp_path / "a.csv", text))
+    for written in (text, text.replace(";", "\t"), dots):
+        table = read_table(write(tmp_path / "a.csv", written))
         assert list(table["params"]) == [331776, 10881692] and list(table["tokens"]) == [5000, 1.5e9]
         assert list(table["loss"]) == [3.741, 3.5]
 
@@ -708,6 +709,75 @@ def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_
     for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):      # overfitting, small losses, a spike
         table, _ = points(log(*losses), tmp_path / "o.csv", *LOW)
         assert list(table["loss"]) == list(losses)
+
+
+def told(tmp_path, name, text, *args):
+    """What `scaling.logs` says of a log in one line, and the losses of its points."""
+    done = command(write(tmp_path / name, text), f"--out={tmp_path / 'told.csv'}", *LOW, *args)
+    return done.stderr, list(read_table(tmp_path / "told.csv")["loss"]) if done.returncode == 0 else []
+
+
+def test_a_loss_of_zero_is_what_fp16_makes_of_a_nan(tmp_path):
+    history = [{"eval_loss": 4.1, "step": 20}, {"loss": 0.0, "grad_norm": math.nan, "step": 30}]
+    said, losses = told(tmp_path, "a.json", json.dumps({"log_history": history}))
+    assert "diverged at step 30: what came before is no result" in said and losses == []
+
+
+def test_a_loss_that_rises_a_little_is_told_where_it_is_no_noise(tmp_path):
+    rows = "step,val_loss\n100,4\n200,3.2\n300,{}\n"
+    said, losses = told(tmp_path, "a.csv", rows.format(3.5))
+    assert "ends at a loss of 3.5 after 3.2 at step 200: diverged, or overfitted; the last" in said
+    assert losses == [4, 3.2, 3.5]
+    assert told(tmp_path, "a.csv", rows.format(3.25))[0] == ""
+    assert "after 3.2" not in told(tmp_path, "a.csv", rows.format(3.5).replace("val_", "train_"))[0]
+
+
+def test_an_evaluation_that_is_logged_again_at_each_step_is_one(tmp_path):
+    rows = [{"step": s, "val_loss": 5.123 - s // 100 / 10} for s in range(100, 301, 20)]
+    said, losses = told(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert "has the val_loss of the step before at 8 steps" in said and len(losses) == 3
+    flat_ = "step,val_loss\n" + "".join(f"{s},3.2{s // 300}\n" for s in range(100, 1000, 100))
+    assert told(tmp_path, "a.csv", flat_)[0] == ""             # of two digits: they may be equal
+
+
+def test_each_step_with_two_losses_is_no_resume_and_nested_ones_are_a_question(tmp_path):
+    rows = [{"step": s, "set": text, "loss": 5 - s / 100} for s in (50, 100) for text in ("wiki", "c4")]
+    rows[1]["loss"] = rows[3]["loss"] = 4.75
+    said, _ = told(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert "several values of loss at 2 steps" in said and "of several texts keep the lines of one" in said
+    nested = [{"step": 50, "eval": {"wiki": {"loss": 4.5}, "c4": {"loss": 4.75}}}]
+    said, _ = told(tmp_path, "a.json", json.dumps(nested))
+    assert "choose with --loss= one of eval/c4/loss, eval/wiki" in said
+    assert told(tmp_path, "a.json", json.dumps(nested), "--loss=eval/c4/loss")[1] == [4.75]
+
+
+def test_a_curve_inside_a_record_makes_no_cell(tmp_path):
+    """It would be longer than a table can be read with."""
+    runs = {size: {"n_params": 1e6, "tokens": 2e7, "final_val_loss": 3.5, "betas": [0.9, 0.95],
+                   "log": [{"step": i, "x": "y" * 90} for i in range(2000)]} for size in ("3M", "6M")}
+    table, _ = points(write(tmp_path / "a.json", json.dumps(runs)), tmp_path / "o.csv")
+    assert list(table) == ["run", "params", "tokens", "loss", "betas"] and list(table["run"]) == ["3M", "6M"]
+
+
+def test_steps_that_are_counted_twice_ask_for_the_tokens_of_one(tmp_path):
+    text = "".join(f"iter {4 * s}: loss {5 - s / 10:.4f}, step: {s}, iter time: 9.0 ms\n" for s in (10, 20))
+    said, losses = told(tmp_path, "a.log", text)
+    assert "a.log: 'iter 40' is also 'step: 10': give --batch_tokens= of one iter" in said
+    assert losses == [4, 3]
+
+
+def test_a_size_that_is_told_after_the_first_step_begins_no_run(tmp_path):
+    text = SAMPLES["megatron_new.log"][0].decode().partition("\n")[2]
+    table, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv")
+    assert set(table["params"]) == {1e6} and len(set(table["run"])) == 1 and "1 run" in done.stdout
+
+
+def test_bits_of_fairseq_are_nats_where_the_perplexity_says_so(tmp_path):
+    line = "INFO | valid | epoch 001 | valid on 'wiki' subset | loss 5.1 | ppl {} | num_updates 100\n"
+    for ppl, name in ((164.02, "valid_wiki_loss"), (34.3, "valid_wiki_loss_bits")):
+        done = points(write(tmp_path / "a.log", line.format(ppl)), tmp_path / "o.csv", *LOW)[1]
+        bits = ", in bits, not nats" if "bits" in name else ""
+        assert f"fairseq log, 1 run; loss is {name}{bits}\n" in done.stdout
 
 
 def test_a_run_that_went_on_after_its_last_evaluation_or_ended_before_its_horizon(tmp_path):
