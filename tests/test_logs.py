@@ -706,6 +706,8 @@ def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_
     done = command(f"{log(4, 3.2, 8)}=1e6,10", f"--out={tmp_path / 'o.csv'}")
     assert done.returncode == 2
     assert "a ends at a loss of 8 after 3.2 at step 200: diverged, or overfitted; skipped" in done.stderr
+    text = "".join(f"s:{s} trl:{loss} lr:0.1\ns:{s} tel:{loss}\n" for s, loss in ((9, 4.1), (20, "-nan")))
+    assert "diverged at step 20" in told(tmp_path, "a.log", text)[0]         # as C prints it
     for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):      # overfitting, small losses, a spike
         table, _ = points(log(*losses), tmp_path / "o.csv", *LOW)
         assert list(table["loss"]) == list(losses)
@@ -879,11 +881,12 @@ def test_several_counts_of_parameters_in_a_log_are_a_question(tmp_path):
 
 
 def test_a_line_with_the_losses_of_two_texts_and_the_best_so_far(tmp_path):
-    path = write(tmp_path / "a.log", "step 10 | c4 val loss 4.1 | best val loss 3.5 | wiki val loss 4.4\n")
-    done = command(path, *LOW, f"--out={tmp_path / 'o.csv'}")
-    assert "2 validation losses; choose with --loss= one of val_loss, val_loss_2" in done.stderr
-    for name, loss in (("val_loss", 4.1), ("val_loss_2", 4.4)):
-        assert list(points(path, tmp_path / "o.csv", f"--loss={name}", *LOW)[0]["loss"]) == [loss]
+    for line in ("c4 val loss 4.1 | best val loss 3.5 | wiki val loss 4.4", "val/a loss 4.1, val/b loss 4.4"):
+        path = write(tmp_path / "a.log", f"step 10 | {line}\n")
+        done = command(path, *LOW, f"--out={tmp_path / 'o.csv'}")
+        assert "2 validation losses; choose with --loss= one of val_loss, val_loss_2" in done.stderr
+        for name, loss in (("val_loss", 4.1), ("val_loss_2", 4.4)):
+            assert list(points(path, tmp_path / "o.csv", f"--loss={name}", *LOW)[0]["loss"]) == [loss]
 
 
 def trainer(folder, *steps, horizon=200):

@@ -394,7 +394,7 @@ def test_the_same_row_under_another_name_or_index_is_one_run():
     names = np.array([f"r{i}" for i in range(40)], object)
     for name, values in (("", np.arange(40.0)), ("Unnamed: 0", np.tile(np.arange(20.0), 2)),
                          ("nr", np.arange(40.0) + 1), ("run", names), ("model_name", names),
-                         ("created_at", names)):
+                         ("created_at", names), ("exported_at", np.repeat(names[:2], 20))):
         data = select(tiled(2, **{name: values}))
         assert data["rows"].tolist() == list(range(20)) and data["seed_df"] == 0, name
 
@@ -503,6 +503,12 @@ def test_a_seed_or_a_run_that_does_far_worse_than_a_smaller_one_is_named(rows, t
     assert repeated == warned[1:]                      # who repeats data may do worse
 
 
+def test_runs_that_stand_twice_with_another_rounding_are_doubted():
+    t = seeds()
+    t["loss"] = np.concatenate([t["loss"][:20], np.round(t["loss"][:20], 3)])
+    assert any("are the same runs twice, keep one" in text for text in select(t)["warnings"])
+
+
 def test_rows_that_nothing_tells_apart_and_that_differ_by_more_than_seeds_do():
     t = seeds()
     t["loss"] *= np.repeat([1.03, 1], 20)
@@ -518,7 +524,7 @@ def test_data_and_optimizers_under_other_names_are_not_mixed(name):
         select(tiled(2, **{name: words("a b")}))
 
 
-@pytest.mark.parametrize("name", ["n_warmup_steps", "max_grad_norm", "bsz", "z_loss_weight", "gbs"])
+@pytest.mark.parametrize("name", ["n_warmup_steps", "max_grad_norm", "bsz", "z_loss_weight", "gbs", "gbsz"])
 def test_of_what_is_tuned_under_other_names_the_best_counts(name):
     t = tiled(2, **{name: np.repeat([1.0, 2], 20)})
     data = select(t | {"loss": t["loss"] * np.repeat([1.02, 1], 20)})

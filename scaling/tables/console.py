@@ -7,7 +7,7 @@ from pathlib import Path
 from scaling.tables.columns import OTHER_LOSSES, is_loss
 from scaling.tables.csv import number, text_lines
 
-NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.]|,\d)"
+NUMBER = r"(-?nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.]|,\d)"
 COUNTED = r"(\d{1,3}(?:,\d{3})+|\d{1,15}(?:(?:\.\d+)?[kM]\b)?)"     # 1200, 1,200 or 1.2k
 STEP = re.compile(rf"""(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=\#]\s*)?
                        {COUNTED}(?:/[ ]*{COUNTED})?              # 100, or 100/1000
@@ -86,11 +86,12 @@ def losses_of(text: str) -> dict:
     The best so far and parts of a loss are none; the second of one name is of another text: 'val_loss_2'.
     """
     found = {}
+    end = 0                                            # of the loss before
     for match in LOSS.finditer(text):
-        before = text[:match.start()]
+        before, since, end = text[:match.start()], text[end:match.start()], match.end()
         if re.search(r"(\w*)\W*$", before)[1].lower() in OTHER_LOSSES:
             continue
-        text_of = match[1] or ("val" if is_of_evaluation(before) else "")
+        text_of = match[1] or ("val" if is_of_evaluation(before) or is_of_evaluation(since) else "")
         name = f"{text_of}_{match[2]}".strip("_").lower()
         name = SHORT.get(name, name)
         again = sum(other.startswith(name) for other in found)

@@ -139,7 +139,7 @@ class Gathered:
         row = run.rows.setdefault(key, {})
         losses = {name: value for name, value in cells.items() if is_loss(name)}
         if key == next(reversed(run.rows)):
-            run.twice |= {(name, key) for name, value in losses.items() if row.get(name, value) != value}
+            run.twice |= {(name, key) for name, value in losses.items() if name in row and row[name] != value}
         row.update(cells)
         run.last |= dict.fromkeys(losses, key)
 

@@ -104,19 +104,15 @@ def are_runs(names: Array, table: dict, N: Array, D: Array, L: Array, used: Iter
 def run_names(table: dict, N: Array, D: Array, L: Array, used: Iterable[str]) -> Array | None:
     """The name (n,) of each row's run, or None where a row is a run, as far as the table says.
 
-    That is the column `run`, or a number where steps were logged and start anew. Other names are those of
-    runs where tokens rise evenly along each. `used` are the columns that a fit takes, as N.
+    That is the column `run`, or a number where steps were logged and start anew. `used` are the columns that
+    a fit takes, as N.
     """
     if "run" in table:
         names = table["run"].astype(str).astype(object)
         return names if are_runs(names, table, N, D, L, used) else None
-    names = [values for key, values in table.items() if is_text(values)
-             and plain(key) in ("name", "experiment", "exp", "model")]
-    told = groups([N, *names])
-    counter = table.get("step", D if told.max() > groups([N]).max() else None)
-    if counter is None or is_text(counter):
+    if "step" not in table or is_text(table["step"]):
         return None
-    run = columns.runs_of(counter, told, 5)
+    run = columns.runs_of(table["step"], N, 5)
     return None if run is None else run.astype(str).astype(object)
 
 
