@@ -772,6 +772,11 @@ def test_a_size_that_is_told_after_the_first_step_begins_no_run(tmp_path):
     text = SAMPLES["megatron_new.log"][0].decode().partition("\n")[2]
     table, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv")
     assert set(table["params"]) == {1e6} and len(set(table["run"])) == 1 and "1 run" in done.stdout
+    second = "step 0: loss 5.5\nstep 50: loss 5.0\n" + SAMPLES["second.out"][0].decode()
+    lines = second.replace("number of parameters: 0.10M\n", "").replace("per iteration will be: 1,000", "")
+    done = command(write(tmp_path / "b.log", lines), "--batch_tokens=9", f"--out={tmp_path / 'o.csv'}")
+    table = read_table(tmp_path / "o.csv")
+    assert set(table["params"]) == {3e5} and "without params" in done.stderr      # no size for the first
 
 
 def test_bits_of_fairseq_are_nats_where_the_perplexity_says_so(tmp_path):

@@ -69,7 +69,6 @@ def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
     """
     if any(told[key] != run.facts.get(key, told[key]) for key in ("params", "batch_tokens") if key in told):
         return True
-    run.facts = told | run.facts                       # some logs tell the size after the first step
     first = next(iter(run.rows))
     again = [name for name in cells if name in run.last]
     if table and run.named and step == first and len(run.rows) == 1:
@@ -127,6 +126,8 @@ class Gathered:
         told = {} if self.used else self.told
         table = self.kind in ("table", "JSON")
         new = run and (begins(run, step, cells, told, table) or table and tuned_apart(run, step, cells))
+        if run and not new:                            # some logs tell the size after the first step
+            run.facts = told | run.facts
         self.add_row(which, step, cells, new)
 
     def add_row(self, which: tuple, key: int | str, cells: dict, new: bool) -> None:
@@ -329,12 +330,12 @@ LACKS = {"params": ("how many parameters the model has", "give --params=N or FIL
          "tokens": ("how many tokens a step takes", "give --batch_tokens=N")}
 
 
-def check_params(path: Path, runs: list[Run], columns: list[str], chosen: str) -> None:
+def check_params(path: Path, runs: list[Run], chosen: str) -> None:
     """Raise UserError where the column `chosen` for params is one of several that count differently."""
     rows = [row for run in runs for row in run.rows.values()]
-    table = {name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in columns
-             if name == chosen or "param" in name.lower()}
-    others = rivals(table, chosen, "params")
+    counts = dict.fromkeys(name for row in rows for name in row if name == chosen or "param" in name.lower())
+    others = rivals({name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in counts},
+                    chosen, "params")
     if others and tail(chosen) != "params":
         raise UserError(f"{path}: which parameters are N? Choose with --map params= one of "
                         f"{', '.join([chosen, *others])}")
@@ -349,7 +350,7 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
             raise UserError(f"{path}: no column {theirs!r}{nearest(theirs, columns)} for {ours}; its columns "
                             f"are {listed(columns)}")
     if not asked.params and "params" not in asked.names and "params" in found:
-        check_params(path, runs, columns, found["params"])
+        check_params(path, runs, found["params"])
     told = {key for run in runs for key in run.facts}
     known = {"params": asked.params or told & {"params", "total_flos"},
              "step": has_steps(runs[0]) or not asked.batch_tokens or "tokens" in found,

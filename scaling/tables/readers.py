@@ -197,7 +197,7 @@ def flat(item: dict) -> dict:
     for name, value in item.items():
         if isinstance(value, dict):
             found |= {f"{name}/{key}": part for key, part in flat(value).items()}
-        elif not isinstance(value, list) or len(value) < 5:        # betas, but no curves
+        elif not isinstance(value, list) or len(value) < 5 and "[" not in str(value)[1:]:      # no curves
             found[name] = value
     return found
 
