@@ -66,12 +66,12 @@ def parse_run(run_dir: str | Path) -> dict:
     result = load_json(path)
     for key in ("tokens", "val_loss"):
         if key not in result:
-            raise UserError(f"{path}: {key} is not in it")
+            raise UserError(f"{path}: {key} is not in it; train the run again")
     for key, value in result.items():
         if not key.isidentifier():
-            raise UserError(f"{path}: {key!r:.40} cannot be a column")
+            raise UserError(f"{path}: {key!r:.40} cannot be a column; rename it")
         if not fits(key, value):
-            raise UserError(f"{path}: {key} cannot be {value!r:.40}")
+            raise UserError(f"{path}: {key} cannot be {value!r:.40}; mend it")
     names = {"study": run.parent.name, "run": run.name}
     if "parametrization" not in result:                # an older version's
         result |= {k: v for k, v in recipe_told(run / "config.json").items() if fits(k, v)}
@@ -117,7 +117,7 @@ def rows_of(path: Path) -> list[dict]:
     lines = csv_rows(path)
     _, header = next(lines)
     if not {"study", "run"} <= set(header):
-        raise UserError(f"{path}: no columns 'study' and 'run', so these are not runs of ours")
+        raise UserError(f"{path}: no columns 'study' and 'run', so not runs of ours; give the file itself")
     return [dict(zip(header, cells)) for _, cells in lines]
 
 

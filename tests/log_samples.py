@@ -133,6 +133,58 @@ MEGATRON = """ iteration       50/     100 | consumed samples: 800 | lm loss: 5.
  samples/sec: 9.1 | iteration      100/     100 | lm_loss: 4.100000E+00 | loss scale: 1.0 |
  validation results at iteration 100 | lm_loss value: 4.000000E+00 | lm_loss_ppl value: 5.459E+01 |
 """
+MEGATRON_NEW = """Effective Tera Flops per GPU: 41.3 and total parameters 0.001 B
+ iteration       50/     100 | consumed samples: 400 | consumed tokens:       50000 | lm loss: 5.1E+00 |
+Effective Tera Flops per GPU: 41.3 and total parameters 0.001 B
+ validation loss at iteration 50 on validation set | lm loss value: 5.000000E+00 | lm loss PPL: 1.5E+02 |
+ iteration      100/     100 | consumed samples: 800 | consumed tokens:      100000 | lm loss: 4.1E+00 |
+ validation loss at iteration 100 on validation set | lm loss value: 4.000000E+00 | lm loss PPL: 5.5E+01 |
+"""
+TORCHTITAN = """[titan] 03:04:05 - root - INFO - Model llama3 debug \x1b[31msize: 1,000,000 total parameters
+[titan] - INFO - \x1b[31mstep: 50  \x1b[32mloss:  5.1000  \x1b[34mtps: 1,000  \x1b[35mmfu: 9.00%\x1b[39m
+[titan] - INFO - validate step: 50  loss:  5.0000  memory:  9.00GiB(9.00%)  tps: 1,000
+[titan] - INFO - step: 100  loss:  4.1000  tps: 1,000  mfu: 9.00%
+[titan] - INFO - validate step: 100  loss:  4.0000  memory:  9.00GiB(9.00%)  tps: 1,000
+"""
+OLMO = """2025-01-02 03:04:05 host:0 olmo.train:816 INFO [step=50/100,epoch=0]
+    train/CrossEntropyLoss=5.10
+    train/ZLoss=0.10
+    throughput/total_tokens=50,000
+2025-01-02 03:04:05 host:0 olmo.train:816 INFO [eval_step=1/2]
+    eval/c4-validation/CrossEntropyLoss=5.00
+    eval/c4-validation/Perplexity=148.4
+2025-01-02 03:04:06 host:0 olmo.train:816 INFO [step=100/100,epoch=0]
+    train/CrossEntropyLoss=4.10
+    throughput/total_tokens=100,000
+    eval/c4-validation/CrossEntropyLoss=4.00
+"""
+COMPOSER = """[batch=50/100]:
+\t Train time/token: 50000
+\t Train loss/train/total: 5.1000
+[Eval batch=2/2] Eval on eval data:
+\t Eval metrics/eval/LanguageCrossEntropy: 5.0000
+[batch=100/100]:
+\t Train time/token: 100000
+\t Train loss/train/total: 4.1000
+\t Eval metrics/eval/LanguageCrossEntropy: 4.0000
+"""
+KERAS = """Epoch 1/2
+25/50 [====>.....] - ETA: 1s - loss: 6.1000\x08\x08
+50/50 [==========] - 2s 40ms/step - loss: 5.6000 - accuracy: 0.1 - val_loss: 5.0000 - val_accuracy: 0.2
+Epoch 2/2
+50/50 \x1b[32m━━━━━━\x1b[0m 2s 40ms/step - loss: 4.6000 - val_accuracy: 0.3 - val_loss: 4.0000
+"""
+FAIRSEQ = """INFO | fairseq_cli.train | num. shared model params: 1,000,000 (num. trained: 1,000,000)
+INFO | train_inner | epoch 001:     50 / 100 loss=7.4, ppl=168.9, wps=9, ups=1, wpb=1000, num_updates=50, lr=1
+INFO | valid | epoch 001 | valid on 'valid' subset | loss 7.2 | ppl 147.03 | wpb 1000 | num_updates 50
+INFO | train | epoch 001 | loss 9 | ppl 512 | wpb 1000 | num_updates 50 | lr 0.1
+| epoch 002 | valid on 'valid' subset | loss 6 | nll_loss 5.8 | ppl 55.72 | num_updates 100 | best_loss 5
+"""
+FAIRSEQ_JSON = """{"epoch": 1, "update": 0.5, "loss": "7.4", "ppl": "168.9", "wpb": "9", "num_updates": "50"}
+INFO | valid | {"epoch": 1, "valid_loss": "7.2", "valid_ppl": "147.03", "valid_num_updates": "50"}
+INFO | train | {"epoch": 1, "train_loss": "9", "train_ppl": "512", "train_num_updates": "100"}
+INFO | valid | {"valid_best_loss": "5", "valid_loss": "5.8", "valid_ppl": "55.72", "valid_num_updates": "100"}
+"""
 BUILD_NANOGPT = "0 val 10.9000\n0 hella 0.2500\n0 train 10.950000\n250 val 5.9000\n250 train 5.950000\n"
 MODDED = """import torch
         val_loss = 0.0
@@ -227,6 +279,8 @@ BATCH = "--batch_tokens=1000"
 SIZE = "--params=1e6"
 AB = [("a", 1e6, 2e7, 3.5), ("b", 2e6, 4e7, 3.25)]
 LOW = ["--params=1e6", "--batch_tokens=1000"]
+TWO = [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]
+IN_BITS = [("", 1e6, 5e4, 7.2), ("", 1e6, 1e5, 5.8)]
 ONE = [("", 1e5, 1e5, 2.2), ("", 1e5, 2e5, 2.0)]
 
 SAMPLES = {
@@ -240,6 +294,13 @@ SAMPLES = {
     "main.log": (LLMC, LOW, [("", 1e6, 5e4, 6.5), ("", 1e6, 1e5, 5.5)]),
     "llmc_console.log": (LLMC_CONSOLE, [BATCH], [("", 2e6, 5e4, 6.5), ("", 2e6, 1e5, 5.5)]),
     "megatron.log": (MEGATRON, LOW, [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]),
+    "megatron_new.log": (MEGATRON_NEW, [], TWO),
+    "torchtitan.log": (TORCHTITAN, [BATCH], TWO),
+    "olmo.log": (OLMO, [SIZE], TWO),
+    "composer.log": (COMPOSER, [SIZE], TWO),
+    "keras.log": (KERAS, LOW, TWO),
+    "fairseq.log": (FAIRSEQ, [BATCH], IN_BITS),
+    "fairseq.json": (FAIRSEQ_JSON, LOW, IN_BITS),
     "log.txt": (BUILD_NANOGPT, LOW, [("", 1e6, 2.5e5, 5.9)]),
     "modded.txt": (MODDED, LOW, [("", 1e6, 5e4, 5.0), ("", 1e6, 1e5, 4.0)]),
     "golf.log": (GOLF, [], [("", 3e6, 1e5, 5.0), ("", 3e6, 2e5, 4.0)]),

@@ -185,8 +185,8 @@ def test_an_arm_whose_table_is_refused_is_left_out_and_named():
 @pytest.mark.parametrize("options, says", [
     (["--arm=armm"], "no column 'armm' .did you mean 'arm'"),
     (["--arm=arm", "--reference=bsae"], "there is no arm 'bsae' to compare with; there are base, new"),
-    (["--arm=dataset"], "column 'dataset' holds c4: arms are two or more"),
-    (["--arm=arm", "--where=arm=new"], "column 'arm' holds new: arms are two"),
+    (["--arm=dataset"], "column 'dataset' holds c4: name one with two arms or more"),
+    (["--arm=arm", "--where=arm=new"], "column 'arm' holds new: name one with two arms or more"),
 ])
 def test_bad_arms_are_one_line(tmp_path, options, says):
     path = tmp_path / "runs.csv"

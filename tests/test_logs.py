@@ -112,6 +112,7 @@ def test_header_alone_is_an_empty_table(tmp_path):
 @pytest.mark.parametrize("text, says", [
     ("1e6,2e7,3.5\n2e6,2e7,3.4\n", ": line 1 holds numbers; it must name the columns"),
     ("", "line 1 is empty"), ("\n1,2\n", "line 1 is empty"),
+    ("N,1e6,2e6\nD,1,2\n", "for one run a line"), ("Of March 3\nN,D\n", "names with #"),
     ("N|D|loss\n1|2|3\n", "part the columns with commas"), ("a,b,a\n1,2,3\n", "'a' appears twice"),
     ("a,b\n1,2\n1,2,3\n", ":3: 3 cells where the header has 2"), ("a,b\n1\n", ":2: 1 cells"),
     ("# x\nsep=;\na;b;\n1;2\n1;2;3;\n", ":5: 4 cells where the header has 2"), (",,\n1,2\n", "line 1 is"),
@@ -148,8 +149,9 @@ def test_columns_without_a_name(tmp_path):
 
 def test_a_comma_parts_thousands_where_one_cell_of_the_column_says_so(tmp_path):
     text = "params;tokens;loss\n331,776;5,000;3,741\n10,881,692;1,500,000,000;3,5\n"
-    for sep in (";", "\t"):
-        table = read_table(write(tmp_path / "a.csv", text.replace(";", sep)))
+    dots = text.replace(",", ".").replace("3.741", "3,741").replace("3.5\n", "3,5\n")
+    for written in (text, text.replace(";", "\t"), dots):
+        table = read_table(write(tmp_path / "a.csv", written))
         assert list(table["params"]) == [331776, 10881692] and list(table["tokens"]) == [5000, 1.5e9]
         assert list(table["loss"]) == [3.741, 3.5]
 
@@ -486,7 +488,8 @@ def test_hugging_face_trainer_state(tmp_path):
     table, done = points(path, tmp_path / "o.csv", "--params=1e6", "--batch_tokens=1000")
     assert list(table["tokens"]) == [10_000, 20_000] and list(table["loss"]) == [3.9, 3.4]
     assert "log_history[4]: malformed (TypeError: 'int' object is not subscriptable) (2 more" in done.stderr
-    assert len(done.stderr.splitlines()) == 1          # null is no loss, and nothing is wrong with that
+    assert len(done.stderr.splitlines()) == 2          # null is no loss, and the last step has none
+    assert "went on to step 30 after its last eval_loss, at step 20: is it in progress, or" in done.stderr
 
 
 def test_hugging_face_tokens_seen(tmp_path):
@@ -646,7 +649,8 @@ def test_logs_of_each_kind(tmp_path, name):
     for i, column in enumerate(("params", "tokens", "loss"), 1):
         np.testing.assert_allclose(table[column], [point[i] for point in expected], rtol=1e-9)
     assert ("malformed" in done.stderr) == (name == "fork.log")
-    assert ("loss_unit" in table) == ("bits per byte" in done.stdout) == (name == "nanochat.log")
+    unit = {"nanochat.log": "bits per byte", "fairseq.log": "bits", "fairseq.json": "bits"}.get(name)
+    assert set(table.get("loss_unit", [None])) == {unit} and (unit is None or f", in {unit}, " in done.stdout)
 
 
 def test_a_run_table_keeps_its_settings_and_which_runs_crashed(tmp_path):
@@ -702,15 +706,91 @@ def test_a_run_whose_loss_rises_to_the_end_is_no_result_though_it_is_finite(tmp_
     done = command(f"{log(4, 3.2, 8)}=1e6,10", f"--out={tmp_path / 'o.csv'}")
     assert done.returncode == 2
     assert "a ends at a loss of 8 after 3.2 at step 200: diverged, or overfitted; skipped" in done.stderr
+    text = "".join(f"s:{s} trl:{loss} lr:0.1\ns:{s} tel:{loss}\n" for s, loss in ((9, 4.1), (20, "-nan")))
+    assert "diverged at step 20" in told(tmp_path, "a.log", text)[0]         # as C prints it
     for losses in ((4, 3.2, 3.3), (1.0, 0.9, 1.2), (3, 5, 2.9)):      # overfitting, small losses, a spike
         table, _ = points(log(*losses), tmp_path / "o.csv", *LOW)
         assert list(table["loss"]) == list(losses)
 
 
+def told(tmp_path, name, text, *args):
+    """What `scaling.logs` says of a log in one line, and the losses of its points."""
+    done = command(write(tmp_path / name, text), f"--out={tmp_path / 'told.csv'}", *LOW, *args)
+    return done.stderr, list(read_table(tmp_path / "told.csv")["loss"]) if done.returncode == 0 else []
+
+
+def test_a_loss_of_zero_is_what_fp16_makes_of_a_nan(tmp_path):
+    history = [{"eval_loss": 4.1, "step": 20}, {"loss": 0.0, "grad_norm": math.nan, "step": 30}]
+    said, losses = told(tmp_path, "a.json", json.dumps({"log_history": history}))
+    assert "diverged at step 30: what came before is no result" in said and losses == []
+
+
+def test_a_loss_that_rises_a_little_is_told_where_it_is_no_noise(tmp_path):
+    rows = "step,val_loss\n100,4\n200,3.2\n300,{}\n"
+    said, losses = told(tmp_path, "a.csv", rows.format(3.5))
+    assert "ends at a loss of 3.5 after 3.2 at step 200: diverged, or overfitted; the last" in said
+    assert losses == [4, 3.2, 3.5]
+    assert told(tmp_path, "a.csv", rows.format(3.25))[0] == ""
+    assert "after 3.2" not in told(tmp_path, "a.csv", rows.format(3.5).replace("val_", "train_"))[0]
+
+
+def test_an_evaluation_that_is_logged_again_at_each_step_is_one(tmp_path):
+    rows = [{"step": s, "val_loss": 5.123 - s // 100 / 10} for s in range(100, 301, 20)]
+    said, losses = told(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert "has the val_loss of the step before at 8 steps" in said and len(losses) == 3
+    flat_ = "step,val_loss\n" + "".join(f"{s},3.2{s // 300}\n" for s in range(100, 1000, 100))
+    assert told(tmp_path, "a.csv", flat_)[0] == ""             # of two digits: they may be equal
+
+
+def test_each_step_with_two_losses_is_no_resume_and_nested_ones_are_a_question(tmp_path):
+    rows = [{"step": s, "set": text, "loss": 5 - s / 100} for s in (50, 100) for text in ("wiki", "c4")]
+    rows[1]["loss"] = rows[3]["loss"] = 4.75
+    said, _ = told(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    assert "several values of loss at 2 steps" in said and "of several texts keep the lines of one" in said
+    nested = [{"step": 50, "eval": {"wiki": {"loss": 4.5}, "c4": {"loss": 4.75}}}]
+    said, _ = told(tmp_path, "a.json", json.dumps(nested))
+    assert "choose with --loss= one of eval/c4/loss, eval/wiki" in said
+    assert told(tmp_path, "a.json", json.dumps(nested), "--loss=eval/c4/loss")[1] == [4.75]
+
+
+def test_a_curve_inside_a_record_makes_no_cell(tmp_path):
+    """It would be longer than a table can be read with."""
+    runs = {size: {"n_params": 1e6, "tokens": 2e7, "final_val_loss": 3.5, "betas": [0.9, 0.95],
+                   "log": [{"step": i, "x": "y" * 90} for i in range(2000)]} for size in ("3M", "6M")}
+    table, _ = points(write(tmp_path / "a.json", json.dumps(runs)), tmp_path / "o.csv")
+    assert list(table) == ["run", "params", "tokens", "loss", "betas"] and list(table["run"]) == ["3M", "6M"]
+
+
+def test_steps_that_are_counted_twice_ask_for_the_tokens_of_one(tmp_path):
+    text = "".join(f"iter {4 * s}: loss {5 - s / 10:.4f}, step: {s}, iter time: 9.0 ms\n" for s in (10, 20))
+    said, losses = told(tmp_path, "a.log", text)
+    assert "a.log: 'iter 40' is also 'step: 10': give --batch_tokens= of one iter" in said
+    assert losses == [4, 3]
+
+
+def test_a_size_that_is_told_after_the_first_step_begins_no_run(tmp_path):
+    text = SAMPLES["megatron_new.log"][0].decode().partition("\n")[2]
+    table, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv")
+    assert set(table["params"]) == {1e6} and len(set(table["run"])) == 1 and "1 run" in done.stdout
+    second = "step 0: loss 5.5\nstep 50: loss 5.0\n" + SAMPLES["second.out"][0].decode()
+    lines = second.replace("number of parameters: 0.10M\n", "").replace("per iteration will be: 1,000", "")
+    done = command(write(tmp_path / "b.log", lines), "--batch_tokens=9", f"--out={tmp_path / 'o.csv'}")
+    table = read_table(tmp_path / "o.csv")
+    assert set(table["params"]) == {3e5} and "without params" in done.stderr      # no size for the first
+
+
+def test_bits_of_fairseq_are_nats_where_the_perplexity_says_so(tmp_path):
+    line = "INFO | valid | epoch 001 | valid on 'wiki' subset | loss 5.1 | ppl {} | num_updates 100\n"
+    for ppl, name in ((164.02, "valid_wiki_loss"), (34.3, "valid_wiki_loss_bits")):
+        done = points(write(tmp_path / "a.log", line.format(ppl)), tmp_path / "o.csv", *LOW)[1]
+        bits = ", in bits, not nats" if "bits" in name else ""
+        assert f"fairseq log, 1 run; loss is {name}{bits}\n" in done.stdout
+
+
 def test_a_run_that_went_on_after_its_last_evaluation_or_ended_before_its_horizon(tmp_path):
     text = NANOGPT + "\n" + "".join(f"iter {step}: loss 1.9, time 12.3ms\n" for step in (1600, 1900))
     _, done = points(write(tmp_path / "a.log", text), tmp_path / "o.csv")
-    assert "a went on to step 1900 after its last val_loss, at step 1500: is it in progress?" in done.stderr
+    assert "a went on to step 1900 after its last val_loss, at step 1500: is it in progress" in done.stderr
     path = write(tmp_path / "a.log", "max_iters = 5000\nOverriding: max_iters = 2000\n" + NANOGPT)
     _, done = points(path, tmp_path / "o.csv")
     assert "a ended at step 1000 of 2000, before its horizon" in done.stderr
@@ -748,7 +828,7 @@ def test_rows_that_say_of_which_text_their_loss_is(tmp_path, suffix, line, texts
     table, done = points(path, tmp_path / "o.csv", *LOW)
     assert list(table["loss"]) == [4.5, 4.5] and done.stderr == ""
     said = points(path, tmp_path / "o.csv", *LOW, "--loss=loss")[1].stderr
-    assert "several values" not in said                # of two steps: a run may have resumed there
+    assert "several values of loss at 2 steps" in said             # of two: no run resumes at each step
     path = write(tmp_path / "b.csv", "run,step,loss\ntest,10,4.5\n")              # a name is none
     assert "loss is the train loss" in points(path, tmp_path / "o.csv", *LOW)[1].stderr
 
@@ -783,7 +863,8 @@ def test_sizes_as_people_print_them(tmp_path, line):
 def test_a_console_log_with_commas_is_no_table(tmp_path, line):
     text = "".join(line.format(i) + "\n" for i in range(3))
     said = command(write(tmp_path / "a.log", text), f"--out={tmp_path / 'o.csv'}", *LOW).stderr
-    assert "a.log: no loss recognised in it; accepted: " in said and len(said.splitlines()) == 2
+    assert "a.log:1: a loss and no step in " in said and "log the step of each, as CSV or JSON" in said
+    assert "a.log: no loss recognised in it; accepted: " in said and len(said.splitlines()) == 3
 
 
 def test_a_json_table_written_by_columns(tmp_path):
@@ -805,11 +886,12 @@ def test_several_counts_of_parameters_in_a_log_are_a_question(tmp_path):
 
 
 def test_a_line_with_the_losses_of_two_texts_and_the_best_so_far(tmp_path):
-    path = write(tmp_path / "a.log", "step 10 | c4 val loss 4.1 | best val loss 3.5 | wiki val loss 4.4\n")
-    done = command(path, *LOW, f"--out={tmp_path / 'o.csv'}")
-    assert "2 validation losses; choose with --loss= one of val_loss, val_loss_2" in done.stderr
-    for name, loss in (("val_loss", 4.1), ("val_loss_2", 4.4)):
-        assert list(points(path, tmp_path / "o.csv", f"--loss={name}", *LOW)[0]["loss"]) == [loss]
+    for line in ("c4 val loss 4.1 | best val loss 3.5 | wiki val loss 4.4", "val/a loss 4.1, val/b loss 4.4"):
+        path = write(tmp_path / "a.log", f"step 10 | {line}\n")
+        done = command(path, *LOW, f"--out={tmp_path / 'o.csv'}")
+        assert "2 validation losses; choose with --loss= one of val_loss, val_loss_2" in done.stderr
+        for name, loss in (("val_loss", 4.1), ("val_loss_2", 4.4)):
+            assert list(points(path, tmp_path / "o.csv", f"--loss={name}", *LOW)[0]["loss"]) == [loss]
 
 
 def trainer(folder, *steps, horizon=200):
@@ -926,7 +1008,7 @@ def test_a_study_without_its_run_directories_is_its_table(tmp_path):
     table = read_table(out)
     assert list(table["run"]) == ["a", "b"] and list(table["val_loss"]) == [RESULT["val_loss"]] * 2
     write(tmp_path / "kept" / "runs.csv", "params,tokens,loss\n1,2,3\n")
-    assert "not runs of ours" in command(tmp_path / "kept", f"--out={out}").stderr
+    assert "so not runs of ours; give the file" in command(tmp_path / "kept", f"--out={out}").stderr
 
 
 def test_a_run_that_was_forecast_stays_out_of_the_table(tmp_path):

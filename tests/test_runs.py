@@ -268,7 +268,7 @@ def test_a_quick_look_at_a_study_of_ours_is_no_mistake():
 
 
 @pytest.mark.parametrize("name, values, message", [
-    ("loss", lambda L: np.exp(L), "if these are perplexities take their logarithm, else take out"),
+    ("loss", lambda L: np.exp(L), "if these are perplexities take their logarithm, if sums divide"),
     ("val_ppl", lambda L: np.exp(L), "column 'val_ppl' holds perplexities: take its logarithm, which is the"),
     ("train_loss", lambda L: L, "no column 'loss' or 'val_loss'; pass --loss=COLUMN, one of train_loss"),
     ("cost", lambda L: L, "; there are params, tokens, cost: rename them, or python -m scaling.logs FILE")])
@@ -394,7 +394,7 @@ def test_the_same_row_under_another_name_or_index_is_one_run():
     names = np.array([f"r{i}" for i in range(40)], object)
     for name, values in (("", np.arange(40.0)), ("Unnamed: 0", np.tile(np.arange(20.0), 2)),
                          ("nr", np.arange(40.0) + 1), ("run", names), ("model_name", names),
-                         ("created_at", names)):
+                         ("created_at", names), ("exported_at", np.repeat(names[:2], 20))):
         data = select(tiled(2, **{name: values}))
         assert data["rows"].tolist() == list(range(20)) and data["seed_df"] == 0, name
 
@@ -503,6 +503,12 @@ def test_a_seed_or_a_run_that_does_far_worse_than_a_smaller_one_is_named(rows, t
     assert repeated == warned[1:]                      # who repeats data may do worse
 
 
+def test_runs_that_stand_twice_with_another_rounding_are_doubted():
+    t = seeds()
+    t["loss"] = np.concatenate([t["loss"][:20], np.round(t["loss"][:20], 3)])
+    assert any("are the same runs twice, keep one" in text for text in select(t)["warnings"])
+
+
 def test_rows_that_nothing_tells_apart_and_that_differ_by_more_than_seeds_do():
     t = seeds()
     t["loss"] *= np.repeat([1.03, 1], 20)
@@ -518,7 +524,7 @@ def test_data_and_optimizers_under_other_names_are_not_mixed(name):
         select(tiled(2, **{name: words("a b")}))
 
 
-@pytest.mark.parametrize("name", ["n_warmup_steps", "max_grad_norm", "bsz", "z_loss_weight", "gbs"])
+@pytest.mark.parametrize("name", ["n_warmup_steps", "max_grad_norm", "bsz", "z_loss_weight", "gbs", "gbsz"])
 def test_of_what_is_tuned_under_other_names_the_best_counts(name):
     t = tiled(2, **{name: np.repeat([1.0, 2], 20)})
     data = select(t | {"loss": t["loss"] * np.repeat([1.02, 1], 20)})
@@ -545,16 +551,51 @@ def test_curves_under_another_name_than_run(name):
     t = along_runs()
     t[name] = words("a b c d e f", 10)
     data = select(t)
-    assert data["rows"].tolist() == [9, 19, 29, 39, 49, 59] and "no finished run" in data["notes"][0]
+    assert data["rows"].tolist() == [9, 19, 29, 39, 49, 59] and "no finished run" in data["notes"][-1]
     few = along_runs(4)
     few[name] = words("s s m m l l", 4)                # sizes, not runs: the rows of one are many
     assert len(select(few)["L"]) == 24
 
 
+def log_spaced_curves():
+    """Three cosine runs of eight rows at each of two sizes, of 20, 60 and 200 tokens a parameter."""
+    N, ratio = (v.ravel() for v in np.meshgrid([1e7, 1e8], [20, 60, 200], indexing="ij"))
+    share = np.geomspace(0.01, 1, 8)
+    D = np.outer(N * ratio, share)
+    L = 1.6 + 180 / N[:, None] ** 0.30 + 700 / D ** 0.29 + 0.2 * np.sqrt(1 - share)
+    return {"params": np.repeat(N, 8), "tokens": D.ravel(), "loss": L.ravel()}, np.repeat(N * ratio, 8)
+
+
+@pytest.mark.parametrize("name", ["job", "exp_name", "W&B ID", "trial", "target_tokens", "tokens_per_param"])
+def test_any_column_that_tells_curves_apart_names_the_runs(name):
+    t, horizon = log_spaced_curves()
+    names = words("a b c d e f", 8)
+    t[name] = {"target_tokens": horizon, "tokens_per_param": horizon / t["params"]}.get(name, names)
+    for order in (slice(None), np.random.default_rng(1).permutation(48)):
+        data = select({key: values[order] for key, values in t.items()})
+        assert sorted(data["D"]) == [2e8, 6e8, 2e9, 2e9, 6e9, 2e10] and not data["curves"]
+        assert f"run is the column {name!r}, which tells curves apart" in data["notes"]
+
+
+def test_names_in_a_grid_of_finished_runs_are_no_curves():
+    t, _ = log_spaced_curves()
+    t["tokens"] = np.tile(np.geomspace(1e8, 1e10, 8), 6)           # three recipes at each size
+    t["job"] = words("a b c d e f", 8)
+    with pytest.raises(UserError, match="of the same size and tokens differ in 'job'"):
+        select(t)
+
+
+def test_tokens_that_start_over_at_each_size_look_like_curves():
+    t, _ = log_spaced_curves()
+    assert "as along a run: if these rows are curves" in select(t)["warnings"][-1]
+    finished = {name: values[np.argsort(t["tokens"])] for name, values in t.items()}
+    assert not any("as along a run" in text for text in select(finished)["warnings"])
+
+
 def test_tokens_in_even_steps_look_like_curves():
-    said = "tokens rise in even steps at each size, as along a run"
+    said = "tokens rise at each size as along a run"
     assert select(along_runs())["warnings"][-1].startswith(said)
-    assert not any(said in text for text in select(along_runs(5))["warnings"])
+    assert not any(said in text for text in select(along_runs(4))["warnings"])
 
 
 def test_a_rate_that_falls_says_that_rows_halfway_are_no_runs():
@@ -624,7 +665,7 @@ def test_curves_sorted_by_step_are_curves(step):
     t["tokens"] = np.tile(t["tokens"][:10], 3)
     t |= {"step": t["tokens"] / 1e6} if step else {}
     data = select({name: values.reshape(3, 10).T.ravel() for name, values in t.items()})
-    said = "as if the rate never fell" if step else "tokens rise in even steps at each size"
+    said = "as if the rate never fell" if step else "tokens rise at each size as along a run"
     assert said in data["warnings"][-1] and len(data["last"]) == (3 if step else 30)
 
 

@@ -27,11 +27,12 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> None:
 def column(table: Mapping[str, np.ndarray], name: str, why: str) -> np.ndarray:
     """The column `name` as floats. Raises UserError, saying what needs it, when it is absent or text."""
     if name not in table:
-        raise UserError(f"no column {name!r}{nearest(name, table)}, which {why} needs")
+        raise UserError(f"no column {name!r}{nearest(name, table)}, which {why} needs: add it to the table")
     if table[name].dtype == object:                    # the reader found a cell that is no number
         for row, cell in enumerate(table[name], 1):
             if not is_number(cell):
-                raise UserError(f"column {name!r} must hold numbers; data row {row} holds {cell!r}")
+                raise UserError(f"column {name!r} must hold numbers; data row {row} holds {cell!r}: write it "
+                                "as 124e6, leave it empty, or take the row out")
     return np.asarray(table[name], float)
 
 

@@ -65,14 +65,15 @@ ENDS = any_of("s acc steps? iters? iterations? grad_norm flops? compute dtype st
 WHOLE = any_of("(project|entity|sweep|branch|cluster|node|machine|author)s?(_name)? world_size cost horizon "
                "(max|total|num)_tokens")
 RESULT = re.compile(rf"{BEGINS}(_\w+)?|.*{HOLDS}.*|(\w+_)?{ENDS}|{WHOLE}")
-WHEN = re.compile(r"(\w+_)?" + any_of("date time timestamp host hostname commit")
+WHEN = re.compile(r"(\w+_)?" + any_of("at date time timestamp host hostname commit path file source")
                   + "|" + any_of("created updated started ended") + r"\w*")
 # What is tuned at each size: the best of it counts.
 RATE = re.compile(r"(\w+_)?(lr|learning_rate|eta)(_(max|peak|base|scale|mult\w*))?")
-TUNED = any_of(r"bs bsz gbs batch batch_size batch_tokens wd weight_decay betas?_?[12]? momentum clip "
+TUNED = any_of(r"g?bsz? mbsz? batch batch_size batch_tokens wd weight_decay betas?_?[12]? momentum clip "
                r"clip_norm max_grad_norm dropout eps epsilon init_std init_scale weight coef "
                r"(warmup|cooldown|decay_frac)(_\w+)?")
 HYPER = re.compile(rf"(?!(eval|val|test)_)({RATE.pattern}|(\w+_)?{TUNED})")
+TRIED = re.compile(f"(?:{HYPER.pattern})|{SEED.pattern}")
 ENDING = re.compile("constant|wsd|stable|trapez", re.I)      # halfway along these schedules is a shorter run
 # Losses do not make one law across the words in these, nor across these numbers.
 DATA = re.compile(any_of("dataset data_set corpus tokenizer (train|eval|val|valid|test)_(data|dataset|set)")
@@ -151,7 +152,7 @@ def rivals(table: dict, chosen: str, ours: str) -> list[str]:
 
 def words_of(column: str) -> set[str]:
     """{'val', 'loss'} of 'val/loss', 'val_loss' and 'valLoss'."""
-    return {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", column)}
+    return {word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column)}
 
 
 @lru_cache(maxsize=10_000)
@@ -185,12 +186,25 @@ def unit(loss: str) -> str:
     return next((text for word, text in BITS.items() if word in plain(loss)), "")
 
 
+def listed(names: Iterable[str]) -> str:
+    """'a, b, c', or the first twenty of more."""
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
 def missing(name: str, near: str, table: dict) -> UserError:
     """That a fit lacks the column `name`, what there is, and how to say which it is."""
     made = "; or a column flops; tokens are steps x batch x context, params x tokens per parameter"
     return UserError(f"no column {name}{nearest(near, table)}; the fit needs params,tokens,loss; there are "
-                     f"{', '.join(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
+                     f"{listed(table)}: rename them, or python -m scaling.logs FILE.csv --out=RUNS.csv "
                      f"--map params=COLUMN tokens=COLUMN loss=COLUMN{made if near == 'tokens' else ''}")
+
+
+def perplexities(names: Iterable[str]) -> str:
+    """That a column holds no loss, and how it becomes one; of the first that does, or ''."""
+    name = next((name for name in names if PERPLEXITY.fullmatch(plain(name))), "")
+    return name and (f"column {name!r} holds perplexities: take its logarithm, which is the loss in nats, as "
+                     "a column 'loss'")
 
 
 def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
@@ -213,9 +227,8 @@ def choose_loss(table: dict, asked: str | None) -> tuple[str, str, list[str]]:
     if not (asked or found):
         raise missing("'loss' or 'val_loss'", "loss", table)
     name = asked or found[0]
-    if PERPLEXITY.fullmatch(plain(name)):
-        raise UserError(f"column {name!r} holds perplexities: take its logarithm, which is the loss in nats, "
-                        "as a column 'loss'")
+    if told := perplexities([name]):
+        raise UserError(told)
     notes = []
     if not asked and len(found) > 1 and not unit(found[1]):
         notes.append(f"loss is the column {name!r}; --loss={found[1]} takes the other")
@@ -245,7 +258,7 @@ def only(table: dict, where: list[str]) -> Array:
             raise UserError(f"--where={pair}: no row has that; {name} holds {some(table[name])}")
         mask &= equal
     if not mask.any():
-        raise UserError(f"--where={' --where='.join(where)}: no row has all of these")
+        raise UserError(f"--where={' --where='.join(where)}: no row has all of these; leave one of them out")
     return mask
 
 
@@ -289,11 +302,11 @@ def is_whole(values: Array) -> bool:
     return not is_text(values) and bool((values == np.round(values)).all())
 
 
-def runs_of(counter: Array, size: Array, least: int) -> Array | None:
+def runs_of(counter: Array, size: Array, least: int, evenly: bool = True) -> Array | None:
     """The number (n,) of each row's run: a new one where the `counter` starts anew or the `size` changes.
 
-    None unless the counter rises in even steps and runs have `least` rows or more: else rows are finished
-    runs, and the counter says how long each was. Rows of one size need not stand together.
+    None unless the counter rises `evenly` and runs have `least` rows or more: else rows are finished runs,
+    and the counter says how long each was. Rows of one size need not stand together.
     """
     order = np.argsort(size, kind="stable")
     gain = np.diff(counter[order])
@@ -301,7 +314,7 @@ def runs_of(counter: Array, size: Array, least: int) -> Array | None:
     run = np.empty(len(size), int)
     run[order] = np.cumsum(new) - 1
     even = np.isclose(gain[1:], gain[:-1], 0.01, 1.5) | new[2:] | new[1:-1]
-    if len(run) < least * (run.max() + 1) or not even.all():
+    if len(run) < least * (run.max() + 1) or evenly and not even.all():
         return None
     return run
 
@@ -382,8 +395,8 @@ def check_loss(name: str, N: Array, D: Array, L: Array, vocabulary: float,
     odd = bad & ~lost
     text = f"{name} is {L.min():.4g} to {L.max():.4g}, and a guess among all tokens costs {most:.3g} nats"
     if odd.sum() >= len(L) / 3:
-        raise UserError(f"{text}: if these are perplexities take their logarithm, else take out the rows "
-                        "that diverged")
+        raise UserError(f"{text}: if these are perplexities take their logarithm, if sums divide them by "
+                        "their tokens, else take out the rows that diverged")
     return lost, [f"{text}; worse are {rows_text(rows[odd])}"] if odd.any() else []
 
 

@@ -114,11 +114,11 @@ def checked_header(path: str | Path, cells: list[str]) -> list[str]:
         header.pop()
     if not header:
         raise UserError(f"{path}: line 1 is empty; it must name the columns")
-    if all_numbers(header):
-        raise UserError(f"{path}: line 1 holds numbers; it must name the columns")
+    if 2 * sum(all_numbers([name]) for name in header) > len(header):
+        raise UserError(f"{path}: line 1 holds numbers; it must name the columns, for one run a line")
     if len(header) == 1 and len(re.split(r"[|\s]+", header[0].strip("|"))) > 2:
         raise UserError(f"{path}: line 1 is one cell, {header[0]!r:.60}: part the columns with commas, "
-                        "semicolons or tabs")
+                        "semicolons or tabs, and begin lines above their names with #")
     for i, name in enumerate(header):
         if not name:
             header[i] = "index" if i == 0 else f"column_{i + 1}"
@@ -128,21 +128,22 @@ def checked_header(path: str | Path, cells: list[str]) -> list[str]:
     return header
 
 
-def with_point(cell: str) -> str:
-    """'3,74' as '3.74'; any other text as it stands."""
+def with_point(cell: str, parts: str | None) -> str:
+    """'3,74' as '3.74', and '331.776' as '331776' where a dot `parts` thousands; other text as it stands."""
+    if parts and re.fullmatch(rf"\s*\d{{1,3}}(\{parts}\d{{3}})+([.,]\d+)?\s*", cell):
+        cell = cell.replace(parts, "")
     if re.fullmatch(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*", cell):
         return cell.replace(",", ".")
     return cell
 
 
 def with_points(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    """The rows with '3,74' as '3.74', but for columns where '10,881,692' says what a comma parts."""
+    """The rows with '3,74' as '3.74', but for columns where '10,881,692' or '10.881.692' parts thousands."""
     rows = list(rows)
-    thousands = {i for _, cells in rows for i, cell in enumerate(cells) if "," in cell
-                 and re.fullmatch(r"\d{1,3}(,\d{3}){2,}", cell.strip())}
+    parts = {i: match[1] for _, cells in rows for i, cell in enumerate(cells)
+             if (match := re.fullmatch(r"\s*\d{1,3}([.,])\d{3}(?:\1\d{3})+\s*", cell))}
     for line, cells in rows:
-        yield line, [cell.replace(",", "") if i in thousands else with_point(cell)
-                     for i, cell in enumerate(cells)]
+        yield line, [with_point(cell, parts.get(i)) for i, cell in enumerate(cells)]
 
 
 def csv_rows(path: str | Path, report: Callable | None = None) -> Iterator[tuple[int, list[str]]]:
@@ -187,10 +188,10 @@ def parted(path: str | Path, reader, above: int, report: Callable | None) -> Ite
             elif "".join(cells).strip() and not cells[0].startswith("#"):
                 wrong = f"{path}:{line}: {len(cells)} cells where the header has {len(header)}"
                 if report is None:
-                    raise UserError(wrong)
+                    raise UserError(f"{wrong}: name each column there, and quote a cell that holds a comma")
                 report(f"{wrong}; skipped")
     except csv.Error as e:
-        raise UserError(f"{path}:{above + reader.line_num}: {e}") from None
+        raise UserError(f"{path}:{above + reader.line_num}: {e}; is a quotation mark not closed?") from None
 
 
 def to_column(cells: list[str], text: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ Array = np.ndarray
 WORSE = 0.01                               # of the loss: a larger model that is so much worse is no noise
 FAR_WORSE = 0.1                            # so much worse than a smaller model on fewer tokens no law is
 NOISE = 0.015                              # of the loss, between seeds: more is another setting
+SAME = 1e-4                                # so little is no noise between seeds, but one run that was rounded
 STATES = "state status finished completed done final is_final is_last".split()
 FINISHED = "finished complete completed done success succeeded ok true yes 1 1.0".split()
 
@@ -84,6 +85,9 @@ def too_noisy(data: dict, last: dict) -> list[str]:
     """Where rows that are equal in all that the table tells, the seed too, differ by more than noise does."""
     seeds = [values for name, values in last.items() if SEED.fullmatch(plain(name))]
     noise, n = seed_noise(groups([data["setting"], *seeds]), np.log(data["L"][data["last"]]))
+    if n > 0 and noise < SAME:
+        return [f"rows that are equal in all that the table tells differ by {noise:.2g} of the loss: if they "
+                "are the same runs twice, keep one of each"]
     if n == 0 or noise < NOISE:
         return []
     return [f"rows that are equal in all that the table tells differ by {noise:.1%} (standard deviation): "
@@ -183,11 +187,18 @@ def repeats(data: dict) -> list[str]:
 
 
 def halfway(data: dict) -> list[str]:
-    """Whether rows along runs are used though no schedule is told."""
-    if not data["curves"] and runs_of(data["D"], data["N"], 10) is not None:
-        return ["tokens rise in even steps at each size, as along a run: if these rows are curves tell them "
-                "apart in a column 'run'; of cosine or linear runs only the last rows count"]
+    """Whether rows along runs may be used, or are though no schedule is told."""
+    if not data["curves"] and like_curves(data["N"], data["D"]):
+        return ["tokens rise at each size as along a run: if these rows are curves tell them apart in a "
+                "column 'run'; of cosine or linear runs only the last rows count"]
     if data["curves"] and "schedule" not in data["table"]:
         return ["rows along the runs are used as if the rate never fell, which no column 'schedule' says: of "
                 "cosine or linear runs keep the last rows"]
     return []
+
+
+def like_curves(N: Array, D: Array) -> bool:
+    """Whether tokens rise in even steps at each size, or several times, and not to the same numbers."""
+    run = runs_of(D, N, 5, evenly=False)
+    several = run is not None and run.max() > groups([N]).max() and groups([N, D]).max() > 0.75 * len(N)
+    return several or runs_of(D, N, 10) is not None

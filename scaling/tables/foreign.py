@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.basics import UserError, counted, nearest
-from scaling.tables.columns import HYPER, PERPLEXITY, RATE, SEED, by_text, held_out, is_loss, rivals, unit
+from scaling.tables.columns import RATE, TRIED, by_text, held_out, is_loss, listed, perplexities, rivals, unit
 from scaling.tables.csv import MALFORMED, number
 from scaling.tables.readers import FORMATS, NAMES, named, reader_of, skipping, tail
 
@@ -67,7 +67,7 @@ def begins(run: Run, step: int, cells: dict, told: dict, table: bool) -> bool:
     those of one name have a row each, at the same step; and as they need not log the same steps, one that
     goes back to less than half begins.
     """
-    if any(told[key] != run.facts.get(key) for key in ("params", "batch_tokens") if key in told):
+    if any(told[key] != run.facts.get(key, told[key]) for key in ("params", "batch_tokens") if key in told):
         return True
     first = next(iter(run.rows))
     again = [name for name in cells if name in run.last]
@@ -126,6 +126,8 @@ class Gathered:
         told = {} if self.used else self.told
         table = self.kind in ("table", "JSON")
         new = run and (begins(run, step, cells, told, table) or table and tuned_apart(run, step, cells))
+        if run and not new:                            # some logs tell the size after the first step
+            run.facts = told | run.facts
         self.add_row(which, step, cells, new)
 
     def add_row(self, which: tuple, key: int | str, cells: dict, new: bool) -> None:
@@ -138,7 +140,7 @@ class Gathered:
         row = run.rows.setdefault(key, {})
         losses = {name: value for name, value in cells.items() if is_loss(name)}
         if key == next(reversed(run.rows)):
-            run.twice |= {(name, key) for name, value in losses.items() if row.get(name, value) != value}
+            run.twice |= {(name, key) for name, value in losses.items() if name in row and row[name] != value}
         row.update(cells)
         run.last |= dict.fromkeys(losses, key)
 
@@ -146,7 +148,7 @@ class Gathered:
 def tuned_apart(run: Run, step: int, cells: dict) -> bool:
     """Whether a row has the loss of its step at another rate or seed: finished runs may have no names."""
     same = run.rows.get(step, {})
-    tuned = [name for name in cells if HYPER.fullmatch(tail(name)) or SEED.fullmatch(tail(name))]
+    tuned = [name for name in cells if TRIED.fullmatch(tail(name))]
     again = any(is_loss(name) and name in same for name in cells)
     return again and any(same.get(name, cells[name]) != cells[name] for name in tuned)
 
@@ -173,12 +175,10 @@ def choose_loss(path: Path, runs: list[Run], columns: list[str], asked: str | No
     count = Counter(name for run in runs for row in run.rows.values() for name in row)
     losses = {name: n for name, n in count.items() if is_loss(name)}
     if asked and asked not in count:
-        raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {', '.join(losses)}")
-    perplexities = [name for name in columns if PERPLEXITY.fullmatch(tail(name))]
-    if asked in perplexities or perplexities and not asked and not losses:
-        name = asked or perplexities[0]
-        raise UserError(f"{path}: column {name!r} holds perplexities: take its logarithm, "
-                        "which is the loss in nats, as a column 'loss'")
+        raise UserError(f"{path}: no loss {asked!r}{nearest(asked, losses)}; it has {listed(losses)}")
+    perplexity = perplexities([asked] if asked else [] if losses else columns)
+    if perplexity:
+        raise UserError(f"{path}: {perplexity}")
     if not asked and not losses:
         raise UserError(f"{path}: no loss recognised in it; accepted: {FORMATS}")
     held = [name for name in losses if held_out(name)]
@@ -200,23 +200,43 @@ def diverged_at(run: Run, loss: str) -> int | None:
     bad = None
     for step in sorted(run.rows):
         losses = [value for name, value in run.rows[step].items() if is_loss(name) or name == loss]
-        if any(map(math.isfinite, losses)):
+        if any(value and math.isfinite(value) for value in losses):        # 0 is what fp16 makes of a nan
             bad = None
         elif losses and bad is None:
             bad = step
     return bad
 
 
-def spoilt(run: Run, loss: str) -> str:
-    """How the last loss lies far above the lowest of the run, a quarter and half a nat at least, or ''."""
+def rise(run: Run, loss: str) -> tuple[str, bool]:
+    """(how the last loss lies above the lowest of the run, or ''; whether so far that it is no result).
+
+    That is by half a nat and a quarter at least; less is told of held-out text, where it is no noise.
+    """
     losses = {step: row[loss] for step, row in run.rows.items() if math.isfinite(row.get(loss, math.nan))}
     if not losses:
-        return ""
+        return "", False
     best = min(losses, key=losses.get)
     end = losses[max(losses)]
-    if end - losses[best] < max(0.5, 0.25 * losses[best]):
-        return ""
-    return f"ends at a loss of {end:.4g} after {losses[best]:.4g} at step {best}: diverged, or overfitted"
+    how = f"ends at a loss of {end:.4g} after {losses[best]:.4g} at step {best}: diverged, or overfitted"
+    if end - losses[best] >= max(0.5, 0.25 * losses[best]):
+        return how, True
+    return how if held_out(loss) and end > 1.03 * losses[best] else "", False
+
+
+def drop_carried(run: Run, loss: str) -> int:
+    """Drop the losses that are the last one again, where most are, and count them.
+
+    Some logs print the latest evaluation at each step. Losses of two digits may be equal by chance.
+    """
+    steps = sorted(step for step in run.rows if loss in run.rows[step])
+    again = [b for a, b in zip(steps, steps[1:]) if run.rows[a][loss] == run.rows[b][loss]]
+    again = [step for step in again if round(run.rows[step][loss], 2) != run.rows[step][loss]]
+    if not again or 2 * len(again) < len(steps):
+        return 0
+    for step in again:
+        del run.rows[step][loss]
+    run.last[loss] = max(set(steps) - set(again))
+    return len(again)
 
 
 def name_runs(path: Path, runs: list[Run]) -> None:
@@ -238,23 +258,28 @@ def is_result(path: Path, run: Run, loss: str, horizon: str | None, report: Call
     said = [run.facts.get("horizon"), *(row.get(horizon) for row in run.rows.values())]
     wanted = np.fmax.reduce([number_or_nan(value) for value in said])
     twice = sorted(step for name, step in run.twice if name == loss)
-    if len(twice) > 2:                                 # one or two may be where it resumed
-        report(f"{who} has several values of {loss} at {len(twice)} steps, the first at step {twice[0]}; the "
-               "last of each counts")
+    if len(twice) > 2 or 2 * len(twice) > sum(loss in row for row in run.rows.values()):     # no mere resume
+        report(f"{who} has several values of {loss} at {counted(len(twice), 'step')}, the first at step "
+               f"{twice[0]}; the last of each counts: of several texts keep the lines of one")
+    if carried := drop_carried(run, loss):
+        report(f"{who} has the {loss} of the step before at {carried} steps, as where the latest is logged "
+               "again; the first of each counts")
+    how, spoilt = rise(run, loss)
     if bad is not None:
         report(f"{who} diverged at step {bad}: what came before is no result; skipped")
     elif not any(loss in row for row in run.rows.values()):
         report(f"{who} has no {loss}; skipped")
         return False
-    elif words := spoilt(run, loss):
-        report(f"{who} {words}; skipped")
-        return False
+    elif spoilt:
+        report(f"{who} {how}; skipped")
     elif end < wanted - 1:                             # some logs count the last step, some do not
         report(f"{who} ended at step {end} of {wanted:.0f}, before its horizon")
-    elif run.last.get(loss, end) < 0.98 * max(run.last.values(), default=end):
-        report(f"{who} went on to step {max(run.last.values())} after its last {loss}, at step "
-               f"{run.last[loss]}: is it in progress?")
-    return bad is None
+    elif run.last.get(loss, end) < 0.98 * end:
+        report(f"{who} went on to step {end} after its last {loss}, at step {run.last[loss]}: is it in "
+               "progress, or did it diverge?")
+    elif how:
+        report(f"{who} {how}; the last counts")
+    return bad is None and not spoilt
 
 
 def tokens_of(run: Run, column: str | None, asked: Asked) -> dict:
@@ -305,12 +330,12 @@ LACKS = {"params": ("how many parameters the model has", "give --params=N or FIL
          "tokens": ("how many tokens a step takes", "give --batch_tokens=N")}
 
 
-def check_params(path: Path, runs: list[Run], columns: list[str], chosen: str) -> None:
+def check_params(path: Path, runs: list[Run], chosen: str) -> None:
     """Raise UserError where the column `chosen` for params is one of several that count differently."""
     rows = [row for run in runs for row in run.rows.values()]
-    table = {name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in columns
-             if name == chosen or "param" in name.lower()}
-    others = rivals(table, chosen, "params")
+    counts = dict.fromkeys(name for row in rows for name in row if name == chosen or "param" in name.lower())
+    others = rivals({name: np.array([number_or_nan(row.get(name)) for row in rows]) for name in counts},
+                    chosen, "params")
     if others and tail(chosen) != "params":
         raise UserError(f"{path}: which parameters are N? Choose with --map params= one of "
                         f"{', '.join([chosen, *others])}")
@@ -323,9 +348,9 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
     for ours, theirs in asked.names.items():
         if theirs not in columns:
             raise UserError(f"{path}: no column {theirs!r}{nearest(theirs, columns)} for {ours}; its columns "
-                            f"are {', '.join(columns)}")
+                            f"are {listed(columns)}")
     if not asked.params and "params" not in asked.names and "params" in found:
-        check_params(path, runs, columns, found["params"])
+        check_params(path, runs, found["params"])
     told = {key for run in runs for key in run.facts}
     known = {"params": asked.params or told & {"params", "total_flos"},
              "step": has_steps(runs[0]) or not asked.batch_tokens or "tokens" in found,
@@ -333,7 +358,7 @@ def columns_of(path: Path, runs: list[Run], columns: list[str], asked: Asked) ->
     for ours, (what, fix) in LACKS.items():
         if not known[ours] and ours not in found:
             raise UserError(f"{path}: it does not say {what}; {fix}, or --map {ours}=COLUMN with one of "
-                            f"{', '.join(columns)}")
+                            f"{listed(columns)}")
     return found
 
 
@@ -375,7 +400,7 @@ def read_points(path: Path, asked: Asked, report: Callable) -> tuple[list[dict],
     found = gather(path, reader_of(path)(path, report), asked.names, report)
     runs, columns = found.runs, list(found.columns)
     if not runs and any(map(is_loss, columns)):
-        raise UserError(f"{path}: not one of its rows can be read")
+        raise UserError(f"{path}: not one of its rows can be read; mend what is named above")
     loss = choose_loss(path, runs, columns, asked.names.get("loss"))
     asked = replace(asked, names=asked.names | {"loss": loss})
     source = columns_of(path, runs, columns, asked)

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from runtime.basics import UserError
-from scaling.tables.columns import ALIASES, HORIZONS, OTHER_LOSSES, is_loss, plain
+from scaling.tables.columns import ALIASES, HORIZONS, is_loss, plain
+from scaling.tables.console import STEP, UPDATES, read_console
 from scaling.tables.csv import MALFORMED, csv_rows, delimiter_of, number, opened, text_lines, unreadable
 
 FORMATS = ("a study or run directory; console logs of nanoGPT, modded-nanogpt, nanochat and others; llm.c's "
@@ -72,6 +73,8 @@ def reader_of(path: Path) -> Callable:
     if b"brain.Event:" in head[:64]:
         return read_tensorboard
     text = head.decode("utf-8-sig", "replace").lstrip()
+    if "ppl" in text and UPDATES.search(text):         # fairseq, whose losses are in bits
+        return read_console
     if re.match(r"\{\s*[\"}]|\[\s*[{\]]", text) or ".json" in path.suffixes:
         return read_json
     if ".csv" in path.suffixes or ".tsv" in path.suffixes or names_columns(text):
@@ -89,132 +92,6 @@ def names_columns(text: str) -> bool:
     cells = header.split(delimiter_of(header))
     logged = STEP.search(header) or re.search(r"\d\.\d", header)
     return len(cells) > 1 and not logged and any(is_loss(cell.strip(' "')) for cell in cells)
-
-
-# ---- Console logs. ----
-
-NUMBER = r"(nan|-?inf|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?![\w.]|,\d)"
-COUNTED = r"(\d{1,3}(?:,\d{3})+|\d{1,15}(?:(?:\.\d+)?[kM]\b)?)"     # 1200, 1,200 or 1.2k
-STEP = re.compile(rf"""(?<![\w.])(?:(?:global_)?step|iter(?:ation)?|^s)\s*(?:[:=\#]\s*)?
-                       {COUNTED}(?:/[ ]*{COUNTED})?              # 100, or 100/1000
-                       (?![.,]?\d)""", re.IGNORECASE | re.VERBOSE)
-LOSS = re.compile(r"""(?<![\w/.])                                 # not the end of another word
-                      (?:(train|val|eval|test)(?:ing|id|idation)?[ _/.]|lm_)?
-                      (loss|bpb|tel|trl)(?:\s*[:=]\s*|\s+)""" + NUMBER, re.IGNORECASE | re.VERBOSE)
-SHORT = {"tel": "val_loss", "trl": "train_loss"}       # as llm.c writes them
-REWRITTEN = (
-    (re.compile(r"\x1b\[[\d;]*m"), ""),                # colours; the log.txt of build-nanogpt; Megatron-LM
-    (re.compile(r"^(\d{1,15}) (train|val) (\d+\.\d+)\s*$"), r"step \1: \2 loss \3"),
-    (re.compile(r"^(step \d{1,15}: train) (\d+\.\d+), val (?=\d+\.\d+\s*$)"), r"\1 loss \2, val loss "),
-    (re.compile(r"validation \w+ at iteration (\d{1,15}) \| lm[ _]loss value: "), r"step \1: val loss "))
-OF_LOSS = re.compile(r"\b(?:loss|bpb|tel|trl)\b", re.IGNORECASE)
-EVALUATED = re.compile(r"\b(?:eval(?:uation)?|val(?:id(?:ation)?)?)\b(?![.=])", re.IGNORECASE)
-ALONE = re.compile(r"val(?:idation)? loss:? \d+\.\d+\s*")          # as llm.c's console has it
-COUNT = r"\D{0,3}([\d,]+(?:\.\d+)?)([KMB]| million| billion|)(?!\w|\.\d)"
-PARTS = ("lm_head", "transformer_matrices")            # what nanochat counts as its parameters
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, " MILLION": 1e6, " BILLION": 1e9}
-FACTS = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
-    ("batch_tokens", r"(?:tokens per iteration will be|total (?:desired )?batch size)" + COUNT),
-    ("batch_tokens", "^train_batch_tokens:" + COUNT),  # such logs begin with their own program
-    ("horizon", r"\bmax_iters" + COUNT),
-    ("params", "^model_params:" + COUNT),
-    ("params", r"(?:number of|total|model) (?:trainable )?(?:parameters|params)" + COUNT),
-    ("params", r"num_parameters\s*\|\s*" + COUNT),
-    *((name, rf"^{name}\s*:" + COUNT) for name in PARTS))]
-KINDS = ((r"^s:\d", "llm.c log"), (r"step:\d+/\d", "modded-nanogpt log"),
-         (r"Step \d+ \| Validation|step \d+/\d+ \(", "nanochat log"),
-         (r"(?i)iter \d+: loss|step \d+: train loss", "nanoGPT console log"))
-
-
-def fact_of(text: str, parts: dict) -> dict:
-    """What a line says of the model or the steps that follow; the two `parts` of nanochat's models add up."""
-    for name, pattern in FACTS:
-        if match := pattern.search(text):
-            value = number(match[1].replace(",", "")) * UNITS[match[2].upper()]
-            if name in PARTS:
-                parts[name] = value
-                if len(parts) < len(PARTS):
-                    return {}
-                name, value = "params", sum(parts.values())
-            if name != "params":
-                return {name: value}
-            counted = "as the log counts them"
-            if match[2]:                               # as nanoGPT says it, or another
-                counted = "rounded, " + ("all but the position embeddings" if "number" in text else counted)
-            return {name: value, "counted": "transformer matrices and head" if parts else counted}
-    return {}
-
-
-def count(text: str) -> float:
-    """1200 of '1200', '1,200' and '1.2k'."""
-    return number(text.replace(",", ""))
-
-
-def losses_of(text: str) -> dict:
-    """{'val_loss': match} of the losses that a line holds; its group 3 is the number.
-
-    The best so far and parts of a loss are none; the second of one name is of another text: 'val_loss_2'.
-    """
-    found = {}
-    for match in LOSS.finditer(text):
-        before = text[:match.start()]
-        if re.search(r"(\w*)\W*$", before)[1].lower() in OTHER_LOSSES:
-            continue
-        text_of = match[1] or ("val" if is_of_evaluation(before) else "")
-        name = f"{text_of}_{match[2]}".strip("_").lower()
-        name = SHORT.get(name, name)
-        again = sum(other.startswith(name) for other in found)
-        found[f"{name}_{again + 1}" if again else name] = match
-    return found
-
-
-def is_of_evaluation(before: str) -> bool:
-    """Whether the words `before` a loss say that it is of an evaluation, and not just that another is."""
-    word = EVALUATED.search(before)
-    after = before[word.end():] if word else ""
-    return bool(word) and (STEP.search(after) is not None or not re.search(r"\d\.\d", after))
-
-
-def is_torn(text: str, losses: dict, decimals: dict) -> bool:
-    """Whether a line ends inside a number: with fewer `decimals` than that loss had; these are updated."""
-    torn = False
-    for name, match in losses.items():
-        fraction = match[3].partition(".")[2]
-        cut = len(fraction) < decimals.get(name, 0) and match.end() == len(text.rstrip())
-        torn |= cut and match[3][-1] not in "nNfF" and not (fraction and text.endswith(("\n", "\r")))
-        decimals[name] = max(decimals.get(name, 0), len(fraction))
-    return torn
-
-
-def read_console(path: Path, report: Callable) -> Iterator:
-    """What a program prints: a step and its losses on a line, with anything else around them.
-
-    A line 'val loss 3.1' without a step is of the steps that were done before it.
-    """
-    parts, decimals = {}, {}
-    kind = first = None
-    done = 0
-    for line, text in enumerate(text_lines(path, "replace"), 1):
-        for pattern, plain_text in REWRITTEN:
-            text = pattern.sub(plain_text, text)
-        at = STEP.search(text)
-        losses = losses_of(text)
-        if not at and (fact := fact_of(text, parts)):
-            yield None, fact
-        if not (at or ALONE.fullmatch(text)) or not (losses or OF_LOSS.search(text)):
-            continue
-        if not losses or is_torn(text, losses, decimals):
-            report(f"{path}:{line}: malformed: {text.strip()!r:.60}; skipped")
-            continue
-        if not kind:
-            kind = next((name for pattern, name in KINDS if re.search(pattern, text)), "console log")
-            yield None, {"kind": kind}
-        step = int(count(at[1])) if at else done
-        if at:
-            first = step if first is None else first
-            done = step + (first == 0)                 # the steps of a log that begins with 0 count from 0
-        horizon = count(at[2]) if at and at[2] else None
-        yield str(line), {"step": step, "horizon": horizon} | {name: m[3] for name, m in losses.items()}
 
 
 # ---- Tables. ----
@@ -252,7 +129,7 @@ def read_json(path: Path, report: Callable) -> Iterator:
         data = json.loads(text)
     except (ValueError, RecursionError) as e:
         if '\n{"' not in text and ".json" in path.suffixes:
-            raise UserError(f"{path}: not JSON: {e}") from None
+            raise UserError(f"{path}: not JSON: {e}; mend it there") from None
         if '\n{"' not in text:                         # a config, printed before the log
             yield from read_console(path, report)
             return
@@ -315,12 +192,12 @@ def is_model(part) -> bool:
 
 
 def flat(item: dict) -> dict:
-    """{'config/lr': ...} of {'config': {'lr': ...}}."""
+    """{'config/lr': ...} of {'config': {'lr': ...}}, without long lists."""
     found = {}
     for name, value in item.items():
         if isinstance(value, dict):
-            found |= {f"{name}/{key}": part for key, part in value.items()}
-        else:
+            found |= {f"{name}/{key}": part for key, part in flat(value).items()}
+        elif not isinstance(value, list) or len(value) < 5 and "[" not in str(value)[1:]:      # no curves
             found[name] = value
     return found
 

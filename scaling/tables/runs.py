@@ -102,22 +102,52 @@ def are_runs(names: Array, table: dict, N: Array, D: Array, L: Array, used: Iter
 
 
 def run_names(table: dict, N: Array, D: Array, L: Array, used: Iterable[str]) -> Array | None:
-    """The name (n,) of each row's run: the column `run`, or a number where steps were logged and start anew.
+    """The name (n,) of each row's run, or None where a row is a run, as far as the table says.
 
-    Other names are those of runs where tokens rise evenly along each. None where a row is a run, as far as
-    the table says. `used` are the columns that a fit takes, as N.
+    That is the column `run`, or a number where steps were logged and start anew. `used` are the columns that
+    a fit takes, as N.
     """
     if "run" in table:
         names = table["run"].astype(str).astype(object)
         return names if are_runs(names, table, N, D, L, used) else None
-    names = [values for key, values in table.items() if is_text(values)
-             and plain(key) in ("name", "experiment", "exp", "model")]
-    told = groups([N, *names])
-    counter = table.get("step", D if told.max() > groups([N]).max() else None)
-    if counter is None or is_text(counter):
+    if "step" not in table or is_text(table["step"]):
         return None
-    run = columns.runs_of(counter, told, 5)
+    run = columns.runs_of(table["step"], N, 5)
     return None if run is None else run.astype(str).astype(object)
+
+
+def with_runs(table: dict, N: Array, D: Array) -> tuple[dict, list[str]]:
+    """(the table with a column `run`, where another tells curves apart; a note that says which)."""
+    if "run" in table:
+        return table, []
+    for name, values in table.items():
+        run = curve_names(plain(name), values, N, D)
+        if run is not None:
+            return table | {"run": run}, [f"run is the column {name!r}, which tells curves apart"]
+    return table, []
+
+
+def curve_names(word: str, values: Array, N: Array, D: Array) -> Array | None:
+    """The name (n,) of each row's run by a column, whose plain name is `word`, if it names curves; else None.
+
+    There are more curves than sizes; each has one size and five rows or more, at other tokens than most of
+    the others: else they are a grid. How long runs were to be tells them apart at each size.
+    """
+    horizon = word.startswith(("tokens_per_param", "chinchilla")) or any(
+        word in words.split() for words in columns.HORIZONS.values())
+    if not (is_text(values) or horizon or columns.NAME.fullmatch(word) or SEED.fullmatch(word)):
+        return None
+    name = groups([values, N] if horizon else [values])
+    n = name.max() + 1
+    one_size = groups([name, N]).max() + 1 == n > groups([N]).max() + 1
+    if not one_size or len(N) < 5 * n or groups([name, D]).max() + 1 < len(N) or is_grid(N, D):
+        return None
+    return (name if horizon else values).astype(str).astype(object)
+
+
+def is_grid(N: Array, D: Array) -> bool:
+    """Whether many rows have the size and the tokens of another."""
+    return groups([N, D]).max() + 1 < 0.75 * len(N)
 
 
 def last_rows(run: Array | None, D: Array) -> Array:
@@ -226,11 +256,13 @@ def by_arm(table: dict, column: str) -> dict[str, dict]:
     do not compare, unless the data are what the arms are.
     """
     if column not in table:
-        raise UserError(f"no column {column!r}{nearest(column, table)}, which --arm names")
+        raise UserError(f"no column {column!r}{nearest(column, table)}, which --arm names; there are "
+                        f"{columns.listed(table)}")
     arm = table[column].astype(str)
     names = list(dict.fromkeys(arm.tolist()))
     if len(names) < 2:
-        raise UserError(f"column {column!r} holds {', '.join(names) or 'nothing'}: arms are two or more")
+        raise UserError(f"column {column!r} holds {', '.join(names) or 'nothing'}: name one with two arms or "
+                        "more")
     for name in table:
         data = columns.DATA.fullmatch(plain(name))
         if name != column and data and len(set(map(str, table[name]))) > 1:
@@ -285,6 +317,8 @@ def select(table: dict, params: str | None = None, flops: str | None = None, los
     for label, v in ((name, L), ("params", N), ("tokens", D), ("flops", C)):
         drop_unusable(kept, label, v)
     used = {"params", "tokens", "flops", "run", "step", name}
+    table, more = with_runs(table, N, D)
+    kept.notes += more
     run = run_names(table, N, D, L, used)
     drop_repeated(kept, table, curves=run is not None and len(set(run)) < len(run))
     if not kept.mask.any():
@@ -452,7 +486,7 @@ def along(data: dict, schedule: Array | None, curves: dict) -> dict:
     in data["curve_notes"].
     """
     if "run" not in curves:
-        raise UserError(f"no column 'run'{nearest('run', curves)}, which the curves need")
+        raise UserError(f"no column 'run'{nearest('run', curves)}, which the curves need: add it")
     tokens = counts.column(curves, "tokens", "the curves")
     L = counts.column(curves, "val_loss", "the curves")
     run = curves["run"].astype(str)
