@@ -377,8 +377,17 @@ SIMULATIONS = [(simulate_surface, 200), (simulate_clustered, 200), (simulate_pow
                (simulate_envelope, 100), (simulate_frontier_of_curves, 100), (simulate_frontier_of_runs, 200)]
 
 
+@pytest.fixture
+def few_starts(monkeypatch):
+    """Every seventh start of the grid: simulated intervals are the same, for most of the time."""
+    def best(problem):
+        return all_starts(problem._replace(starts=problem.starts[::7]))
+    all_starts = solver.Problem.best
+    monkeypatch.setattr(solver.Problem, "best", best)
+
+
 @pytest.mark.parametrize("simulate, count", SIMULATIONS, ids=lambda v: getattr(v, "__name__", ""))
-def test_coverage(simulate, count):
+def test_coverage(simulate, count, few_starts):
     hits, refused = [], 0
     for s in range(count):
         try:
