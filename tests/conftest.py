@@ -34,6 +34,16 @@ def published_table(name: str) -> Path:
     pytest.skip(f"python -m scaling.published {name} was not run, and there is no {places[1]}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, a worker takes whole files: what a module has trained or fitted is made once, not by each."""
+    if config.getvalue("dist") == "load":
+        from xdist.scheduler import LoadFileScheduling
+
+        config.option.loadscopereorder = False         # the long files come first as they are
+        return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def solved():
     """What the solver has found before, by all that it was asked: many tests fit the same few studies.
