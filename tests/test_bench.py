@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,13 @@ GENTLE = ["--shape=laptop_small", "--peers=plain", "--rounds=3", "--seconds=0.01
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(bench, "SHAPES", {"laptop_small": SMALL, "wide_small": SMALL})
+
+
+def preloaded(how: str):
+    """For bench.get_context: processes forked from one that has imported all, which else takes each 4 s."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["scaling.bench", "torch._dynamo"])
+    return context
 
 
 def losses(name: str, steps: int = bench.AGREE_STEPS, spoil=None) -> list[float]:
@@ -269,6 +277,7 @@ def test_a_clone_of_nanogpt_is_a_peer(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="no model.py; git clone"):
         bench.main([*GENTLE, f"--nanogpt={tmp_path}"])
     (tmp_path / "model.py").write_text(NANOGPT, encoding="utf-8")
+    monkeypatch.setattr(bench, "get_context", preloaded)
     bench.main([*GENTLE, f"--nanogpt={tmp_path}", "--processes=0"])
     assert "nanogpt" in capsys.readouterr().out
 

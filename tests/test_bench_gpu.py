@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from test_bench import preloaded
 from torch.nn import functional as F
 
 from runtime import bench_gpu
@@ -40,6 +41,7 @@ def found(tmp_path_factory) -> dict:
         patch.setattr(bench_gpu, "fp32_logits", wrong)
         patch.setattr(bench_gpu, "fused", no_kernel)
         patch.setattr(bench_gpu, "Eager", Slower)
+        patch.setattr(bench_gpu.bench, "get_context", preloaded)
         assert bench_gpu.main(["--device=cpu", "--small", f"--json={path}"]) == 0
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -16,15 +16,39 @@ from config.settings import Config
 from runtime import watch
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-FOUR = (*LAUNCHER[:-1], "--nproc_per_node=4")
+# What torchrun tells its ranks, but forked from a process that has imported torch for all of them: that costs
+# each rank more than its training. Where ranks die or are signalled by their launcher, it is torchrun.
+FORKED = """
+import os, signal, socket, sys
+import torch._dynamo, train
+count, script, *rest = sys.argv[1:]
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+ranks = []
+for rank in range(int(count)):
+    ranks.append(os.fork())
+    if ranks[-1] == 0:
+        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=count, MASTER_ADDR="127.0.0.1",
+                           MASTER_PORT=str(port))
+        sys.argv = [script, *rest]
+        exec(compile(open(script).read(), script, "exec"))
+        sys.exit()
+while ranks:
+    ended, failed = os.wait()
+    ranks.remove(ended)
+    if failed:                                         # the others would wait for it
+        for rank in ranks:
+            os.kill(rank, signal.SIGKILL)
+        sys.exit(1)
+"""
 RUN = dict(max_iters=25, log_interval=5, eval_interval=10, learning_rate=1e-2)
 CASES = dict(plain={}, accumulated=dict(gradient_accumulation_steps=2),
              uneven=dict(batch_size=7, gradient_accumulation_steps=3),         # ranks of 2+1+1 and 1+1+1 rows
              one_row=dict(eval_iters=1), odd_rows=dict(eval_iters=5),
              switched=dict(optimizer="muon", position="rope", norm="rms", mlp="swiglu", qk_norm=True))
 
-# One launch for all cases, since importing torch costs more than training. The last two get a SIGTERM at one
-# of their ranks in step 13; the first of them goes on here with two processes, the other in a test with one.
+# One launch for all cases. The last two get a SIGTERM at one of their ranks in step 13; the first of them
+# goes on here with two processes, the other in a test with one.
 SCRIPT = """
 import json, os, signal, sys
 import torch.distributed as dist
@@ -60,7 +84,7 @@ def both(module_lab):
     script, cases = module_lab.root / "cases.py", module_lab.root / "cases.json"
     script.write_text(SCRIPT)
     cases.write_text(json.dumps([module_lab.settings(f"{n}2", **RUN | CASES.get(n, {})) for n in names]))
-    process = module_lab.spawn(*LAUNCHER, str(script), str(cases))
+    process = module_lab.spawn("-c", FORKED, "2", str(script), str(cases))
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     stopped = [int(line.split("interrupted at step ")[1].split(";")[0])
@@ -116,7 +140,7 @@ def test_four_processes_train_what_one_does(module_lab):
     script, settings = module_lab.root / "four.py", module_lab.root / "four.json"
     script.write_text(FOUR_SCRIPT)
     settings.write_text(json.dumps([module_lab.settings(f"{n}4", **RUN | c) for n, c in cases.items()]))
-    process = module_lab.spawn(*FOUR, str(script), str(settings))
+    process = module_lab.spawn("-c", FORKED, "4", str(script), str(settings))
     assert process.wait(timeout=240) == 0, process.communicate()[1]
     for name in cases:
         assert_close_runs(module_lab, name, f"{name}4")
@@ -272,7 +296,7 @@ def test_two_ranks_stop_within_a_slow_step_and_within_an_evaluation(module_lab):
                                  lab.settings("straight2", **settings),
                                  *[lab.settings(name, gradient_accumulation_steps=-1, **RUN)
                                    for name in ("slower2", "equal2")]]))
-    process = lab.spawn(*LAUNCHER, str(script), str(cases))
+    process = lab.spawn("-c", FORKED, "2", str(script), str(cases))
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert out.count("slow2: interrupted at step 2;") == out.count("long2: interrupted at step 10;") == 2

@@ -56,11 +56,6 @@ def save(path, table):
     return str(path)
 
 
-def run(*args):
-    command = [sys.executable, "-m", "scaling.fit", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 # ---- The command line. ----
 
 def test_command_line_prints_fits_and_writes_json_with_its_card(tmp_path, capsys):
@@ -85,14 +80,14 @@ def test_command_line_prints_fits_and_writes_json_with_its_card(tmp_path, capsys
     assert card["fit"]["surface"]["starts"] > 50 and card["data"]["filters"] == "none"
 
 
-def test_json_alone_goes_to_standard_output(tmp_path):
-    done = run(save(tmp_path / "runs.csv", study()), "--json=-", "--bootstrap=50")
-    assert done.returncode == 0
-    result = json.loads(done.stdout)
-    assert result["verdict"]["agree"] is True and "verdict" in done.stderr
+def test_json_alone_goes_to_standard_output(tmp_path, capsys):
+    fit.main([save(tmp_path / "runs.csv", study()), "--json=-", "--bootstrap=50"])
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["verdict"]["agree"] is True and "verdict" in err
     asked = [row["what"] for row in result["verdict"]["differences"]]
     assert asked == ["a", *(f"{name} at C = 1.6e+15" for name in ("N_opt", "D_opt", "loss"))]
-    assert "isoflop less surface: log N_opt at C = 1.6e+15 " in done.stderr
+    assert "isoflop less surface: log N_opt at C = 1.6e+15 " in err
     assert 0 < abs(result["surface"]["a"] - 0.33 / 0.57) < 0.1
 
 
@@ -522,7 +517,8 @@ def test_bad_command_lines(tmp_path, args, message):
 
 
 def test_a_bad_command_line_is_one_line_on_the_console():
-    done = run("missing.csv")
+    command = [sys.executable, "-m", "scaling.fit", "missing.csv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
