@@ -126,7 +126,7 @@ class MLP(nn.Module):
     def forward(self, x):
         x = self.c_fc(x)
         if self.kind == "gelu":
-            x = F.gelu(x, approximate="tanh")                 # the form that GPT-2 was trained with
+            x = cpu.gelu(x)                                   # with tanh: GPT-2 was trained with that form
         elif self.kind == "relu2":
             x = F.relu(x).square()                            # So et al. 2021
         else:

@@ -1,4 +1,4 @@
-"""The kernels of runtime/cpu.py against what they replace: cross-entropy, attention, linear layers."""
+"""The kernels of runtime/cpu.py against what they replace: cross-entropy, attention, linear layers, GELU."""
 import math
 
 import pytest
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from config.settings import Config
 from model import GPT
 from runtime import cpu
-from runtime.cpu import BlockedAttention, BlockedCrossEntropy, LinearFunction
+from runtime.cpu import BlockedAttention, BlockedCrossEntropy, Gelu, LinearFunction
 
 CLOSE = 1e-5                     # of the largest entry, against float64
 WIDE = dict(n_layer=1, n_head=2, n_embd=24, block_size=16, vocab_size=2500)    # more than a block of columns
@@ -166,6 +166,37 @@ def test_attention_of_large_scores_does_not_overflow():
 
 def test_gradcheck_of_attention():
     assert gradcheck(blocked, tensors(*[(1, 2, 66, 1)] * 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("T, width, pays, wins", [(256, 15, False, True), (256, 16, False, False),
+                                                  (256, 16, True, True), (255, 8, True, False)])
+def test_where_attention_wins(T, width, pays, wins, monkeypatch):
+    monkeypatch.setattr(cpu, "onednn_pays", lambda: pays)
+    q = torch.zeros(1, 1, T, width)
+    assert cpu.attention_wins(q, q, 0.0) is wins
+    assert not cpu.attention_wins(q, q, 0.1) and not cpu.attention_wins(q, q[:, :, :9], 0.0)
+
+
+def plain_gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0, 1e4])     # 1e4: the cube is 1e12, and the sigmoid 0 or 1
+def test_gelu(scale):
+    x = (tensors((300,))[0].detach() * scale).requires_grad_()
+    weights = torch.arange(300.0)
+    assert_close(value_and_gradients(Gelu.apply, x, scale=weights),
+                 value_and_gradients(plain_gelu, *in_double(x), scale=weights.double()))
+
+
+def test_gradcheck_of_gelu():
+    assert gradcheck(Gelu.apply, tensors((40,), dtype=torch.float64))
+
+
+def test_small_gelus_are_pytorchs(monkeypatch):
+    monkeypatch.setattr(cpu.Gelu, "apply", lambda x: "ours")
+    assert cpu.gelu(torch.zeros(128, 256)) == "ours"
+    assert torch.equal(cpu.gelu(torch.ones(127, 256)), plain_gelu(torch.ones(127, 256)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
