@@ -4,6 +4,7 @@ Written for Linux and macOS; where a system lacks a call there is a plainer answ
 """
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,16 @@ def start(command: list[str], path: Path, env: dict) -> subprocess.Popen:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The CPU by name, family and model: a cloud may name many alike. Elsewhere what Python knows."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines() if path.exists() else []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    return "{model name}, family {cpu family}, model {model}".format(**found)
 
 
 def gpus() -> int:

@@ -2,6 +2,7 @@
 
     python -m scaling.bench                                    # every shape, about 20 minutes on one core
     python -m scaling.bench --shape=laptop_d64 --peers=hf,plain --json=bench.json
+    python -m scaling.bench --fits=FOLDER --shape= --json=fits.json    # fits instead: see `measure_fits`
 
 Ours is train.py's own step, with its data, schedule, clipping and optimizer. The peers have the same weights,
 batches and settings of AdamW: (hf) Hugging Face's GPT2LMHeadModel with its own loss, (hf_compiled) the same
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,8 +44,10 @@ from config.settings import Config
 from model import GPT
 from runtime import basics, cpu, gpu
 from runtime.basics import Parser, UserError, exit_cleanly, nearest
-from runtime.system import peak_memory_mb
+from runtime.system import peak_memory_mb, processor
+from scaling.fit import LAWS, fit_all
 from scaling.report import amount
+from scaling.tables.csv import read_table
 
 
 def shape(*numbers: int) -> dict:
@@ -361,6 +365,19 @@ def load() -> float:
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else math.nan
 
 
+def kernels(c: Config) -> list[str]:
+    """The kernels of cpu.py that our step goes through: their backward passes lie in autograd's graph."""
+    ids = torch.zeros(c.batch_size, c.block_size, dtype=torch.int64)
+    found = set()
+    left = [GPT(c)(ids, ids)[1].grad_fn]
+    while left:
+        if (node := left.pop()) not in found and node is not None:
+            found.add(node)
+            left += [before for before, _ in node.next_functions]
+    names = {node.name().removesuffix("Backward") for node in found}
+    return sorted(name for name in names if hasattr(cpu, name))
+
+
 def measure(name: str, a: argparse.Namespace) -> dict:
     """One shape: the agreement of losses first, then bursts in turns, then the split."""
     rows = {}
@@ -383,7 +400,7 @@ def measure(name: str, a: argparse.Namespace) -> dict:
                 roofline_share=gflops / roofline, ratio=ratio(steps["ours"], steps[one]),
                 loss=first[one][-1], split_ms=split_ms, peak_mb=ask(one, built[one], peak_mb)[0])
     return dict(shape=name, settings=SHAPES[name], tokens_per_step=tokens, flops_per_token=flops,
-                gemm_roofline_gflops=roofline, load=load(), contestants=rows)
+                gemm_roofline_gflops=roofline, kernels=kernels(run.config), load=load(), contestants=rows)
 
 
 def two_processes(name: str, rounds: int, seconds: float) -> dict:
@@ -397,6 +414,54 @@ def two_processes(name: str, rounds: int, seconds: float) -> dict:
     tokens = run.config.batch_size * run.config.block_size
     speeds = {group: quartiles([tokens * x for x in steps[group]]) for group in groups}
     return dict(shape=name, load=load(), ratio=ratio(*steps.values())) | speeds
+
+
+# The grid of starts is that of the package's README, the objective that of Hoffmann et al. 2022, section D.2.
+PACKAGE = """
+import json, sys
+import numpy as np
+from chinchilla import Chinchilla
+from chinchilla._metrics import log_huber
+
+def loss(y, predicted):
+    return log_huber(y, predicted, 1e-3)
+
+wide, narrow, scale = np.linspace(1, 10, 5), np.linspace(.1, .7, 5), np.linspace(1, 2, 5)
+grid = dict(E=scale, a=wide, b=wide, alpha=narrow, beta=narrow)
+law = Chinchilla(sys.argv[1], param_grid=grid, loss_fn=loss, log_level=40)
+law.fit()
+print(json.dumps([float(x) for x in (law.E, law.A, law.B, law.alpha, law.beta)]))
+"""
+
+
+def measure_fits(folder: str) -> dict:
+    """Hoffmann's 245 points, fitted by us and by the PyPI package `chinchilla` 0.2.0 in `folder`.
+
+    Seconds of wall and of processor, theirs with its imports, and the objective of L(N, D). Ours fits all
+    forms that the points support, with 1,000 resamples, on one core; theirs one form, on all cores.
+    `pip install --target=FOLDER chinchilla==0.2.0`; the points: `python -m scaling.published chinchilla`.
+    """
+    table = read_table(basics.ROOT / "data" / "published" / "chinchilla.csv")
+    N, D, L = (table[name] for name in ("params", "tokens", "loss"))
+    found = {}
+    start, before = time.perf_counter(), time.process_time()
+    ours = fit_all(table)
+    found["ours"] = dict(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - before,
+                         objective=ours["surface"]["objective"], forms=len(LAWS.keys() & ours.keys()))
+    with tempfile.TemporaryDirectory() as home:
+        rows = np.column_stack([6 * N * D, N, D, L])
+        np.savetxt(f"{home}/df.csv", rows, delimiter=",", header="C,N,D,loss", comments="")
+        start, before = time.perf_counter(), sum(os.times()[2:4])
+        out = subprocess.run([sys.executable, "-c", PACKAGE, home], capture_output=True, text=True,
+                             env=os.environ | {"PYTHONPATH": folder})
+        if out.returncode:
+            raise UserError(f"--fits={folder}: {out.stderr.strip().splitlines()[-1]}")
+        E, A, B, alpha, beta = json.loads(out.stdout.splitlines()[-1])
+        errors = torch.tensor(np.log(E + A / N ** alpha + B / D ** beta))
+        objective = nn.functional.huber_loss(errors, torch.tensor(np.log(L)), reduction="sum", delta=1e-3)
+        found["chinchilla"] = dict(seconds=time.perf_counter() - start, objective=objective.item(),
+                                   cpu_seconds=sum(os.times()[2:4]) - before, forms=1)
+    return found | dict(load=load())
 
 
 # ---- report ----
@@ -427,6 +492,12 @@ def print_processes(m: dict) -> None:
           f"({by['q25']:.2f}-{by['q75']:.2f}), load {m['load']}", flush=True)
 
 
+def print_fits(m: dict) -> None:
+    for name in ("ours", "chinchilla"):
+        print("{0:<12}{seconds:>8.1f} s, {cpu_seconds:.1f} of processor time, objective {objective:.6f}, "
+              "{forms} of the forms".format(name, **m[name]), flush=True)
+
+
 def names(text: str, known, option: str) -> list[str]:
     """The words of a comma-separated list. Raises UserError for one that is not `known`."""
     found = [x for x in text.split(",") if x]
@@ -451,6 +522,7 @@ def parse_args(args: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{key}", default=",".join(known),
                             help=f"some, with commas, of {', '.join(known)}; default: all")
     parser.add_argument("--nanogpt", help="a clone of karpathy/nanoGPT: one more peer")
+    parser.add_argument("--fits", help="a folder with the package chinchilla: its fit against ours, too")
     parser.add_argument("--threads", type=int, default=1, help="threads of each contestant; default 1")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each contestant; default 15")
     parser.add_argument("--seconds", type=float, default=0.5, help="of a turn (a step at least); default .5")
@@ -479,10 +551,11 @@ def parse_args(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> int:
     a = parse_args(args)
     with contextlib.redirect_stdout(sys.stderr) if a.json == "-" else contextlib.nullcontext():
-        result = dict(torch=torch.__version__, cpu=torch.backends.cpu.get_cpu_capability(),
-                      cores=os.cpu_count(), onednn=cpu.onednn_pays(), threads=a.threads,
-                      clock=a.clock.__name__, rounds=a.rounds, seconds=a.seconds,
-                      commit=basics.git_commit(), shapes=[], processes=[])
+        result = dict(torch=torch.__version__, processor=processor(),
+                      cpu=torch.backends.cpu.get_cpu_capability(), cores=os.cpu_count(),
+                      onednn=cpu.onednn_pays(), threads=a.threads, clock=a.clock.__name__, rounds=a.rounds,
+                      seconds=a.seconds, commit=basics.git_commit(), shapes=[], processes=[])
+        print(f"{result['processor']}, {result['cpu']}")
         print(f"{amount(len(a.shape), 'shape')}: ours against {', '.join(a.peers) or 'nobody'}, "
               f"{amount(a.rounds, 'turn')} of {a.seconds:g} s each", flush=True)
         for name in a.shape:
@@ -493,9 +566,13 @@ def main(args: list[str] | None = None) -> int:
                 print_processes(result["processes"][-1])
             if a.json not in (None, "-"):
                 basics.write_json(a.json, result)      # as it grows: a stopped bench keeps its shapes
+        if a.fits:
+            result["fits"] = measure_fits(a.fits)
+            print_fits(result["fits"])
     if a.json == "-":
         print(json.dumps(result, indent=1))
     elif a.json:
+        basics.write_json(a.json, result)
         print(f"wrote {a.json}")
     return 0
 

@@ -5,9 +5,11 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from multiprocessing import get_context
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,11 +167,11 @@ def test_json_and_table(tmp_path, capsys, monkeypatch):
     path = tmp_path / "bench.json"
     assert bench.main([*GENTLE, "--processes=0", f"--json={path}"]) == 0
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert found.keys() == {"torch", "cpu", "cores", "onednn", "threads", "clock", "rounds", "seconds",
-                            "commit", "shapes", "processes"}
+    assert found.keys() == {"torch", "processor", "cpu", "cores", "onednn", "threads", "clock", "rounds",
+                            "seconds", "commit", "shapes", "processes"}
     shape, = found["shapes"]
     assert shape.keys() == {"shape", "settings", "tokens_per_step", "flops_per_token", "gemm_roofline_gflops",
-                            "load", "contestants"}
+                            "kernels", "load", "contestants"}
     assert shape["shape"] == "laptop_small" and shape["settings"] == SMALL and shape["tokens_per_step"] == 32
     assert set(shape["contestants"]) == {"ours", "plain"}
     for row in shape["contestants"].values():
@@ -184,7 +186,55 @@ def test_json_and_table(tmp_path, capsys, monkeypatch):
     assert found["processes"] == []
     out = capsys.readouterr().out
     assert "laptop_small: 2 layers, 2 heads, d 16, 2 x 16 tokens, V 1,100" in out and " plain " in out
-    assert out.startswith("one shape: ours against plain, ") and out.endswith(f"\nwrote {path}\n")
+    assert out.splitlines()[1].startswith("one shape: ours against plain, ")
+    assert out.endswith(f"\nwrote {path}\n")
+
+
+LONG = dict(n_layer=1, n_head=2, n_embd=96, batch_size=1, block_size=300, vocab_size=96)
+
+
+@pytest.mark.parametrize("shape, pays, on", [
+    (SMALL, False, ["BlockedCrossEntropy"]), (LONG, False, ["Gelu"]),
+    (LONG, True, ["BlockedAttention", "Gelu", "LinearFunction"])])
+def test_kernels_are_those_that_are_on(shape, pays, on, monkeypatch):
+    monkeypatch.setattr(bench.cpu, "onednn_pays", lambda: pays)
+    assert bench.kernels(bench.Config(**shape)) == on
+
+
+# What bench.PACKAGE asks of the package, and a law that fits nothing.
+CHINCHILLA = """
+class Chinchilla:
+    E, A, B, alpha, beta = 1.0, 2.0, 3.0, 0.5, 0.5
+
+    def __init__(self, folder, param_grid, loss_fn, log_level):
+        assert open(folder + "/df.csv").readline() == "C,N,D,loss\\n" and len(param_grid) == 5
+
+    def fit(self):
+        pass
+"""
+
+
+def test_fits_against_the_package(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench.basics, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "fit_all", partial(bench.fit_all, bootstrap=0))
+    with pytest.raises(UserError, match="chinchilla.csv"):
+        bench.measure_fits(str(tmp_path))
+    (tmp_path / "data" / "published").mkdir(parents=True)
+    N, D = np.geomspace(1e6, 1e9, 8), np.geomspace(1e9, 1e10, 8)[::-1]
+    table = np.column_stack([N, D, 2 / N ** 0.5 + 3 / D ** 0.5 + np.exp(1)])
+    np.savetxt(tmp_path / "data" / "published" / "chinchilla.csv", table, delimiter=",",
+               header="params,tokens,loss", comments="")
+    with pytest.raises(UserError, match="--fits=nowhere: ModuleNotFoundError"):
+        bench.measure_fits("nowhere")
+    (tmp_path / "chinchilla").mkdir()
+    (tmp_path / "chinchilla" / "__init__.py").write_text(CHINCHILLA, encoding="utf-8")
+    (tmp_path / "chinchilla" / "_metrics.py").write_text("def log_huber(*args): pass", encoding="utf-8")
+    assert bench.main(["--shape=", "--peers=", f"--fits={tmp_path}", f"--json={tmp_path}/fits.json"]) == 0
+    found = json.loads((tmp_path / "fits.json").read_text(encoding="utf-8"))["fits"]
+    # Losses near e, and a law that has E = 1: 8 errors of almost 1 each, far beyond delta.
+    assert found["chinchilla"]["objective"] == pytest.approx(8 * 1e-3, rel=1e-2)
+    assert found["ours"]["objective"] < 1e-6 and found["ours"]["forms"] >= 2
+    assert "of processor time, objective" in capsys.readouterr().out
 
 
 def test_a_place_for_json_that_is_not_there_is_found_before_the_work(tmp_path):
