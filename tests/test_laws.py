@@ -356,12 +356,6 @@ def simulate_envelope(rng):
     return frontiers.fit_envelope(*curves(rng, law), bootstrap=200)["ci"], {"a": 0.34 / 0.64}
 
 
-def simulate_envelope_of_many_sizes(rng):
-    """They stand closer than noise can tell apart, so who wins near the ends is luck."""
-    law = {"E": 1.5, "A": 50.0, "B": 200.0, "alpha": 0.3, "beta": 0.34}
-    return frontiers.fit_envelope(*curves(rng, law, sizes=30), bootstrap=200)["ci"], {"a": 0.34 / 0.64}
-
-
 def simulate_frontier_of_curves(rng):
     law = {"E": 0.0, "A": 50.0, "B": 123.0, "alpha": 0.3, "beta": 0.3}      # its frontier is C^-0.15
     _, C, L, run = curves(rng, law)
@@ -382,8 +376,7 @@ SIMULATIONS = [(simulate_surface, 200), (simulate_clustered, 200), (simulate_pow
                (simulate_power_without_floor, 200), (simulate_kaplan_nd, 200), (simulate_kaplan_ns, 200),
                (simulate_repeated, 100), (simulate_broken, 100), (simulate_isoflop, 200),
                (simulate_other_flops, 100),
-               (simulate_envelope, 100), (simulate_envelope_of_many_sizes, 100),
-               (simulate_frontier_of_curves, 100), (simulate_frontier_of_runs, 200)]
+               (simulate_envelope, 100), (simulate_frontier_of_curves, 100), (simulate_frontier_of_runs, 200)]
 
 
 @pytest.fixture

@@ -241,15 +241,14 @@ def cost_slopes(cost: dict | None, N_opt) -> list[float]:
 
 # ---- Approach 1: the envelope of learning curves. ----
 
-@np.errstate(divide="ignore", invalid="ignore")         # where two sizes are best at one compute
 def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000,
                  D: Array | None = None) -> dict:
     """N_opt = k C^a, D_opt = m C^b from the envelope of curves (Hoffmann et al. 2022, approach 1).
 
     N, C, L, run, D: a row per checkpoint, each (n,). A run is optimal at the geometric middle of the computes
-    at which no other run is better; those within a winner's reach of either end (`inner_sizes`) are left out,
-    because the range of sizes cuts their stretch short. So each run gives one point, and since the error is
-    in C, and with it in D, these are regressed on N. Raises UserError.
+    at which no other run is better; the first and the last such runs are left out, because the range of sizes
+    cuts their stretch short. So each run gives one point, and since the error is in C, and with it in D,
+    these are regressed on N. Raises UserError.
     """
     N, C, L = checked(params=N, flops=C, loss=L)
     cost = None if D is None else cost_of(N, D, C)
@@ -261,11 +260,8 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
     if len(sizes) < 5:
         raise UserError("the envelope needs five or more sizes that are best somewhere; these curves have "
                         f"{len(sizes)}")
-    x = inner_sizes(sizes, np.unique(np.log(N)))
+    x = sizes[1:-1]
     K = len(x)
-    if K < 3:
-        raise UserError("the envelope needs three or more sizes that are best somewhere, not counting those "
-                        f"near the smallest or the largest; these curves have {K}")
     middle, tokens = np.array([[v[won == w].mean() for w in x] for v in (u, d)])
     height = np.interp(middle, u, value)
     point = np.transpose(line(x, np.array([middle, tokens]), 1))        # of log C and of log D on log N
@@ -288,20 +284,6 @@ def fit_envelope(N: Array, C: Array, L: Array, run: Array, bootstrap: int = 1000
            "health": {"winners": len(sizes), "cost_slopes": cost_slopes(cost, np.exp(x)),
                       "bridge": hull.bridge(middle)}}
     return judge(fit)
-
-
-def inner_sizes(won, trained):
-    """Those of the log sizes `won`, that are best somewhere, whose stretch the range of sizes does not cut.
-
-    Where sizes stand closer than noise can tell apart, only the lucky win, and near an end of those `trained`
-    a lucky one meets too few rivals on that side: its stretch is too long there. So winners stay that are as
-    many sizes from both ends as winners are apart on average: one, where all sizes win.
-    """
-    apart = np.ceil((len(trained) - 1) / (len(won) - 1) - 0.5)          # a whole number; of a half the less
-    rank = np.searchsorted(trained, won)
-    inner = (apart <= rank) & (rank <= len(trained) - 1 - apart)
-    inner[[0, -1]] = False
-    return won[inner]
 
 
 def best_of_curves(u, v, d, run):

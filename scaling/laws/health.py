@@ -1,4 +1,4 @@
-"""Health: what the fits found out about themselves, in words. (Why a budget has no optimum is in profiles.)
+"""Health: what the fits found out about themselves, in words. (Why a budget has no optimum is in frontiers.)
 
 A fit puts its findings (numbers and facts) into fit["health"] as it makes them. `judge` words what is wrong,
 a sentence of English each, as health["lines"], and says in health["ok"] whether there is nothing to say.
