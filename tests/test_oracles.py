@@ -10,7 +10,7 @@ from conftest import published_table
 from scipy.optimize import minimize
 
 from scaling import fit
-from scaling.laws import counts, forms, frontiers, solver
+from scaling.laws import counts, forms, frontiers, hull, solver
 from scaling.tables.csv import read_table
 
 HOFFMANN = {"E": np.exp(0.5267228), "A": np.exp(6.0073404), "B": np.exp(6.0179186), "alpha": 0.33917084,
@@ -162,9 +162,9 @@ def test_width_sweep_hull_and_kink():
 
 def test_width_sweep_pareto():
     _, u, v = width_sweep()
-    front = frontiers.pareto(u, v)
+    front = hull.pareto(u, v)
     late = front[u[front] > -5]
-    assert frontiers.slope_of(u[late], v[late]) == pytest.approx(-0.0605, abs=5e-5)
+    assert hull.slope_of(u[late], v[late]) == pytest.approx(-0.0605, abs=5e-5)
 
 
 def test_width_sweeps_published_slope_is_a_line_through_two_points():
