@@ -110,9 +110,8 @@ class BlockedCrossEntropy(torch.autograd.Function):
         shares = (targets != -1).to(x.dtype)[:, None]
         shares /= shares.sum()                                # of each token in the mean
         targets = targets.clamp(min=0)                        # -1 is no index; its share is 0
-        dx = torch.empty_like(x)
-        # Blocks of the gradient of w, turned, (D, COLUMNS): MKL is a third faster at x^T e than at e^T x.
-        turned = [w.new_zeros(w_b.T.shape) for w_b in w.split(COLUMNS) if gradients]
+        dx = torch.empty_like(x) if gradients else x          # without gradients nobody looks at these two
+        dw = torch.zeros_like(w) if gradients else w
         loss = x.new_zeros(())
         rows = (y.split(ROWS) for y in (x, targets, shares, dx))
         for x_b, target, share, dx_b in zip(*rows):
@@ -123,16 +122,12 @@ class BlockedCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = share (softmax - one-hot). First the one-hot, which is rows of w and x;
                 # then the softmax by blocks: it is exps 2^(tops - lse), and these factors go to one column.
                 dx_b.copy_(w_target.mul_(-share))
+                dw.index_add_(0, target, x_b * -share)
                 factors = (share * (tops - lse).exp2_()).split(1, dim=1)
-                for e, factor, w_b, dw_b in zip(exps, factors, w.split(COLUMNS), turned):
+                for e, factor, w_b, dw_b in zip(exps, factors, w.split(COLUMNS), dw.split(COLUMNS)):
                     dx_b.addcmul_(e @ w_b, factor)
-                    dw_b.addmm_((x_b * factor).T, e)
-        if gradients:
-            dw = torch.empty_like(w)
-            for block, dw_b in zip(dw.split(COLUMNS), turned):
-                block.copy_(dw_b.T)
-            dw.index_add_(0, targets, x * -shares)
-            ctx.save_for_backward(dx, dw)
+                    dw_b.addmm_(e.T, x_b * factor)
+        ctx.save_for_backward(dx, dw)
         return loss
 
     @staticmethod
