@@ -97,7 +97,8 @@ def draw_assets(out: Path, form: str) -> list[Path]:
                "far_frontier": law_figure(far, "surface", frontier),
                "forecasts": forecast_board(forecasts),
                "modern_arms": law_figure(modern, "arms", what_arms_are_worth),
-               "transfer_transfer": recipe_figures(results / "transfer")["transfer"]}
+               "transfer_transfer": recipe_figures(results / "transfer")["transfer"],
+               "depth_transfer": recipe_figures(results / "depth")["transfer"]}
     return [save(figure, out / f"{name}.{form}") for name, figure in figures.items()]
 
 
