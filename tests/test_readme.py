@@ -182,21 +182,27 @@ def test_the_table_holds_the_committed_results():
     assert not missing
 
 
-def speed_rows():
-    """README's rows of results/bench/cpu.json: tokens/s, share of the roofline, ratios to the peers."""
-    found = json.loads((ROOT / "scaling" / "results" / "bench" / "cpu.json").read_text(encoding="utf-8"))
+def speed_rows(name):
+    """README's rows of results/bench/NAME.json: tokens/s, share of the roofline, ratios with quartiles."""
+    found = json.loads((ROOT / "scaling" / "results" / "bench" / f"{name}.json").read_text(encoding="utf-8"))
     for row in found["shapes"]:
-        s, peers = row["settings"], row["contestants"]
-        ratios = (f"{peers[k]['ratio']['median']:.2f}" if peers.get(k) else "-"
-                  for k in ("hf", "hf_compiled", "plain"))
+        s, contestants = row["settings"], row["contestants"]
+        ratios = [contestants[k]["ratio"] if k in contestants else None
+                  for k in ("nanogpt", "hf", "hf_compiled", "plain")]
+        text = "{median:.2f} ({q25:.2f} to {q75:.2f})"
+        cells = [text.format(**ratio) if ratio else "-" for ratio in ratios]
+        ours = contestants["ours"]
         yield (f"| {s['n_layer']} layers, d {s['n_embd']}, {s['batch_size']} x {s['block_size']} tokens, "
-               f"V {s['vocab_size']:,} | {peers['ours']['tok_per_s']['median']:,.0f} | "
-               f"{100 * peers['ours']['roofline_share']:.0f} % | " + " | ".join(ratios) + " |")
+               f"V {s['vocab_size']:,} | {ours['tok_per_s']['median']:,.0f} | "
+               f"{100 * ours['roofline_share']:.0f} % | " + " | ".join(cells) + " |")
 
 
-def test_speeds_are_the_committed_measurements():
-    rows = list(speed_rows())
-    assert len(rows) >= 5 and not [row for row in rows if row not in README]
+@pytest.mark.parametrize("name, kernels", [("cpu", "AVX512"), ("cpu_avx2", "AVX2")])
+def test_speeds_are_the_committed_measurements(name, kernels):
+    rows = list(speed_rows(name))
+    assert len(rows) == 8 and not [row for row in rows if row not in README]
+    found = json.loads((ROOT / "scaling" / "results" / "bench" / f"{name}.json").read_text(encoding="utf-8"))
+    assert found["cpu"] == kernels and "family 25, model 17" in found["processor"]       # which is Zen 4
 
 
 def gpu_rows(found: dict):
