@@ -10,6 +10,11 @@ from runtime.basics import UserError, from_here, nearest, plain_name
 META = dict(tokenizer=str, vocab_size=int, train_tokens=int, val_tokens=int, val_bytes=int, train_sha256=str)
 
 
+def prepared(dataset: str) -> bool:
+    """Whether data/DATASET is there."""
+    return (basics.ROOT / "data" / dataset / "meta.json").exists()
+
+
 def load_meta(dataset: str) -> dict:
     """The dataset's meta.json, with the sizes of its .bin files checked against it. Raises UserError."""
     if not plain_name(dataset):

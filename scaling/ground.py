@@ -9,7 +9,6 @@ import numpy as np
 
 from config import corpus, schema, settings
 from config.settings import Config
-from runtime import basics
 from runtime.basics import UserError, nearest, plain_name, whole_file
 from scaling import forecast
 from scaling.laws import health
@@ -105,7 +104,7 @@ def recipe(row: dict, names: list[str]) -> dict:
 
 def text_of(dataset: str) -> float:
     """How many tokens data/DATASET has to train on; inf when it is not there. Raises UserError."""
-    absent = plain_name(dataset) and not (basics.ROOT / "data" / dataset / "meta.json").exists()
+    absent = plain_name(dataset) and not corpus.prepared(dataset)
     return math.inf if absent or not dataset else corpus.load_meta(dataset)["train_tokens"]
 
 

@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 from runtime.basics import UserError, load_json
 from scaling import page, plots, published
 from scaling.laws import forms
+from scaling.tables.csv import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT.parent / "shared" / "raw"
@@ -111,6 +112,28 @@ def test_it_shows_the_differences_of_two_ways():
         if row["what"] != "a":
             shown = [100 * math.expm1(v) for v in shown]
         assert numbers(line.partition("surface")[2]) == pytest.approx([*shown, row["p"]], abs=0.051)
+
+
+def test_numbers_in_the_words_are_those_of_the_study():
+    words = " ".join(cell.source for cell in read(TEACHING).cells if cell.cell_type == "markdown")
+    results = ROOT / "scaling" / "results"
+    study = plots.read_study(results / "isoflop")
+    law = study.fit["loss_vs_params"]["points"]["N"]                     # the slice L(N), section 7
+    beside = [study.D[study.N == n][study.L[study.N == n].argmin()] for n in law]
+    assert f"varied by a factor of {max(beside) / min(beside):.1f} only" in words
+    by = [row["6nd"]["a"] for row in study.fit["accounting"].values()]
+    low, high = study.fit["surface"]["ci"]["a"]
+    assert "by a third of its interval" in words
+    assert (max(by) - min(by)) / (high - low) == pytest.approx(1 / 3, abs=0.03)
+    start = dict(E=1.0, A=np.exp(5), B=np.exp(5), alpha=0.5, beta=0.5)   # section 10
+    early, tight = plots.early_stop(study.N, study.D, study.L, start).axes[0].lines
+    assert "a good third above the minimum" in words and 1 / 3 < early.get_ydata()[-1] < 0.45
+    assert not low < float(re.search(r"a\$ = ([\d.]+)", early.get_label())[1]) < high
+    made = {name: read_table(results / name / "forecasts.csv") for name in
+            ("far", "far_shakespeare", "far_wikitext2")}                 # section 9
+    worst = {name: 100 * abs(table["error"]).max() for name, table in made.items()}
+    assert f"by up to {max(worst['far'], worst['far_shakespeare']):.1f} % on two texts" in words
+    assert f"too high by up to {worst['far_wikitext2']:.1f} %" in words
 
 
 def test_most_of_the_misfit_is_of_one_size():

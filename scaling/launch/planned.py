@@ -39,10 +39,6 @@ def changes(old: dict, c: Config, meta: dict) -> list[str]:
     return found
 
 
-def prepared(dataset: str) -> bool:
-    return (basics.ROOT / "data" / dataset / "meta.json").exists()
-
-
 @dataclass
 class Planned:
     """One run of a sweep: what it is, what it costs, and its process once it has one."""
@@ -70,7 +66,7 @@ class Planned:
     @property
     def prepared(self) -> bool:
         """Whether its text is there; before that its cost is not known, which depends on the vocabulary."""
-        return prepared(self.config.dataset)
+        return corpus.prepared(self.config.dataset)
 
     def command(self) -> list[str]:
         given = self.overrides | {"out_dir": str(self.out)}

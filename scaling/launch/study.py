@@ -12,7 +12,7 @@ from config.settings import Config
 from runtime import basics
 from runtime.basics import UserError, nearest, plain_name
 from scaling.launch import slurm
-from scaling.launch.planned import Planned, Runs, prepared
+from scaling.launch.planned import Planned, Runs
 
 OWN = ("lock", "runs.csv", "curves.csv", "fit.json", "fit.txt", "forecasts.csv", "forecasts", "figures",
        "slurm")                        # the study's own files, beside its run directories
@@ -127,7 +127,7 @@ def missing_data(study: Study) -> dict[str, list[str]]:
     """
     found = {}
     for dataset in sorted({dataset_of(run) for run in study.runs + study.held_out}):
-        if prepared(dataset):
+        if corpus.prepared(dataset):
             continue
         name, _, tokenizer = dataset.partition("_")
         flags = [f"--tokenizer={tokenizer}"] if tokenizer else []
@@ -238,7 +238,7 @@ def meta_of(c: Config) -> dict:
 
     What such a run will cost is not known yet. But whatever is refused then, no text could mend.
     """
-    if prepared(c.dataset):
+    if corpus.prepared(c.dataset):
         return corpus.load_meta(c.dataset)
     vocab_size = 2 ** 16 if c.tokens_per_param != -1 else 1
     return dict(vocab_size=vocab_size, train_tokens=2 ** 62, val_tokens=2 ** 62)
@@ -258,7 +258,7 @@ def require_one_trunk(alone: list[Config]) -> None:
     for name in ("warmup_iters", "batch_size", "learning_rate"):
         found = [getattr(c, name) for c in alone]
         if len(set(found)) > 1:
-            guess = f" (that of the shortest is {found[0]:g})" if prepared(alone[0].dataset) else ""
+            guess = f" (that of the shortest is {found[0]:g})" if corpus.prepared(alone[0].dataset) else ""
             raise UserError(f"`budgets` needs one {name} for all, and -1 gives each its own; set it{guess}")
 
 
