@@ -12,6 +12,7 @@ import pytest
 from conftest import published_table
 
 from config import settings
+from scaling import forecast
 from scaling.laws import forms
 from scaling.tables.csv import read_table
 
@@ -268,6 +269,14 @@ def test_the_first_line_tells_of_both_forecasts():
     largest = max(float(row["flops_6nd"]) for row in rows(STUDY / "runs.csv"))
     near, far = (6 * float(row["params"]) * float(row["tokens"]) / largest for row in made)
     assert f"{near:.0f} and {far:.1f} times the compute" in first
+
+
+def test_what_the_study_seals_now_is_said():
+    table = read_table(STUDY / "runs.csv")
+    fit = json.loads((STUDY / "fit.json").read_text(encoding="utf-8"))
+    now = [forecast.predict(table, fit, float(row["params"]), float(row["tokens"]))["predicted"]
+           for row in rows(STUDY / "forecasts.csv")]
+    assert "`make study` now seals " + " and ".join(f"{loss:.3f}" for loss in now) in README
 
 
 def test_the_far_intervals_are_as_wide_as_readme_says():
