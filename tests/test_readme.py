@@ -206,6 +206,14 @@ def test_speeds_are_the_committed_measurements(name, kernels):
     assert found["cpu"] == kernels and "family 25, model 17" in found["processor"]       # which is Zen 4
 
 
+def test_the_race_of_fits_is_the_committed_one():
+    found = json.loads((ROOT / "scaling" / "results" / "bench" / "cpu.json").read_text(encoding="utf-8"))["fits"]
+    ours, theirs = found["ours"], found["chinchilla"]
+    assert ours["forms"] == 6 and f"with 1,000 resamples take {ours['seconds']:.1f} s here" in README
+    assert f"{theirs['seconds']:.0f} s on two cores for one form" in README
+    assert ours["objective"] == pytest.approx(theirs["objective"], rel=1e-4)         # the same optimum
+
+
 def gpu_rows(found: dict):
     """README's rows of results/bench/gpu.json: tokens/s, ratios to the peers, ms of the loss."""
     T = found["settings"]["shapes"][0][1]

@@ -217,8 +217,9 @@ def test_a_prompt_file_that_is_not_utf8(trained, tmp_path):
     assert "latin.txt: not UTF-8 text" in refused(trained, f"--start=FILE:{tmp_path / 'latin.txt'}")
 
 
-def test_a_missing_run(trained, monkeypatch):
+def test_a_missing_run(trained, tmp_path, monkeypatch):
     """It names those that there are, as they are called from here; test_hints.py has where there is none."""
+    monkeypatch.chdir(tmp_path)                        # where somebody ran `make study` there are more
     assert f"ckpt.pt is missing; there are: {trained.out('run')}\n" in refused(trained, out="nowhere")
     monkeypatch.chdir(trained.root)
     assert refused(trained, "--out_dir=") == "error: give the run, --out_dir=RUN; there are: out/run\n"
