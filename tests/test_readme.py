@@ -207,8 +207,8 @@ def test_speeds_are_the_committed_measurements(name, kernels):
 
 
 def test_the_race_of_fits_is_the_committed_one():
-    found = json.loads((ROOT / "scaling" / "results" / "bench" / "cpu.json").read_text(encoding="utf-8"))["fits"]
-    ours, theirs = found["ours"], found["chinchilla"]
+    found = json.loads((ROOT / "scaling" / "results" / "bench" / "cpu.json").read_text(encoding="utf-8"))
+    ours, theirs = found["fits"]["ours"], found["fits"]["chinchilla"]
     assert ours["forms"] == 6 and f"with 1,000 resamples take {ours['seconds']:.1f} s here" in README
     assert f"{theirs['seconds']:.0f} s on two cores for one form" in README
     assert ours["objective"] == pytest.approx(theirs["objective"], rel=1e-4)         # the same optimum
